@@ -1,0 +1,5 @@
+"""The one exception that a person at the keyboard can cause."""
+
+
+class UserError(ValueError):
+    """A wrong input: one sentence that names the thing, the value and the fix. The command line prints it and exits with 2."""
