@@ -1,0 +1,36 @@
+"""A corpus that every machine already has: the documentation inside the running Python."""
+
+from datamodules.errors import UserError
+
+#: Shorter lines may repeat: they are `else:` and `}` of examples, which read badly with holes.
+_SHORT_LINE = 20
+
+
+def corpus() -> str:
+    """The topics of `help()`, sorted, without repeated paragraphs and without repeated lines of 20 characters or more.
+
+    Topics quote one another: of the last tenth, 11 % of the 50-character stretches also occur before it, and 0.4 %
+    once repeats are gone. CPython 3.11.7 gives 357,950 characters; other versions differ, so figures name the version.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise UserError("This Python has no pydoc_data, which `embedded` is read from; give another source.") from None
+    paragraphs: list[str] = []
+    seen: set[str] = set()
+    for topic in sorted(topics):
+        for paragraph in topics[topic].split("\n\n"):
+            if paragraph not in seen and (kept := _unseen_lines(paragraph, seen)).strip():
+                paragraphs.append(kept)
+            seen.add(paragraph)
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def _unseen_lines(paragraph: str, seen: set[str]) -> str:
+    """``paragraph`` without the lines already in ``seen``; its own are added."""
+    kept = []
+    for line in paragraph.split("\n"):
+        if len(line) < _SHORT_LINE or line not in seen:
+            kept.append(line)
+        seen.add(line)
+    return "\n".join(kept)

@@ -1,0 +1,213 @@
+"""Bytes to normalised text in bounded memory: chunks of a file, its lines, rows of a table, pieces of a document."""
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import sys
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, cast
+
+from datamodules.errors import UserError
+
+CHUNK = 1 << 20
+
+
+class Piece(NamedTuple):
+    """A stretch of one document; ``end`` is True on its last one."""
+
+    text: str
+    end: bool
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A file on disk (gzipped or not), or ``content`` in memory when there is no ``path``."""
+
+    name: str
+    path: Path | None = None
+    content: bytes = b""
+
+    @property
+    def kind(self) -> str:
+        """The suffix that says how to read it, without a closing ``.gz``."""
+        return Path(self.name.removesuffix(".gz")).suffix.lower()
+
+    def raw(self) -> io.BufferedIOBase:
+        """The bytes as stored."""
+        return self.path.open("rb") if self.path else io.BytesIO(self.content)
+
+    def chunks(self, size: int = CHUNK) -> Iterator[str]:
+        r"""Text of about ``size`` characters at a time, a byte order mark dropped, ``\r\n`` and ``\r`` made ``\n``.
+
+        Raises:
+            UserError: not UTF-8 (names the byte offset), or a broken gzip file.
+        """
+        newlines = io.IncrementalNewlineDecoder(None, translate=True)
+        with self._decompressed() as stream:
+            for text in _decoded(stream, self.name, size):
+                # The newline decoder takes text when it wraps no other decoder; its stub says bytes.
+                yield newlines.decode(cast(bytes, text))
+            yield newlines.decode(cast(bytes, ""), final=True)
+
+    def lines(self) -> Iterator[str]:
+        r"""Lines without their ``\n``. Only ``\n`` ends one: U+2028 and form feeds are text."""
+        held = ""
+        for chunk in self.chunks():
+            *lines, held = (held + chunk).split("\n")
+            yield from lines
+        if held:
+            yield held
+
+    def _decompressed(self) -> io.BufferedIOBase:
+        return gzip.GzipFile(fileobj=self.raw()) if self.name.endswith(".gz") else self.raw()
+
+
+def _decoded(stream: io.BufferedIOBase, name: str, size: int) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset = 0  # of the first byte that the decoder has not turned into text
+    while True:
+        data = _read(stream, name, size)
+        try:
+            text = decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{name} is not UTF-8: byte {error.object[error.start]:#04x} at offset {offset + error.start:,}; "
+                "convert it, for example with `iconv -f latin1 -t utf-8`."
+            ) from None
+        yield text.removeprefix("\ufeff") if offset == 0 else text
+        if not data:
+            return
+        pending = len(decoder.getstate()[0])
+        offset = stream.tell() - pending
+
+
+def _read(stream: io.BufferedIOBase, name: str, size: int) -> bytes:
+    try:
+        return stream.read(size)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{name} is not a whole gzip file ({error}); fetch or compress it again.") from None
+
+
+def cut(chunks: Iterable[str], size: int) -> Iterator[Piece]:
+    """Cuts one document into pieces of at most ``size`` characters, the last marked; holds about two pieces at a time.
+
+    A cut falls before the last space (or else newline) that follows a letter. There every GPT-2-like pattern ends one
+    match and starts the next, whatever stands around, so the tokens of the pieces are the tokens of the whole. A piece
+    without such a place is cut at ``size``, and may then differ from the whole in the tokens around that cut.
+    """
+    held = ""
+    for chunk in chunks:
+        held += chunk
+        while len(held) > size:
+            at = _after_letter(held, " ", size) or _after_letter(held, "\n", size) or size
+            yield Piece(held[:at], False)
+            held = held[at:]
+    yield Piece(held, True)
+
+
+def _after_letter(text: str, space: str, limit: int) -> int:
+    """The last index up to ``limit`` where ``space`` follows a letter; 0 when there is none."""
+    at = text.rfind(space, 0, limit + 1)
+    while at > 0 and not text[at - 1].isalpha():
+        at = text.rfind(space, 0, at)
+    return max(at, 0)
+
+
+def stripped(chunks: Iterable[str]) -> Iterator[str]:
+    """The chunks of a document without the white space at its two ends."""
+    held, started = "", False
+    for chunk in chunks:
+        text = held + chunk if started else chunk.lstrip()
+        body = text.rstrip()
+        held = text[len(body) :]
+        started = started or bool(body)
+        yield body
+
+
+def column_values(file: TextFile, column: str) -> Iterator[str]:
+    """The texts of one column of a csv, tsv, jsonl or parquet file, in order; a null is no text and is left out.
+
+    Raises:
+        UserError: a format without columns, a column that is not there, a row that cannot be read, a value not text.
+    """
+    match file.kind:
+        case ".csv":
+            return _csv_values(file, column, ",")
+        case ".tsv":
+            return _csv_values(file, column, "\t")
+        case ".jsonl":
+            return _jsonl_values(file, column)
+        case ".parquet":
+            return _parquet_values(file, column)
+    raise UserError(f"{file.name} has no columns: documents='column' reads .csv, .tsv, .jsonl and .parquet files.")
+
+
+def _csv_values(file: TextFile, column: str, delimiter: str) -> Iterator[str]:
+    csv.field_size_limit(sys.maxsize)  # the default of 131,072 refuses a long document
+    rows = csv.reader((line + "\n" for line in file.lines()), delimiter=delimiter)
+    header = next(rows, [])
+    if column not in header:
+        raise unknown_column(file.name, column, header)
+    index = header.index(column)
+    try:
+        for row in rows:
+            if len(row) > index:
+                yield row[index]
+            elif row:
+                raise UserError(
+                    f"{file.name}, line {rows.line_num}: {len(row)} fields where the header has {len(header)}."
+                )
+    except csv.Error as error:
+        raise UserError(f"{file.name}, line {rows.line_num}: {error}.") from None
+
+
+def _jsonl_values(file: TextFile, column: str) -> Iterator[str]:
+    for number, line in enumerate(file.lines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{file.name}, line {number} is not JSON: {error}.") from None
+        if not isinstance(row, dict) or column not in row:
+            raise unknown_column(f"{file.name}, line {number}", column, row if isinstance(row, dict) else [])
+        if row[column] is not None:
+            yield as_text(row[column], column, f"{file.name}, line {number}")
+
+
+def _parquet_values(file: TextFile, column: str) -> Iterator[str]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise needs_hf_extra(file.name) from None
+    try:
+        table = parquet.ParquetFile(file.path)
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{file.name} is not a parquet file: {error}") from None
+    if column not in table.schema_arrow.names:
+        raise unknown_column(file.name, column, table.schema_arrow.names)
+    for batch in table.iter_batches(columns=[column]):
+        yield from (as_text(v, column, file.name) for v in batch.column(0).to_pylist() if v is not None)
+
+
+def as_text(value: object, column: str, where: str) -> str:
+    """``value`` if it is a str, else `UserError` naming the row."""
+    if not isinstance(value, str):
+        raise UserError(f"{where}: column {column!r} holds {value!r}, which is not text; choose a column of text.")
+    return value
+
+
+def unknown_column(where: str, column: str, known: Iterable[str]) -> UserError:
+    """The error for a column that is not there: it lists those that are."""
+    return UserError(f"{where} has no column {column!r}; it has {', '.join(known) or 'none'}.")
+
+
+def needs_hf_extra(what: str) -> UserError:
+    """The error for what only the ``hf`` extra can read."""
+    return UserError(f"{what} needs the hf extra: pip install 'lit-gpt[hf]'.")

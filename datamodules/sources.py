@@ -1,0 +1,163 @@
+"""Where text comes from: the embedded corpus, local files, named downloads, the Hugging Face hub.
+
+A source is a sequence of documents, the same on every reading; `Source.pieces` streams them in bounded memory.
+"""
+
+import glob
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from datamodules import embedded
+from datamodules.errors import UserError
+from datamodules.reading import CHUNK, Piece, TextFile, column_values, cut, stripped
+
+Documents = Literal["file", "line", "column"]
+
+#: What a folder is searched for; a glob reads files of any other name.
+TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".rst"})
+TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".parquet"})
+
+
+class Source(ABC):
+    r"""Documents of normalised text (``\n`` ends lines), in a fixed order.
+
+    Attributes:
+        name: what people are shown.
+    """
+
+    name: str
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over the bytes of the data and the options of reading them: equal only for equal documents."""
+
+    @abstractmethod
+    def documents(self) -> Iterator[str]:
+        """Whole documents; empty ones are left out. `UserError` when there are none at all."""
+
+    def pieces(self, size: int = CHUNK) -> Iterator[Piece]:
+        """The documents in pieces of at most ``size`` characters, cut where tokens are not (see `reading.cut`)."""
+        for document in self.documents():
+            yield from cut([document], size)
+
+
+@dataclass(frozen=True)
+class FileSource(Source):
+    """Text files; a document is a file, a line or a row."""
+
+    name: str
+    files: tuple[TextFile, ...]
+    kind: Documents = "file"
+    column: str | None = None
+    strip: bool = False
+
+    def fingerprint(self) -> str:
+        """See `Source`; a file's name does not count, the order of files does."""
+        digest = hashlib.sha256(json.dumps([self.kind, self.column, self.strip]).encode())
+        for file in self.files:
+            with file.raw() as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
+
+    def documents(self) -> Iterator[str]:
+        """See `Source`."""
+        if self.kind == "file":
+            return self._not_empty("".join(self._chunks(file, CHUNK)) for file in self.files)
+        values = (value for file in self.files for value in self._values(file))
+        return self._not_empty(value.strip() for value in values) if self.strip else self._not_empty(values)
+
+    def pieces(self, size: int = CHUNK) -> Iterator[Piece]:
+        """See `Source`; a file is never held whole, a line or row is."""
+        if self.kind != "file":
+            yield from super().pieces(size)
+            return
+        found = False
+        for file in self.files:
+            for piece in cut(self._chunks(file, size), size):
+                if piece.text:
+                    found = True
+                    yield piece
+        if not found:
+            raise self._no_text()
+
+    def _chunks(self, file: TextFile, size: int) -> Iterator[str]:
+        return stripped(file.chunks(size)) if self.strip else file.chunks(size)
+
+    def _values(self, file: TextFile) -> Iterator[str]:
+        if self.column is None:
+            return file.lines()
+        return (value.replace("\r\n", "\n").replace("\r", "\n") for value in column_values(file, self.column))
+
+    def _not_empty(self, texts: Iterable[str]) -> Iterator[str]:
+        found = False
+        for text in texts:
+            if text:
+                found = True
+                yield text
+        if not found:
+            raise self._no_text()
+
+    def _no_text(self) -> UserError:
+        return UserError(f"The source {self.name} has no text: every {self.kind} in it is empty; give another.")
+
+
+def open_source(
+    spec: str | list[str],
+    *,
+    documents: Documents = "file",
+    column: str | None = None,
+    strip: bool = False,
+) -> Source:
+    """A source by name or place; nothing is read yet, but what is missing is refused at once.
+
+    Args:
+        spec: ``embedded``, or a file, folder or glob (``.gz`` too), or a list of these, read one after the other.
+            A folder means the .txt, .text, .md and .rst files below it (.csv, .tsv, .jsonl, .parquet for columns).
+        documents: what one document is: a whole ``file``, a ``line``, or a row's value in ``column``.
+        column: the column to read, for ``documents="column"``.
+        strip: whether to drop white space at both ends of every document.
+
+    Raises:
+        UserError: something missing or empty, or a column without ``documents="column"``.
+    """
+    if (documents == "column") != (column is not None):
+        raise UserError(f"documents={documents!r} with column={column!r}: give a column with documents='column', only.")
+    specs = [spec] if isinstance(spec, str) else spec
+    if not specs:
+        raise UserError("The list of sources is empty; give at least one file or name.")
+    files = tuple(file for one in specs for file in _files(one, documents))
+    return FileSource(", ".join(specs), files, documents, column, strip)
+
+
+def _files(spec: str, documents: Documents) -> list[TextFile]:
+    """The files one name or place stands for, in sorted order."""
+    if spec == "embedded":
+        return [TextFile("embedded.txt", content=embedded.corpus().encode())]
+    path = Path(spec).expanduser()
+    if path.is_file():
+        return [_local(path)]
+    if path.is_dir():
+        return _files_of_folder(path, TABLE_SUFFIXES if documents == "column" else TEXT_SUFFIXES)
+    matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+    if not matches:
+        raise UserError(f"There is no file, folder or data set {spec!r}; see `--data.source` in --help for the names.")
+    return [_local(match) for match in matches if match.is_file()]
+
+
+def _files_of_folder(folder: Path, suffixes: frozenset[str]) -> list[TextFile]:
+    files = [_local(path) for path in sorted(folder.rglob("*")) if path.is_file()]
+    found = [file for file in files if file.kind in suffixes]
+    if not found:
+        raise UserError(f"The folder {folder} has no {', '.join(sorted(suffixes))} files; give a glob for other names.")
+    return found
+
+
+def _local(path: Path) -> TextFile:
+    if path.stat().st_size == 0:
+        raise UserError(f"The file {path} is empty; give one with text.")
+    return TextFile(str(path), path)

@@ -1,0 +1,107 @@
+"""The two tokenizers that need no training: one id a character, one id a byte."""
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from datamodules.errors import UserError
+from datamodules.tokenizers.base import END_MARK, Ids, Tokenizer, refuse_surrogate
+
+UNKNOWN_MARK = "<unk>"
+_UNICODE_SIZE = 0x110000
+_ABSENT = np.uint32(0xFFFFFFFF)
+
+
+class CharTokenizer(Tokenizer):
+    """One id a character of a fixed alphabet, in code point order; then ``<unk>``, then the end mark, where asked for.
+
+    Args:
+        chars: the alphabet, in any order, repeats allowed.
+        unknown: a character outside the alphabet is refused by name (``error``) or becomes ``<unk>`` (``unk``).
+        eos: whether to add an end mark for documents.
+    """
+
+    def __init__(self, chars: Iterable[str], unknown: Literal["error", "unk"] = "error", eos: bool = False) -> None:
+        self.chars = "".join(sorted(set("".join(chars))))
+        if not self.chars:
+            raise UserError("A character vocabulary needs at least one character; the text it was made from is empty.")
+        self.unknown = unknown
+        self.unk_id = len(self.chars) if unknown == "unk" else None
+        specials = ([UNKNOWN_MARK] if unknown == "unk" else []) + ([END_MARK] if eos else [])
+        self._tokens = [*self.chars, *specials]
+        self.vocab_size = len(self._tokens)
+        self.eos_id = self.vocab_size - 1 if eos else None
+
+    @classmethod
+    def from_texts(
+        cls, texts: Iterable[str], unknown: Literal["error", "unk"] = "error", eos: bool = False
+    ) -> "CharTokenizer":
+        """The alphabet of ``texts``, read once and never held: a table of code points is all it keeps."""
+        seen = np.zeros(_UNICODE_SIZE, dtype=bool)
+        for text in texts:
+            seen[_code_points(text)] = True
+        return cls(map(chr, np.flatnonzero(seen)), unknown, eos)
+
+    def encode_array(self, text: str) -> Ids:
+        """Ids (T,), one a character. An unknown one raises `UserError` or becomes ``unk_id``."""
+        codes = _code_points(text)
+        ids = self._id_by_code_point.take(codes, mode="clip")  # the last entry is never an alphabet's, see below
+        if self.unk_id is None and (ids == _ABSENT).any():
+            self._refuse(text, int(np.argmax(ids == _ABSENT)))
+        return ids
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """UTF-8 of the character; ``<unk>`` is U+FFFD, as what it stood for is lost."""
+        return b"\xef\xbf\xbd" if token_id == self.unk_id else self._tokens[token_id].encode()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Alphabet, policy and whether there is an end mark."""
+        return {"kind": "char", "chars": self.chars, "unknown": self.unknown, "eos": self.eos_id is not None}
+
+    @cached_property
+    def _id_by_code_point(self) -> Ids:
+        # One entry more than the highest code point: `take(mode="clip")` sends all that lies above it there.
+        fill = _ABSENT if self.unk_id is None else np.uint32(self.unk_id)
+        table = np.full(ord(self.chars[-1]) + 2, fill, dtype=np.uint32)
+        table[_code_points(self.chars)] = np.arange(len(self.chars), dtype=np.uint32)
+        return table
+
+    def _refuse(self, text: str, position: int) -> None:
+        character = text[position]
+        raise UserError(
+            f"The character {character!r} (U+{ord(character):04X}) at position {position} is not among the "
+            f"{len(self.chars)} of this vocabulary; choose unknown='unk', or a byte-level tokenizer."
+        )
+
+
+class ByteTokenizer(Tokenizer):
+    """One id a byte of UTF-8, 0 to 255; the end mark, where asked for, is 256."""
+
+    def __init__(self, eos: bool = False) -> None:
+        self.vocab_size = 257 if eos else 256
+        self.eos_id = 256 if eos else None
+
+    def encode_array(self, text: str) -> Ids:
+        """Ids (T,), one a byte."""
+        try:
+            return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32)
+        except UnicodeEncodeError as error:
+            refuse_surrogate(error)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The byte itself."""
+        return END_MARK.encode() if token_id == self.eos_id else bytes([token_id])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Only whether there is an end mark."""
+        return {"kind": "byte", "eos": self.eos_id is not None}
+
+
+def _code_points(text: str) -> npt.NDArray[np.uint32]:
+    try:
+        return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    except UnicodeEncodeError as error:
+        refuse_surrogate(error)
