@@ -1,0 +1,28 @@
+"""Text of any size in, fixed-shape batches out. Nothing heavy is imported before its name is asked for."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from datamodules.errors import UserError
+
+if TYPE_CHECKING:
+    from datamodules.base import ScoredText, TextDataModule
+    from datamodules.bpe import BPEDataModule
+    from datamodules.char import CharDataModule
+    from datamodules.headlines import HeadlinesDataModule
+
+_HOME = {
+    "BPEDataModule": "datamodules.bpe",
+    "CharDataModule": "datamodules.char",
+    "HeadlinesDataModule": "datamodules.headlines",
+    "ScoredText": "datamodules.base",
+    "TextDataModule": "datamodules.base",
+}
+
+__all__ = ["BPEDataModule", "CharDataModule", "HeadlinesDataModule", "ScoredText", "TextDataModule", "UserError"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

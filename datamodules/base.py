@@ -1,0 +1,304 @@
+"""What the three datamodules share: a prepared store, rows of one kind, and loaders that fit the Trainer they run under."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+
+from datamodules.batches import IGNORED, BatchLoader, MicroBatches, Packed, Padded, Rows, Share, TrainLoader, Windows
+from datamodules.errors import UserError
+from datamodules.prepare import NewTokenizer, Recipe, load_tokenizer_of, prepare, store_folder
+from datamodules.sources import Source
+from datamodules.tokenizers import Tokenizer
+from datamodules.tokens import TokenStore, is_complete, read_meta
+
+RowKind = Literal["windows", "padded", "packed"]
+_DEFAULT_ROWS = 32
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """What one evaluation pass scores: ``tokens`` targets, of which ``end_marks`` are end marks, and the raw text behind them.
+
+    ``chars`` and ``bytes`` (UTF-8) count one newline for each end mark.
+    """
+
+    tokens: int
+    chars: int
+    bytes: int
+    end_marks: int
+
+
+class TextDataModule(LightningDataModule):
+    """Text to batches of fixed shape; a subclass says which text, which tokenizer and which rows.
+
+    Batches are dicts of ``input_ids``, ``targets`` (shifted, -100 where nothing is scored) and ``attention_mask``, (B, T)
+    each; packed rows add ``document_ids``, padded rows ``document``. Works under a plain ``Trainer``.
+
+    Attributes:
+        tokenizer: after ``setup``.
+        fingerprints: after ``setup``: SHA-256 of ``data`` and ``tokenizer``.
+
+    Args:
+        block_size: T, tokens in a row; None takes the model's, from ``lightning_module.config.block_size``.
+        tokens_per_step: tokens of an optimizer step over all processes; None is 32 rows.
+        micro_batch_size: rows of one process in one forward pass; None is all of the process's rows of a step.
+        rows: how text becomes rows: ``windows``, ``padded`` or ``packed``.
+        stride: distance of two training windows; None puts them side by side from a random offset in each epoch.
+        mask_first: training targets at the start of each window (or document) that are left out of the loss.
+        train_eval_rows: rows of the training split that are evaluated beside the validation split; None is as many as that has.
+        predict_source: the text that ``predict`` scores; None is the validation split.
+        seed: decides the order of the training rows, with the epoch.
+        num_workers: processes that build batches; 0 builds them in this one.
+        cache_dir: where token stores are kept; None is ``$XDG_CACHE_HOME/lit_gpt`` or ``~/.cache/lit_gpt``.
+    """
+
+    tokenizer: Tokenizer
+    fingerprints: dict[str, str]
+
+    def __init__(
+        self,
+        *,
+        block_size: int | None = None,
+        tokens_per_step: int | None = None,
+        micro_batch_size: int | None = None,
+        rows: RowKind = "windows",
+        stride: int | None = None,
+        mask_first: int = 0,
+        train_eval_rows: int | None = None,
+        predict_source: str | None = None,
+        seed: int = 1337,
+        num_workers: int = 0,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.block_size = block_size
+        self.tokens_per_step, self.micro_batch_size = tokens_per_step, micro_batch_size
+        self.rows, self.stride, self.mask_first = rows, stride, mask_first
+        self.train_eval_rows, self.predict_source = train_eval_rows, predict_source
+        self.seed, self.num_workers, self.cache_dir = seed, num_workers, cache_dir
+        self._given: Tokenizer | None = None
+        self._fitted: Trainer | None = None  # whose accumulation we have set
+
+    @abstractmethod
+    def recipe(self) -> Recipe:
+        """Which text and tokenizer."""
+
+    @abstractmethod
+    def open_predict_source(self, spec: str) -> Source:
+        """The documents to predict, read like those of the training text."""
+
+    def use_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Takes a checkpoint's tokenizer instead of making one. Call it before ``setup``."""
+        self._given = tokenizer
+
+    def prepare_data(self) -> None:
+        """Prepares the token stores that are not in the cache."""
+        self._folder = self._prepared()
+        if self.predict_source is not None:
+            self._predict_folder()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Opens the store and divides the rows among the Trainer's processes."""
+        folder = self._folder = self._prepared()
+        meta = read_meta(folder)
+        self.tokenizer, self.fingerprints = load_tokenizer_of(folder), meta["fingerprints"]
+        self._stores = {split: TokenStore(folder, split) for split in meta["splits"]}
+        self.block_size = self.block_size or self._block_size_of_model()
+        self._check_rows()
+        if stage == "fit" and self.trainer is not None and self.trainer is not self._fitted:
+            self._set_accumulation(self.trainer)
+            self._fitted = self.trainer
+
+    def train_dataloader(self) -> BatchLoader:
+        """Micro-batches of the epoch; the same few rows over and over under ``overfit_batches``."""
+        dataset = MicroBatches(self._train_rows, self._train_share)
+        fixed = self.trainer is not None and self.trainer.overfit_batches > 0
+        return (BatchLoader if fixed else TrainLoader)(dataset, self.num_workers)
+
+    def val_dataloader(self) -> list[BatchLoader]:
+        """The validation split, and the evaluated part of the training split; nothing where there is no validation split."""
+        if "val" not in self._stores:
+            return []
+        rows, subset = self._train_eval
+        return [self._eval_loader(self._eval_rows("val")), self._eval_loader(rows, subset)]
+
+    def test_dataloader(self) -> BatchLoader:
+        """The test split."""
+        if "test" not in self._stores:
+            raise UserError("There is no test split: set test_fraction or test_source.")
+        return self._eval_loader(self._eval_rows("test"))
+
+    def predict_dataloader(self) -> BatchLoader:
+        """Padded rows of the documents of ``predict_source``; ``document`` (B,) says which document a row is of."""
+        store = self._stores.get("val") if self.predict_source is None else TokenStore(self._predict_folder(), "train")
+        if store is None:
+            raise UserError("There is no validation split to predict: set predict_source.")
+        return self._eval_loader(Padded(store, self._T))
+
+    def scored_text(self, split: str) -> ScoredText:
+        """What one whole evaluation pass scores. ``split`` is train_eval, val or test."""
+        if split == "train_eval":
+            return self._count_train_eval
+        counts = self._stores[split].counts
+        if counts.end_marks:
+            marks = counts.end_marks
+            return ScoredText(counts.tokens - 1, counts.chars + marks, counts.bytes + marks, marks)
+        first = self.tokenizer.decode([int(self._stores[split].tokens[0])])  # nothing comes before it: never a target
+        return ScoredText(counts.tokens - 1, counts.chars - len(first), counts.bytes - len(first.encode()), 0)
+
+    # Stores
+
+    def _prepared(self) -> Path:
+        recipe = self._recipe
+        if self._given is None:
+            return prepare(recipe, self.cache_dir)
+        own = store_folder(recipe, self.cache_dir)  # of the run that trained the tokenizer: the same tokens
+        if is_complete(own) and read_meta(own)["fingerprints"]["tokenizer"] == self._given.fingerprint:
+            return own
+        self._check_given(self._given, recipe.tokenizer)
+        return prepare(replace(recipe, tokenizer=self._given), self.cache_dir)
+
+    @cached_property
+    def _recipe(self) -> Recipe:
+        return self.recipe()
+
+    def _check_given(self, given: Tokenizer, wanted: Tokenizer | NewTokenizer) -> None:
+        """Refuses an option that asks for another tokenizer than the checkpoint's."""
+        if isinstance(wanted, NewTokenizer):
+            wrong = wanted.vocab_size not in (None, given.vocab_size)
+        else:
+            wrong = wanted.fingerprint != given.fingerprint
+        if wrong:
+            raise UserError(
+                f"The data's tokenizer option asks for {wanted.vocab_size} tokens, but the checkpoint's own tokenizer, of "
+                f"{given.vocab_size}, differs from it; leave the option out or give the one the run was trained with."
+            )
+
+    def _predict_folder(self) -> Path:
+        assert self.predict_source is not None
+        tokenizer = load_tokenizer_of(self._folder)
+        return prepare(Recipe(self.open_predict_source(self.predict_source), tokenizer), self.cache_dir)
+
+    # Rows
+
+    @property
+    def _T(self) -> int:
+        assert self.block_size is not None
+        return self.block_size
+
+    def _block_size_of_model(self) -> int:
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        size = getattr(getattr(module, "config", None), "block_size", None)
+        if size is None:
+            raise UserError("The data needs a block_size, and no model with one is attached; set block_size.")
+        return int(size)
+
+    def _check_rows(self) -> None:
+        if self.stride is not None and not 1 <= self.stride <= self._T:
+            raise UserError(
+                f"A stride of {self.stride} leaves out text or repeats it: choose 1 to block_size = {self._T}."
+            )
+        for split, store in self._stores.items():
+            needed = self._T + 1 if self.rows == "windows" else 2
+            if len(store) < needed:
+                raise UserError(
+                    f"The {split} split of {self._recipe.source.name} has {len(store)} tokens, fewer than the {needed} of one "
+                    f"row (block_size {self._T} + 1): give more text, a smaller block_size or another split."
+                )
+
+    def _make_rows(self, split: str, seed: int | None = None) -> Rows:
+        store, training = self._stores[split], seed is not None
+        mask_first = self.mask_first if training else 0
+        if self.rows == "windows":
+            return Windows(store, self._T, self.stride if training else None, seed, mask_first)
+        return (Padded if self.rows == "padded" else Packed)(store, self._T, seed, mask_first)
+
+    @cached_property
+    def _train_rows(self) -> Rows:
+        return self._make_rows("train", self.seed)
+
+    def _eval_rows(self, split: str) -> Rows:
+        return self._make_rows(split)
+
+    @cached_property
+    def _train_eval(self) -> tuple[Rows, np.ndarray]:
+        rows = self._eval_rows("train")
+        wanted = self.train_eval_rows or self._eval_rows("val").count
+        count = min(wanted, rows.count)
+        return rows, np.arange(count) * rows.count // count
+
+    @cached_property
+    def _count_train_eval(self) -> ScoredText:
+        """Counted target by target: the bytes of tokens add up to the text's, and so do the first bytes of its characters."""
+        rows, subset = self._train_eval
+        used = np.zeros(self.tokenizer.vocab_size, np.int64)
+        for part in np.array_split(subset, -(-len(subset) // 1024)):
+            targets = rows.batch(0, part)["targets"]
+            used += np.bincount(targets[targets != IGNORED], minlength=len(used))
+        marks = int(used[self.tokenizer.eos_id]) if self.tokenizer.eos_id is not None else 0
+        text = [b"\n" if i == self.tokenizer.eos_id else self.tokenizer.token_bytes(i) for i in range(len(used))]
+        chars = np.array([sum(byte & 0xC0 != 0x80 for byte in token) for token in text])
+        sizes = np.array([len(token) for token in text])
+        return ScoredText(int(used.sum()), int(used @ chars), int(used @ sizes), marks)
+
+    # Processes
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        """This process's rank among those that see different data, and their number."""
+        kwargs = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
+        return (kwargs["rank"], kwargs["num_replicas"]) if kwargs else (0, 1)
+
+    @property
+    def _train_share(self) -> Share:
+        rank, world = self._place
+        rows = self._rows_per_step()
+        micro = self.micro_batch_size or rows // world
+        if micro * world == 0 or rows % (micro * world):
+            raise UserError(
+                f"A step of {rows} rows (tokens_per_step / block_size) cannot be made of micro-batches of "
+                f"{self.micro_batch_size or 'equal'} rows on {world} processes: choose micro_batch_size among the divisors of "
+                f"{rows // world if rows % world == 0 else f'a tokens_per_step that {world} divides'}."
+            )
+        return Share(self._train_rows.count, rows, micro, rank, world)
+
+    def _rows_per_step(self) -> int:
+        if self.tokens_per_step is None:
+            return _DEFAULT_ROWS
+        rows, rest = divmod(self.tokens_per_step, self._T)
+        if rest or rows == 0:
+            raise UserError(
+                f"tokens_per_step {self.tokens_per_step} is not a multiple of block_size {self._T}; "
+                f"choose {max(rows, 1) * self._T} or {(rows + 1) * self._T}."
+            )
+        return rows
+
+    def _eval_loader(self, rows: Rows, subset: np.ndarray | None = None) -> BatchLoader:
+        rank, world = self._place
+        micro = self._train_share.micro
+        count = rows.count if subset is None else len(subset)
+        return BatchLoader(
+            MicroBatches(rows, Share(count, micro * world, micro, rank, world), subset), self.num_workers
+        )
+
+    def _set_accumulation(self, trainer: Trainer) -> None:
+        """Makes the Trainer step once in each global batch, and counts an integer ``val_check_interval`` in steps.
+
+        Lightning counts that interval in micro-batches, and a checkpoint saved between two steps would not resume exactly.
+        """
+        accumulation = self._train_share.accumulation
+        if trainer.accumulate_grad_batches not in (1, accumulation):
+            raise UserError(
+                f"accumulate_grad_batches {trainer.accumulate_grad_batches} contradicts tokens_per_step and micro_batch_size, "
+                f"which make it {accumulation}; leave it out."
+            )
+        trainer.accumulate_grad_batches = accumulation
+        if isinstance(trainer.val_check_interval, int):
+            trainer.val_check_interval *= accumulation

@@ -1,0 +1,133 @@
+"""Encoding on all cores: worker processes that import this package and numpy, nothing else.
+
+Plain child processes on pipes, not ``multiprocessing``: its spawned children import the caller's main module again (and
+torch with it, about 350 MB each), its forked ones copy a process that may hold threads. A child ends when its input does,
+so none outlives a parent that was killed.
+"""
+
+import os
+import pickle
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from queue import SimpleQueue
+from typing import Any, BinaryIO, NamedTuple, cast
+
+import numpy as np
+
+from datamodules.errors import UserError
+from datamodules.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer, tokenizer_from_dict
+
+#: A worker takes about 0.3 s to start, in which one core encodes about this many characters.
+_CHARS_PER_WORKER = 4_000_000
+
+
+class Encoded(NamedTuple):
+    """One piece of text: its ids and how long it was."""
+
+    ids: np.ndarray
+    chars: int
+    bytes: int
+
+
+def encode(tokenizer: Tokenizer, texts: list[str]) -> list[Encoded]:
+    """Encodes each text alone."""
+    return [Encoded(tokenizer.encode_array(text), len(text), len(text.encode())) for text in texts]
+
+
+def useful_workers(tokenizer: Tokenizer, chars: int) -> int:
+    """How many processes make it faster. Characters and bytes are one numpy look-up: sending them away would cost more."""
+    if isinstance(tokenizer, CharTokenizer | ByteTokenizer):
+        return 0
+    workers = min(_cores(), chars // _CHARS_PER_WORKER)
+    return workers if workers > 1 else 0
+
+
+def encode_all(tokenizer: Tokenizer, jobs: Iterable[list[str]], workers: int) -> Iterator[list[Encoded]]:
+    """Encodes jobs in their order, on ``workers`` processes or here; at most two jobs a worker are in memory."""
+    if workers == 0:
+        yield from (encode(tokenizer, job) for job in jobs)
+        return
+    with ExitStack() as stack:
+        free: SimpleQueue[_Worker] = SimpleQueue()
+        for _ in range(workers):
+            free.put(stack.enter_context(_Worker(tokenizer)))
+        threads = stack.enter_context(ThreadPoolExecutor(workers))
+        waiting: deque[Future[list[Encoded]]] = deque()
+        for job in jobs:
+            waiting.append(threads.submit(_encode_on, free, job))
+            if len(waiting) >= 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _encode_on(free: "SimpleQueue[_Worker]", job: list[str]) -> list[Encoded]:
+    worker = free.get()
+    try:
+        return worker.encode(job)
+    finally:
+        free.put(worker)
+
+
+class _Worker:
+    """One child process and the two pipes to it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", "from datamodules.encoding import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "RAYON_NUM_THREADS": "1"},
+            start_new_session=True,  # Ctrl-C is for the parent: this one then sees its input end
+        )
+        self.requests, self.replies = cast(BinaryIO, self.process.stdin), cast(BinaryIO, self.process.stdout)
+        _send(self.requests, tokenizer.to_dict())
+
+    def __enter__(self) -> "_Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.replies.close()
+        try:
+            self.requests.close()
+        except BrokenPipeError:
+            pass  # a reply that nobody waited for was still in the pipe
+
+    def encode(self, texts: list[str]) -> list[Encoded]:
+        try:
+            _send(self.requests, texts)
+            reply = pickle.load(self.replies)
+        except (EOFError, BrokenPipeError):
+            raise UserError(
+                "A process that encodes text was ended from outside, perhaps for want of memory; start again."
+            ) from None
+        if isinstance(reply, UserError):
+            raise reply
+        return reply
+
+
+def serve() -> None:
+    """The worker's side: a tokenizer, then jobs until the input ends."""
+    requests, replies = sys.stdin.buffer, sys.stdout.buffer
+    tokenizer = tokenizer_from_dict(pickle.load(requests))
+    while requests.peek(1):
+        texts = pickle.load(requests)
+        try:
+            _send(replies, encode(tokenizer, texts))
+        except UserError as error:
+            _send(replies, error)
+
+
+def _send(pipe: Any, value: object) -> None:
+    pickle.dump(value, pipe, protocol=5)
+    pipe.flush()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,242 @@
+"""Text to token store, once: whoever asks first prepares, everyone else waits and opens what is there.
+
+The text is streamed, twice where a split must know how long it is, and is never held whole. A store is written
+into a folder beside its place and renamed when it is complete, so a store that exists is a whole one: a process that is
+killed leaves a folder that the next one removes. Imports no torch.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from datamodules.encoding import Encoded, encode_all, useful_workers
+from datamodules.errors import UserError
+from datamodules.progress import progress
+from datamodules.sources import Source
+from datamodules.splitting import Scan, Split, SplitPiece, scan, split_documents, split_text
+from datamodules.tokenizers import CharTokenizer, Tokenizer, tokenizer_from_dict
+from datamodules.tokens import STORE_VERSION, TOKENIZER, TokenWriter, is_complete, token_dtype, write_meta
+
+_JOB_CHARS = 1 << 20
+
+
+@dataclass(frozen=True)
+class NewTokenizer:
+    """A tokenizer that is made from the text itself.
+
+    Args:
+        kind: ``char``, ``bpe`` or ``unigram``.
+        vocab_size: number of ids, the end mark included; None for characters.
+        train_on: the splits it sees: ``train``, or ``all`` of them.
+        eos: whether documents end with a mark; if not, they are joined by newlines.
+        unknown: what a character outside a character vocabulary does.
+    """
+
+    kind: str
+    vocab_size: int | None = None
+    train_on: Literal["train", "all"] = "train"
+    eos: bool = True
+    unknown: Literal["error", "unk"] = "error"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides what a store contains."""
+
+    source: Source
+    tokenizer: Tokenizer | NewTokenizer
+    split: Split = field(default_factory=Split)
+    val_source: Source | None = None
+    test_source: Source | None = None
+
+    @cached_property
+    def data_fingerprint(self) -> str:
+        """SHA-256 of the text of all splits; reads every source once."""
+        sources = {"train": self.source, "val": self.val_source, "test": self.test_source}
+        prints = {name: source.fingerprint() for name, source in sources.items() if source}
+        return _sha256({"sources": prints, "split": asdict(self.split)})
+
+    @property
+    def key(self) -> str:
+        """Name of the store's folder: equal recipes have equal keys."""
+        made = self.tokenizer
+        tokenizer = asdict(made) if isinstance(made, NewTokenizer) else made.fingerprint
+        return _sha256({"version": STORE_VERSION, "data": self.data_fingerprint, "tokenizer": tokenizer})[:24]
+
+    @property
+    def end_marks(self) -> bool:
+        """Whether documents end with a mark."""
+        made = self.tokenizer
+        return made.eos if isinstance(made, NewTokenizer) else made.eos_id is not None
+
+    @cached_property
+    def scanned(self) -> Scan:
+        """Sizes of the source, which a split needs."""
+        return scan(self.source, self.split)
+
+    def pieces(self) -> Iterator[SplitPiece]:
+        """Every piece of every split, each document's pieces together and in order."""
+        cut = split_documents if self.split.by == "documents" else split_text
+        pieces = cut(self.source, self.split, self.scanned)
+        for name, source in (("val", self.val_source), ("test", self.test_source)):
+            if source is not None:
+                pieces = _chain(pieces, (SplitPiece(name, *piece) for piece in source.pieces()))
+        return pieces if self.end_marks else _joined(pieces)
+
+
+def default_cache_dir() -> Path:
+    """``$XDG_CACHE_HOME/lit_gpt``, or ``~/.cache/lit_gpt``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit_gpt"
+
+
+def store_folder(recipe: Recipe, cache_dir: str | Path | None = None) -> Path:
+    """Where the recipe's store is, or would be."""
+    return (Path(cache_dir).expanduser() if cache_dir else default_cache_dir()) / recipe.key
+
+
+def prepare(recipe: Recipe, cache_dir: str | Path | None = None) -> Path:
+    """The folder of the recipe's store, prepared now if it is not there whole.
+
+    Safe to call from several processes at once, and after one of them was killed.
+
+    Args:
+        recipe: what goes into the store.
+        cache_dir: parent of all stores; None for `default_cache_dir`.
+
+    Raises:
+        UserError: what the source or the tokenizer refuses, or a cache that cannot be written.
+    """
+    folder = store_folder(recipe, cache_dir)
+    if is_complete(folder):
+        return folder
+    with _writable(folder.parent), _locked(folder.with_suffix(".lock")):
+        if not is_complete(folder):
+            part = folder.with_suffix(".part")
+            _remove(part, folder)
+            try:
+                _build(recipe, part)
+                part.rename(folder)
+            finally:
+                _remove(part)
+    return folder
+
+
+def load_tokenizer_of(folder: Path) -> Tokenizer:
+    """The tokenizer that a store was written with."""
+    return tokenizer_from_dict(json.loads((folder / TOKENIZER).read_text(encoding="utf-8")))
+
+
+def _build(recipe: Recipe, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    made = recipe.tokenizer
+    tokenizer = _train(made, recipe) if isinstance(made, NewTokenizer) else made
+    (folder / TOKENIZER).write_text(json.dumps(tokenizer.to_dict()), encoding="utf-8")
+    dtype = token_dtype(tokenizer.vocab_size)
+    writers: dict[str, TokenWriter] = {}
+    try:
+        for name, end, encoded in _encoded(recipe, tokenizer):
+            if name not in writers:
+                writers[name] = TokenWriter(folder, name, dtype, tokenizer.eos_id)
+            writers[name].add(*encoded, end)
+        counts = {name: writer.close() for name, writer in writers.items()}
+    finally:
+        for writer in writers.values():
+            with suppress(OSError):  # a full disk refuses the rest of the buffer too
+                writer.abandon()
+    prints = {"data": recipe.data_fingerprint, "tokenizer": tokenizer.fingerprint}
+    write_meta(
+        folder, counts, dtype=dtype.name, eos_id=tokenizer.eos_id, source=recipe.source.name, fingerprints=prints
+    )
+
+
+def _encoded(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[tuple[str, bool, Encoded]]:
+    """Split, whether a document ends, and ids, piece by piece."""
+    heads: list[list[tuple[str, bool]]] = []  # of the jobs under way
+
+    def jobs() -> Iterator[list[str]]:
+        for group in _grouped(recipe.pieces()):
+            heads.append([(piece.split, piece.end) for piece in group])
+            yield [piece.text for piece in group]
+
+    chars = recipe.scanned.chars
+    with progress("Encoding", chars) as advance:
+        for job in encode_all(tokenizer, jobs(), useful_workers(tokenizer, chars)):
+            for (name, end), encoded in zip(heads.pop(0), job, strict=True):
+                advance(encoded.chars)
+                yield name, end, encoded
+
+
+def _grouped(pieces: Iterable[SplitPiece]) -> Iterator[list[SplitPiece]]:
+    """Pieces in lists of about a million characters: one headline a message would cost more than its encoding."""
+    group: list[SplitPiece] = []
+    size = 0
+    for piece in pieces:
+        group.append(piece)
+        size += len(piece.text)
+        if size >= _JOB_CHARS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _train(made: NewTokenizer, recipe: Recipe) -> Tokenizer:
+    texts = (piece.text for piece in recipe.pieces() if made.train_on == "all" or piece.split == "train")
+    if made.kind == "char":
+        return CharTokenizer.from_texts(texts, made.unknown, made.eos)
+    raise AssertionError(made.kind)
+
+
+def _joined(pieces: Iterable[SplitPiece]) -> Iterator[SplitPiece]:
+    """Documents without end marks: every one after the first of its split starts with a newline."""
+    ended: dict[str, bool] = {}
+    for piece in pieces:
+        prefix = "\n" if ended.get(piece.split) else ""
+        ended[piece.split] = piece.end
+        yield piece._replace(text=prefix + piece.text)
+
+
+def _chain(first: Iterable[SplitPiece], second: Iterable[SplitPiece]) -> Iterator[SplitPiece]:
+    yield from first
+    yield from second
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released by the system however this process ends
+        yield
+
+
+@contextmanager
+def _writable(cache_dir: Path) -> Iterator[None]:
+    """Turns what a disk can refuse into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"The disk is full: no room for the tokens in {cache_dir}; free some or set cache_dir."
+            ) from None
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise UserError(f"The cache {cache_dir} cannot be written ({error.strerror}); set cache_dir.") from None
+        raise
+
+
+def _remove(*folders: Path) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sha256(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,40 @@
+"""Progress of long work, on stderr: a bar on a terminal, now and then a line elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import Progress
+
+_LINE_EVERY = 10.0  # seconds between two lines when there is no terminal
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Gives a function to call with each amount that is done, out of ``total``; short work shows nothing but the bar.
+
+    Args:
+        what: what is being done, one word or two.
+        total: how much there is to do, in any unit.
+    """
+    if sys.stderr.isatty():
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda amount: bar.advance(task, amount)
+    else:
+        yield _lines(what, total)
+
+
+def _lines(what: str, total: int) -> Callable[[int], None]:
+    done, next_line = 0, time.monotonic() + _LINE_EVERY
+
+    def advance(amount: int) -> None:
+        nonlocal done, next_line
+        done += amount
+        if time.monotonic() > next_line:
+            next_line += _LINE_EVERY
+            print(f"{what}: {done / max(total, 1):.0%}", file=sys.stderr, flush=True)
+
+    return advance

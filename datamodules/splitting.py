@@ -1,0 +1,110 @@
+"""One source to train, val and test: a text cut at two places, or documents dealt out whole."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from datamodules.errors import UserError
+from datamodules.permutation import permute, random_words
+from datamodules.sources import Source
+from datamodules.tokens import SPLITS
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a source is divided; train comes first, then val, then test.
+
+    Args:
+        by: ``text`` cuts at character positions, through a document if need be, which then counts as two; ``documents``
+            keeps each one whole.
+        val: share of the characters (or documents) that is validation; an int is a number of documents.
+        test: likewise for test.
+        shuffle: None to take documents in file order, or the seed of a random choice.
+        deduplicate: whether only the first of equal documents is kept.
+    """
+
+    by: Literal["text", "documents"] = "text"
+    val: float | int = 0.0
+    test: float | int = 0.0
+    shuffle: int | None = None
+    deduplicate: bool = False
+
+    def cuts(self, size: int) -> list[int]:
+        """Where val and test begin in ``size`` characters or documents."""
+        if isinstance(self.val, float) and isinstance(self.test, float):
+            cuts = [int(size * (1 - self.val - self.test)), int(size * (1 - self.test))]
+        else:
+            test = self.test if isinstance(self.test, int) else int(size * self.test)
+            val = self.val if isinstance(self.val, int) else int(size * self.val)
+            cuts = [size - test - val, size - test]
+        if cuts[0] <= 0 or min(self.val, self.test) < 0:
+            raise UserError(
+                f"A validation part of {self.val} and a test part of {self.test} leave nothing to train on."
+            )
+        return cuts
+
+
+class SplitPiece(NamedTuple):
+    """A stretch of a document of one split; ``end`` is True on its last one."""
+
+    split: str
+    text: str
+    end: bool
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Sizes of a source: characters, documents that are kept, and for each document whether it is (None: all are)."""
+
+    chars: int
+    documents: int
+    keep: np.ndarray | None = None
+
+
+def scan(source: Source, split: Split) -> Scan:
+    """Reads the source once. Finding repeats costs 8 bytes of hash a document, and its place in a set."""
+    chars = documents = 0
+    keep: list[bool] = []
+    seen: set[bytes] = set()
+    digest = hashlib.blake2b(digest_size=8)
+    for text, end in source.pieces():
+        chars += len(text)
+        documents += end
+        if split.deduplicate:
+            digest.update(text.encode())
+            if end:
+                keep.append(digest.digest() not in seen)
+                seen.add(digest.digest())
+                digest = hashlib.blake2b(digest_size=8)
+    return Scan(chars, sum(keep), np.array(keep)) if split.deduplicate else Scan(chars, documents)
+
+
+def split_text(source: Source, split: Split, scanned: Scan) -> Iterator[SplitPiece]:
+    """The source's pieces, cut where val and test begin."""
+    bounds = [0, *split.cuts(scanned.chars), scanned.chars]
+    at = 0
+    for text, end in source.pieces():
+        for name, (low, high) in zip(SPLITS, pairwise(bounds), strict=True):
+            part = text[max(low - at, 0) : max(high - at, 0)]
+            if part:
+                yield SplitPiece(name, part, end or at + len(text) >= high)
+        at += len(text)
+
+
+def split_documents(source: Source, split: Split, scanned: Scan) -> Iterator[SplitPiece]:
+    """The source's pieces in their order, each document in one split."""
+    place = np.arange(scanned.documents)
+    if split.shuffle is not None:
+        place = permute(place, scanned.documents, random_words(split.shuffle))
+    names = np.searchsorted(split.cuts(scanned.documents), place, side="right")
+    read = kept = 0
+    for text, end in source.pieces():
+        keep = scanned.keep is None or scanned.keep[read]
+        if keep:
+            yield SplitPiece(SPLITS[names[kept]], text, end)
+        read += end
+        kept += end and bool(keep)

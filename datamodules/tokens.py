@@ -1,0 +1,133 @@
+"""The token store: one flat file of ids for each split, and the places where its documents start.
+
+A split of a tokenizer with an end mark E is laid out as ``[E d1 E d2 E ... dn E]``: one mark between documents, which ends
+the one before it and starts the one after it, and one at either end. Without an end mark it is the bare stream of
+text. Files are memory-mapped, so a corpus larger than memory costs no more than the pages that batches touch.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+#: Raised by one when the files of older code can no longer be read. Part of the cache's key.
+STORE_VERSION = 1
+META = "meta.json"
+TOKENIZER = "tokenizer.json"
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one split holds: ``tokens`` counts end marks, ``chars`` and ``bytes`` (UTF-8) are of the raw text without them."""
+
+    tokens: int
+    documents: int
+    chars: int
+    bytes: int
+    end_marks: int
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest unsigned type that holds every id."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+class TokenStore:
+    """One split, opened read-only. Pickles as its path, so worker processes map the file again instead of copying it."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        meta = read_meta(folder)
+        self.folder, self.split = folder, split
+        self.dtype, self.eos_id = np.dtype(meta["dtype"]), meta["eos_id"]
+        self.counts = Counts(**meta["splits"][split])
+
+    def __len__(self) -> int:
+        return self.counts.tokens
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TokenStore, (self.folder, self.split)
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """All ids of the split, (n,) uint16 or uint32."""
+        return np.memmap(self.folder / f"{self.split}.bin", self.dtype, "r")
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Where each document starts (at its end mark, if there are any), and one entry more for where the last one ends.
+
+        With end marks that last entry is the position of the final mark, n - 1; without them it is n. (documents + 1,) int64.
+        """
+        return np.memmap(self.folder / f"{self.split}.starts", np.int64, "r")
+
+
+class TokenWriter:
+    """Appends the documents of one split to its two files."""
+
+    def __init__(self, folder: Path, split: str, dtype: np.dtype, eos_id: int | None) -> None:
+        self.dtype, self.eos_id = dtype, eos_id
+        self.tokens = self.documents = self.chars = self.bytes = 0
+        self._inside = False
+        self._ids: BinaryIO = open(folder / f"{split}.bin", "wb")
+        self._starts: BinaryIO = open(folder / f"{split}.starts", "wb")
+
+    def add(self, ids: np.ndarray, chars: int, n_bytes: int, end: bool) -> None:
+        """Appends a piece of a document; ``end`` says that it is the last one."""
+        if not self._inside:
+            self._start()
+            self.documents += 1
+        self._ids.write(ids.astype(self.dtype, copy=False).data)
+        self.tokens += len(ids)
+        self.chars += chars
+        self.bytes += n_bytes
+        self._inside = not end
+
+    def close(self) -> Counts:
+        """Writes the last boundary and says what the split holds."""
+        self._start()
+        self.abandon()
+        marks = 0 if self.eos_id is None else self.documents
+        return Counts(self.tokens, self.documents, self.chars, self.bytes, marks)
+
+    def abandon(self) -> None:
+        """Closes the files as they are."""
+        self._ids.close()
+        self._starts.close()
+
+    def _start(self) -> None:
+        self._starts.write(self.tokens.to_bytes(8, "little"))
+        if self.eos_id is not None:
+            self._ids.write(self.dtype.type(self.eos_id).tobytes())
+            self.tokens += 1
+
+
+def write_meta(folder: Path, counts: dict[str, Counts], **facts: Any) -> None:
+    """Writes the file that makes a folder a finished store: it comes last."""
+    meta = {"version": STORE_VERSION, **facts, "splits": {split: asdict(count) for split, count in counts.items()}}
+    (folder / META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What the writer said about the store."""
+    return json.loads((folder / META).read_text(encoding="utf-8"))
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the folder holds a store of this version whose files have the sizes they should have."""
+    try:
+        meta = read_meta(folder)
+        if meta["version"] != STORE_VERSION:
+            return False
+        width = np.dtype(meta["dtype"]).itemsize
+        return all(_sizes_agree(folder, split, Counts(**count), width) for split, count in meta["splits"].items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _sizes_agree(folder: Path, split: str, counts: Counts, width: int) -> bool:
+    tokens, starts = (folder / f"{split}.bin").stat().st_size, (folder / f"{split}.starts").stat().st_size
+    return tokens == counts.tokens * width and starts == (counts.documents + 1) * 8
