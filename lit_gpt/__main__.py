@@ -1,0 +1,75 @@
+"""``python -m lit_gpt VERB``: dispatch only. Nothing heavy is imported before it is needed, so ``--help`` is
+instant.
+"""
+
+import os
+import sys
+
+TRAINER_VERBS = {
+    "fit": "train a model",
+    "validate": "score a checkpoint on the validation split",
+    "test": "score a checkpoint on the test split",
+    "predict": "write each token's nats, rank and probability as JSON lines",
+}
+OUR_VERBS = {
+    "generate": "write text with a checkpoint",
+    "data": "show the batches and facts of a configuration's data",
+    "tokenizer": "train a tokenizer to a file, or judge one on a text",
+    "import": "turn a Hugging Face GPT-2 into a checkpoint",
+    "export": "turn a checkpoint into a Hugging Face folder or plain safetensors",
+}
+MODULES = {"import": "import_"}
+
+
+def usage() -> str:
+    """The text of ``--help``."""
+    verbs = "\n".join(f"  {verb:<10} {what}" for verb, what in {**TRAINER_VERBS, **OUR_VERBS}.items())
+    return (
+        "usage: python -m lit_gpt VERB [options]\n\nTrain GPTs from scratch on PyTorch Lightning.\n\nverbs:\n"
+        f"{verbs}\n\nStart here:\n  python -m lit_gpt fit --config configs/char.yaml\n"
+        "  python -m lit_gpt VERB --help        every option of a verb\n  python -m lit_gpt --version\n"
+    )
+
+
+def main() -> None:
+    """Run the verb of the command line; a wrong input is one sentence on stderr and exit status 2."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage(), end="")
+        return
+    if arguments[0] == "--version":
+        from lit_gpt.version import __version__
+
+        print(f"lit-gpt {__version__}")
+        return
+    _guarded(arguments)
+
+
+def _guarded(arguments: list[str]) -> None:
+    from datamodules.errors import UserError
+
+    try:
+        _dispatch(arguments[0], arguments[1:])
+    except UserError as error:
+        if os.environ.get("LIT_GPT_DEBUG") == "1":
+            raise
+        print(f"lit_gpt: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _dispatch(verb: str, rest: list[str]) -> None:
+    if verb in TRAINER_VERBS:
+        from lit_gpt.cli import run
+    elif verb in OUR_VERBS:
+        from lit_gpt.commands import run
+    else:
+        from lit_gpt.suggest import unknown
+
+        raise unknown("verb", verb, [*TRAINER_VERBS, *OUR_VERBS])
+    run(verb, rest)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""best.ckpt, last.ckpt and every N steps, each saved where a run can go on exactly; signals that save before they stop.
+
+Lightning's ModelCheckpoint saves before a validation that is due at the same step (its value is then lost by a resume),
+and after a resume with accumulation it saves in the middle of a step, over the file it came from. Here every save waits
+for the boundary: the optimizer step is done, its validation too.
+"""
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+
+from lit_gpt.files import save_tensors, write_atomically
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, flushes and renames: a kill at any moment leaves the previous file whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Save ``checkpoint`` to ``path``."""
+        save_tensors(checkpoint, path)
+
+
+class Interrupted(SystemExit):
+    """The run was asked to stop, has saved, and leaves with 128 + the signal's number, as shells expect."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+
+
+class RunCheckpoints(Checkpoint):
+    """Saves ``best.ckpt``, ``last.ckpt`` and, on request, a file every N steps or epochs.
+
+    Args:
+        monitor: Metric that decides which checkpoint is the best; null keeps the last alone.
+        mode: Whether the best is the smallest or the largest.
+        every_n_steps: Renew last.ckpt every so many optimizer steps (and at every validation, at the end, and on Ctrl-C
+            or SIGTERM).
+        keep_every_n_steps: Keep a file of its own, step_N.ckpt, every so many steps; null keeps none.
+        keep_every_n_epochs: Keep a file of its own, epoch_N.ckpt, every so many epochs; null keeps none.
+    """
+
+    def __init__(
+        self,
+        monitor: str | None = "val/loss",
+        mode: Literal["min", "max"] = "min",
+        every_n_steps: int = 500,
+        keep_every_n_steps: int | None = None,
+        keep_every_n_epochs: int | None = None,
+    ) -> None:
+        self.monitor = monitor
+        self.sign = 1.0 if mode == "min" else -1.0
+        self.every_n_steps = every_n_steps
+        self.keep_every_n_steps = keep_every_n_steps
+        self.keep_every_n_epochs = keep_every_n_epochs
+        self.best_value: float | None = None
+        self.best_step: int | None = None
+        self.folder = Path("checkpoints")
+        self._signal: int | None = None
+        self._saved_step = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value so far and its step."""
+        return {"best_value": self.best_value, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best value where the run left it."""
+        self.best_value, self.best_step = state_dict["best_value"], state_dict["best_step"]
+
+    @property
+    def best_model_path(self) -> str:
+        """Where the best checkpoint is (Lightning's ``ckpt_path="best"`` asks)."""
+        return str(self.folder / "best.ckpt")
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the run's folder."""
+        self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen for Ctrl-C and SIGTERM, after Lightning has set its own handlers."""
+        self._saved_step = trainer.global_step
+        self._handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in self._handlers:
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None:
+            raise KeyboardInterrupt
+        self._signal = number
+        # A handler may interrupt a print, so it writes to the file descriptor itself.
+        if rank_zero_only.rank == 0:
+            os.write(
+                2, f"\n{signal.Signals(number).name}: finishing the step and saving; once more stops at once\n".encode()
+            )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """A boundary, unless micro-batches or a validation are still due at this step."""
+        loop = trainer.fit_loop.epoch_loop
+        fetcher = trainer.fit_loop._data_fetcher
+        assert fetcher is not None
+        if not loop._should_accumulate() and not (trainer.enable_validation and loop._should_check_val_fx(fetcher)):
+            self._at_boundary(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A boundary with a fresh value of the monitored metric."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._at_boundary(trainer, validated=True)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the epoch's file when its turn has come."""
+        epoch = trainer.current_epoch + 1
+        if self.keep_every_n_epochs and epoch % self.keep_every_n_epochs == 0:
+            self._save(trainer, f"epoch_{epoch:04d}.ckpt")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the end of the run, and give the signals back."""
+        self._renew_last(trainer)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _at_boundary(self, trainer: Trainer, validated: bool = False) -> None:
+        step = trainer.global_step
+        stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
+        better = validated and self._is_best(trainer)
+        if validated or stop or step % self.every_n_steps == 0:
+            self._renew_last(trainer)
+        if better:
+            self._copy_last(trainer, "best.ckpt")
+        if self.keep_every_n_steps and step % self.keep_every_n_steps == 0:
+            self._renew_last(trainer)
+            self._copy_last(trainer, f"step_{step:06d}.ckpt")
+        if stop:
+            self._leave(trainer)
+
+    def _is_best(self, trainer: Trainer) -> bool:
+        value = trainer.callback_metrics.get(self.monitor) if self.monitor else None
+        if value is None or not torch.isfinite(value):
+            return False
+        if self.best_value is not None and self.sign * float(value) >= self.sign * self.best_value:
+            return False
+        self.best_value, self.best_step = float(value), trainer.global_step
+        return True
+
+    def _renew_last(self, trainer: Trainer) -> None:
+        if trainer.global_step != self._saved_step:
+            self._save(trainer, "last.ckpt")
+            self._saved_step = trainer.global_step
+
+    def _save(self, trainer: Trainer, name: str) -> None:
+        for logger in trainer.loggers:
+            logger.save()
+        trainer.save_checkpoint(self.folder / name)
+
+    def _copy_last(self, trainer: Trainer, name: str) -> None:
+        """The same file under a second name: a hard link costs nothing, and files are replaced, never changed."""
+        if trainer.is_global_zero:
+            _link(self.folder / "last.ckpt", self.folder / name)
+        trainer.strategy.barrier()
+
+    def _leave(self, trainer: Trainer) -> None:
+        assert self._signal is not None or trainer.world_size > 1
+        if trainer.is_global_zero:
+            print(f"saved step {trainer.global_step} to {self.folder / 'last.ckpt'}", flush=True)
+        raise Interrupted(self._signal or signal.SIGTERM)
+
+
+def _link(source: Path, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.link")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+        os.replace(temporary, target)
+    except OSError:  # a file system without hard links
+        write_atomically(target, lambda file: file.write(source.read_bytes()))

@@ -1,0 +1,74 @@
+"""``predict`` writes what the model thought of every token, one document a line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from datamodules.errors import UserError
+from lit_gpt.files import write_atomically
+from lit_gpt.loss import IGNORE
+
+
+class WritePredictions(Callback):
+    """Writes JSON lines: ``{"document": 0, "nats": 12.3, "tokens": [{"token": "T", "id": 9, "nats": 2.1, "rank": 3,
+    "probability": 0.12}, ...]}``.
+
+    Args:
+        path: The file that `predict` writes. Rank 0 is the model's first choice.
+    """
+
+    def __init__(self, path: str = "predictions.jsonl") -> None:
+        self.path = path
+        self._documents: dict[int, list[dict[str, Any]]] = {}
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse several processes: the documents would be spread over them."""
+        if trainer.world_size > 1:
+            raise UserError("predict writes one file from one process: give --trainer.devices 1.")
+        self._documents = {}
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Collect the scored tokens of each row under its document."""
+        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        scored = outputs["targets"] != IGNORE
+        for row, document in enumerate(outputs["document"].tolist()):
+            keep = scored[row]
+            columns = [outputs[name][row][keep].tolist() for name in ("targets", "nats", "rank")]
+            tokens = [_token(tokenizer, *values) for values in zip(*columns, strict=True)]
+            if tokens:
+                self._documents.setdefault(document, []).extend(tokens)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file whole."""
+        lines = (_line(document, tokens) for document, tokens in sorted(self._documents.items()))
+        write_atomically(Path(self.path), lambda file: file.writelines(lines))
+        scored = sum(map(len, self._documents.values()))
+        print(f"wrote {len(self._documents)} documents, {scored} tokens to {self.path}")
+
+
+def _token(tokenizer: Any, token: int, nats: float, rank: int) -> dict[str, Any]:
+    probability = float(torch.exp(-Tensor([nats])))
+    return {
+        "token": tokenizer.token_text(token),
+        "id": token,
+        "nats": round(nats, 5),
+        "rank": rank,
+        "probability": round(probability, 6),
+    }
+
+
+def _line(document: int, tokens: list[dict[str, Any]]) -> bytes:
+    nats = round(sum(t["nats"] for t in tokens), 4)
+    return (json.dumps({"document": document, "nats": nats, "tokens": tokens}, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,121 @@
+"""Progress of the whole run: a live bar on a terminal, plain lines where there is none (files, notebooks, nohup)."""
+
+import sys
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+#: Metrics that a validation line shows, when they are there.
+SHOWN = (
+    ("val/loss", "val {:.4f}"),
+    ("train_eval/loss", "train {:.4f}"),
+    ("val/top1", "top-1 {:.1%}"),
+    ("val/top5", "top-5 {:.1%}"),
+    ("val/nats_per_char", "{:.4f} nats/char"),
+    ("val/bpb", "{:.4f} bits/byte"),
+)
+
+
+class RunProgress(ProgressBar):
+    """Step, loss, learning rate, tokens per second and time left; a line with the metrics after each validation.
+
+    Args:
+        every_seconds: Where stdout is no terminal: a line at most every so many seconds.
+    """
+
+    def __init__(self, every_seconds: float = 10.0) -> None:
+        super().__init__()
+        self.every_seconds = every_seconds
+        self.console = Console(soft_wrap=True)
+        self._enabled = True
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def disable(self) -> None:
+        """Show nothing (other ranks)."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Show progress again."""
+        self._enabled = True
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print a line above the bar."""
+        if self._enabled:
+            self.console.print(*args, markup=False, highlight=False, **kwargs)
+            sys.stdout.flush()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock, and the bar on a terminal."""
+        self._total = _total_steps(trainer)
+        self._started, self._first_step = time.monotonic(), trainer.global_step
+        self._spoke = self._started
+        if self._enabled and self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+            self._bar = Progress(*columns, console=self.console, transient=True, refresh_per_second=4)
+            self._task = self._bar.add_task("starting", total=self._total, completed=trainer.global_step)
+            self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar, or say a line when the last one is old enough."""
+        now = time.monotonic()
+        wait = 0.25 if self._bar else self.every_seconds
+        if not self._enabled or now - self._spoke < wait or trainer.fit_loop._should_accumulate():
+            return
+        self._spoke = now
+        line = self._line(trainer, pl_module, now)
+        if self._bar:
+            self._bar.update(self._task, completed=trainer.global_step, description=line)
+        else:
+            self.print(line)
+
+    def _line(self, trainer: Trainer, pl_module: LightningModule, now: float) -> str:
+        done = trainer.global_step - self._first_step
+        rate = trainer.callback_metrics.get("train/tokens_per_second")
+        parts = [
+            f"step {trainer.global_step}" + (f"/{self._total}" if self._total else ""),
+            f"loss {float(getattr(pl_module, 'step_loss', float('nan'))):.4f}",
+            "" if rate is None else f"{float(rate):,.0f} tokens/s",
+            f"{_clock((now - self._started) / done * (self._total - trainer.global_step))} left" if self._total else "",
+        ]
+        return "  ".join(part for part in parts if part)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """One line with what the validation found."""
+        if trainer.sanity_checking:
+            return
+        found = trainer.callback_metrics
+        shown = [form.format(float(found[name])) for name, form in SHOWN if name in found]
+        if trainer.state.fn == "fit":
+            shown.insert(0, f"step {trainer.global_step}")
+        self.print("  ".join(shown))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the bar away."""
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave a clean terminal behind."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+
+def _total_steps(trainer: Trainer) -> int | None:
+    steps = trainer.estimated_stepping_batches
+    return int(steps) if steps != float("inf") else None
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,93 @@
+"""What Lightning leaves out of a checkpoint and an exact resume needs: random numbers and the unit of its counters."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+Rng = dict[str, Any]
+
+
+class ExactResume(Callback):
+    """Keeps the random numbers of every process, and lets a run go on with another number of processes.
+
+    Dropout masks continue where they were when the number of processes is the same. Lightning counts micro-batches;
+    when accumulation changes with the number of processes, its counters are restated so that the optimizer steps
+    agree.
+    """
+
+    def __init__(self) -> None:
+        self._restored: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Random states by rank, and the accumulation in force. Runs on all ranks, since it gathers."""
+        return {"random": _gather(_random_state()), "accumulation": self._accumulation}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the states until training starts: making the first iterator may draw numbers."""
+        self._restored = state_dict
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remember the accumulation that the datamodule derived."""
+        self._accumulation = trainer.accumulate_grad_batches
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Restate Lightning's counters of micro-batches when the accumulation differs."""
+        stored = checkpoint["callbacks"].get(self.state_key)
+        if trainer.state.fn == "fit" and stored and stored["accumulation"] != trainer.accumulate_grad_batches:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            for counters in (progress["current"], progress["total"]):
+                _restate(counters, stored["accumulation"], trainer.accumulate_grad_batches)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Continue the stored random numbers, or give every process its own (equal dropout masks on all would be
+        wrong).
+        """
+        states = self._restored["random"] if self._restored else []
+        if len(states) == trainer.world_size:
+            _set_random_state(states[trainer.global_rank])
+        elif trainer.world_size > 1:
+            torch.manual_seed(torch.initial_seed() + trainer.global_rank)
+        self._restored = None
+
+
+def _restate(counters: dict[str, int], old: int, new: int) -> None:
+    """Micro-batches of whole optimizer steps, from ``old`` a step to ``new`` a step.
+
+    A file saved inside Lightning's batch hook counts that batch as processed and not yet completed; that gap is kept.
+    """
+    whole = -(-counters["ready"] // old) * new
+    counters.update({k: whole - (counters["ready"] - v) for k, v in counters.items()})
+
+
+def _random_state() -> Rng:
+    name, keys, *rest = np.random.get_state(legacy=True)
+    state = {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: Rng) -> None:
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    cuda: Tensor | None = state.get("cuda")
+    if cuda is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda)
+
+
+def _gather(state: Rng) -> list[Rng]:
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return [state]
+    states: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(states, state)
+    return states

@@ -1,0 +1,152 @@
+"""The table at the start of a run, its summary.json, and the closing lines that say what to type next."""
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from lit_gpt.callbacks.checkpoints import RunCheckpoints
+from lit_gpt.callbacks.throughput import Throughput
+from lit_gpt.files import write_json
+from lit_gpt.run import SUMMARY, read_json
+from lit_gpt.version import __version__
+
+
+class RunSummary(Callback):
+    """Writes ``summary.json`` at the start (``finished: false``), after every validation and at the end.
+
+    Args:
+        config_hash: Hash of the resolved configuration.
+        seed: The run's seed.
+    """
+
+    def __init__(self, config_hash: str = "", seed: int | None = None) -> None:
+        self.config_hash = config_hash
+        self.seed = seed
+        self.best: dict[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The metrics of the best validation so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best where the run left it."""
+        self.best = state_dict["best"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the network; leave a first summary for ``--resume auto`` to find."""
+        if trainer.is_global_zero and hasattr(pl_module, "net"):
+            Console().print(network_table(pl_module.net))
+        self._write(trainer, pl_module, finished=False)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the metrics of the best validation."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        metrics = _metrics(trainer)
+        if metrics.get("val/loss", float("inf")) < self.best.get("val/loss", float("inf")):
+            self.best = {"step": trainer.global_step, **metrics}
+        self._write(trainer, pl_module, finished=False)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The final summary, and what to type next."""
+        self._write(trainer, pl_module, finished=True)
+        self._say_goodbye(trainer)
+
+    @rank_zero_only
+    def _write(self, trainer: Trainer, pl_module: LightningModule, finished: bool) -> None:
+        path = _folder(trainer) / SUMMARY
+        started = read_json(path).get("started_at_commit", _commit())
+        write_json(path, self._summary(trainer, pl_module, finished) | {"started_at_commit": started})
+
+    def _summary(self, trainer: Trainer, pl_module: LightningModule, finished: bool) -> dict[str, Any]:
+        speed = next((c for c in trainer.callbacks if isinstance(c, Throughput)), Throughput())
+        net = getattr(pl_module, "net", pl_module)
+        return {
+            "finished": finished,
+            "final": _metrics(trainer),
+            "best": self.best,
+            "steps": trainer.global_step,
+            "tokens": speed.tokens,
+            "training_seconds": round(speed.seconds, 2),
+            "tokens_per_second": round(speed.tokens / speed.seconds, 1) if speed.seconds else None,
+            "parameters": sum(p.numel() for p in net.parameters()),
+            "seed": self.seed,
+            "device": device_name(pl_module.device),
+            "processes": trainer.world_size,
+            "precision": str(trainer.precision),
+            "hashes": {"config": self.config_hash, **getattr(trainer.datamodule, "fingerprints", {})},
+            "versions": _versions(),
+        }
+
+    @rank_zero_only
+    def _say_goodbye(self, trainer: Trainer) -> None:
+        folder, checkpoints = _folder(trainer), trainer.checkpoint_callback
+        if self.best:
+            loss, step = self.best["val/loss"], self.best["step"]
+            print(f"\nbest val/loss {loss:.4f} at step {step} of {trainer.global_step}")
+        print(f"everything about this run is in {folder}\nnext:")
+        if isinstance(checkpoints, RunCheckpoints):
+            name = "best.ckpt" if self.best else "last.ckpt"
+            print(f'  python -m lit_gpt generate --ckpt_path {checkpoints.folder / name} --prompt "The "')
+        print(f"  tensorboard --logdir {folder.parent.parent}", flush=True)
+
+
+def network_table(net: nn.Module) -> Table:
+    """Parameters by part of the network."""
+    table = Table(title=f"{type(net).__name__}, {sum(p.numel() for p in net.parameters()):,} parameters")
+    for name in ("part", "kind", "parameters"):
+        table.add_column(name, justify="right" if name == "parameters" else "left")
+    for name, child in net.named_children():
+        kind = f"{len(child)} x {type(child[0]).__name__}" if isinstance(child, nn.ModuleList) else type(child).__name__
+        table.add_row(name, kind, f"{sum(p.numel() for p in child.parameters()):,}")
+    return table
+
+
+def device_name(device: torch.device) -> str:
+    """What the run computes on, for people who compare figures."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _folder(trainer: Trainer) -> Path:
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def _metrics(trainer: Trainer) -> dict[str, float]:
+    return {k: round(float(v), 6) for k, v in sorted(trainer.callback_metrics.items())}
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "lit_gpt": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "torchmetrics": version("torchmetrics"),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, when it is one."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None

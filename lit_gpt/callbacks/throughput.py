@@ -1,0 +1,128 @@
+"""Tokens per second, step time, model FLOPs utilisation, peak memory and the share of time spent waiting for data."""
+
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_gpt.module import LitLanguageModel
+
+#: Dense bfloat16 peak in FLOP/s, from the makers' data sheets; a device's name contains the key.
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Peak FLOP/s of a CUDA device at 16 bits, or None for a device that is not in the table."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+
+
+class Throughput(Callback):
+    """Logs ``train/tokens_per_second``, ``train/step_seconds``, ``train/data_wait``, ``train/mfu`` and
+    ``train/peak_memory_gb``.
+
+    Counted are all places of a batch, padding too, over all processes; time spent in validation is left out.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.seconds = 0.0
+        self.tokens_per_second: float | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self._mark = time.perf_counter()
+        self._paused = self._waited = 0.0
+        self._steps = self._batch_tokens = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tokens and seconds of training so far, so that a resumed run's summary covers the whole run."""
+        return {"tokens": self.tokens, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Add to what earlier parts of the run counted."""
+        self.tokens, self.seconds = state_dict["tokens"], state_dict["seconds"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._clear()
+        self._handed_back = time.perf_counter()
+        self._peak = peak_flops(pl_module.device)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Everything since the last batch went into fetching this one."""
+        self._waited += time.perf_counter() - self._handed_back
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._pause_start = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on; what the pause took is not training."""
+        self._handed_back = time.perf_counter()
+        self._paused += self._handed_back - self._pause_start
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count; report when the module logs."""
+        self._handed_back = time.perf_counter()
+        self._batch_tokens += batch["input_ids"].numel() * trainer.world_size
+        if trainer.fit_loop._should_accumulate():
+            return
+        self._steps += 1
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            self._report(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the steps after the last report."""
+        self._add_up()
+
+    def _add_up(self) -> float:
+        seconds = max(time.perf_counter() - self._mark - self._paused, 1e-9)
+        self.tokens += self._batch_tokens
+        self.seconds += seconds
+        return seconds
+
+    def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        seconds = self._add_up()
+        rate = self._batch_tokens / seconds
+        self.tokens_per_second = rate
+        values: dict[str, float | None] = {
+            "train/tokens_per_second": rate,
+            "train/step_seconds": seconds / self._steps,
+            "train/data_wait": self._waited / seconds,
+            "train/peak_memory_gb": _peak_memory(pl_module.device) / 1e9,
+        }
+        net = getattr(pl_module, "net", None)
+        if self._peak and hasattr(net, "flops_per_token"):
+            values["train/mfu"] = rate * net.flops_per_token() / (self._peak * trainer.world_size)
+        if isinstance(pl_module, LitLanguageModel):
+            pl_module.log_now(values, trainer.global_step)
+        self._clear()
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the CUDA device, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,305 @@
+"""fit, validate, test and predict: Lightning's command line with our run folders, callbacks, presets and sentences."""
+
+import hashlib
+import itertools
+import json
+import logging
+import os
+import warnings
+from argparse import ArgumentError
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+import datamodules  # noqa: F401 (its classes become known to --data by name)
+from datamodules.errors import UserError
+from datamodules.tokenizers import tokenizer_from_dict
+from lit_gpt import checkpoint
+from lit_gpt import run as runs
+from lit_gpt.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
+from lit_gpt.callbacks.predictions import WritePredictions
+from lit_gpt.callbacks.progress import RunProgress
+from lit_gpt.callbacks.resume import ExactResume
+from lit_gpt.callbacks.samples import SampleText
+from lit_gpt.callbacks.summary import RunSummary
+from lit_gpt.callbacks.throughput import Throughput
+from lit_gpt.files import write_text
+from lit_gpt.loggers import MetricsCSV
+from lit_gpt.model import PRESETS
+from lit_gpt.parse_errors import sentence
+from lit_gpt.suggest import unknown
+
+TRAINER_DEFAULTS = {
+    "use_distributed_sampler": False,  # our loaders give each process its rows
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 10,
+    "enable_model_summary": False,  # RunSummary shows the network
+    "max_epochs": -1,
+    "check_val_every_n_epoch": None,  # val_check_interval counts optimizer steps, across epochs
+}
+#: How rank 0 tells the processes that it starts where the run is.
+FOLDER_VARIABLE = "LIT_GPT_RUN_FOLDER"
+Matmul = Literal["highest", "high", "medium"]
+
+#: Lightning's warnings that do not apply: our loaders are fast without workers, and batches are dicts of one size.
+NOT_FOR_US = (
+    ".*does not have many workers.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*The number of training batches .* is smaller than the logging interval.*",
+    ".*Trying to infer the `batch_size` from an ambiguous collection.*",
+)
+
+
+def run(verb: str, arguments: list[str]) -> None:
+    """Run one of Lightning's verbs with its command line."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in NOT_FOR_US:
+        warnings.filterwarnings("ignore", message=message)
+    LitCLI(verb, _with_packaged_configs(arguments))
+
+
+class LitCLI(LightningCLI):
+    """Lightning's command line for one verb.
+
+    Args:
+        verb: fit, validate, test or predict. Only this verb's parser is built.
+        arguments: The command line after the verb.
+    """
+
+    def __init__(self, verb: str, arguments: list[str]) -> None:
+        self.verb = verb
+        self.preset = _preset(arguments)
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            save_config_callback=None,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=1337,
+            parser_kwargs={"prog": "python -m lit_gpt", "exit_on_error": False, verb: {"exit_on_error": False}},
+            args=[verb, *arguments],
+        )
+
+    # ---- options
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The one verb that was typed."""
+        return {self.verb: LightningCLI.subcommands()[self.verb]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Our own keys, and the default classes of the two slots."""
+        parser.set_defaults(
+            {
+                "model": {"class_path": "lit_gpt.LitGPT", "init_args": {"config": PRESETS.get(self.preset or "", {})}},
+                "data": {"class_path": "datamodules.CharDataModule"},
+            }
+        )
+        parser.add_argument(
+            "--preset", type=str | None, default=None, help=f"Architecture to start from: {', '.join(PRESETS)}."
+        )
+        parser.add_argument(
+            "--float32_matmul", type=Matmul, default="high", help="Precision of float32 products on CUDA; high is TF32."
+        )
+        if self.verb == "fit":
+            self._add_fit_arguments(parser)
+        if self.verb == "predict":
+            parser.add_lightning_class_args(WritePredictions, "predictions")
+        parser.add_lightning_class_args(RunProgress, "progress")
+
+    def _add_fit_arguments(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str, default="run", help="Folder of the run, below --logs_dir.")
+        parser.add_argument("--logs_dir", type=str, default="logs", help="Where all runs go.")
+        parser.add_argument(
+            "--resume",
+            type=Literal["auto"] | None,
+            default=None,
+            help="auto: go on with the newest unfinished run of this configuration, or start one.",
+        )
+        parser.add_argument(
+            "--early_stopping",
+            type=int | None,
+            default=None,
+            help="Stop after so many validations without a better val/loss.",
+        )
+        parser.add_lightning_class_args(RunCheckpoints, "checkpoint")
+        parser.add_lightning_class_args(SampleText, "samples")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and say what is wrong in one sentence."""
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise UserError(sentence(str(error), self._known_options())) from error
+
+    def _known_options(self) -> list[str]:
+        defaults = self._parser(self.verb).get_defaults().as_flat()
+        return [key.replace(".init_args.", ".") for key in vars(defaults)]
+
+    # ---- checkpoints
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let stored hyper-parameters override the command line in every verb.
+
+        Here `fit` obeys the command line; the other verbs obey the checkpoint, which they need.
+        """
+        self.stored: dict[str, Any] = {}
+        config = self.config[self.verb]
+        if self.verb == "fit":
+            self._choose_folder()
+        elif config.ckpt_path is None:
+            raise UserError(
+                f"{self.verb} needs a checkpoint: add --ckpt_path logs/NAME/version_N/checkpoints/best.ckpt."
+            )
+        else:
+            self.stored = checkpoint.read(config.ckpt_path)[checkpoint.KEY]
+            path = f"lit_gpt.Lit{self.stored['network']}"
+            model = {"class_path": path, "init_args": {"config": self.stored["config"]}}
+            self.config = self.parser.parse_object({self.verb: {"model": model}}, self.config)
+
+    def _choose_folder(self) -> None:
+        config = self.config[self.verb]
+        self.hash = _hash({key: _plain(config[key]) for key in ("model", "data", "seed_everything")})
+        root = Path(config.logs_dir)
+        self.folder = runs.unfinished(root, config.name, self.hash) if config.resume else None
+        if self.folder:
+            config.ckpt_path = str(self.folder / runs.LAST)
+            _say(f"going on with {self.folder}")
+        elif config.ckpt_path:
+            self.folder = runs.folder_of(Path(config.ckpt_path))
+        if config.ckpt_path:
+            self.stored = checkpoint.read(config.ckpt_path)
+        if rank_zero_only.rank == 0:
+            self.folder = self.folder or runs.claim(root, config.name)
+            os.environ[FOLDER_VARIABLE] = str(self.folder)
+        else:  # never written to: rank 0 broadcasts its own
+            self.folder = Path(os.environ.get(FOLDER_VARIABLE, root))
+
+    # ---- objects
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer; a wrong combination of values is the user's to mend."""
+        torch.set_float32_matmul_precision(
+            self.config[self.verb].float32_matmul if torch.cuda.is_available() else "highest"
+        )
+        try:
+            super().instantiate_classes()
+        except (ValueError, ArgumentError) as error:
+            raise UserError(sentence(str(error), self._known_options())) from error
+        if self.verb != "fit" and self.stored["tokenizer"] and hasattr(self.datamodule, "use_tokenizer"):
+            self.datamodule.use_tokenizer(tokenizer_from_dict(self.stored["tokenizer"]))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer with our loggers, callbacks and atomic checkpoints."""
+        trainer = self.config_init[self.verb]["trainer"]
+        plugins = trainer["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        chosen: dict[str, Any] = {
+            "plugins": [*plugins, AtomicCheckpointIO()],
+            "logger": self._loggers(trainer["logger"]),
+        }
+        if trainer["enable_progress_bar"] is False:
+            self._parser(self.verb).callback_keys.remove("progress")
+        if self.verb == "fit":
+            self.trainer_defaults = {**TRAINER_DEFAULTS, "callbacks": self._callbacks()}
+        return super().instantiate_trainer(**chosen, **kwargs)
+
+    def _loggers(self, given: Any) -> Any:
+        if self.verb != "fit":
+            return given or False
+        if given is False:
+            return False
+        others = given if isinstance(given, list) else [given]
+        if given in (None, True):
+            others = [self._tensorboard()]
+        csv = MetricsCSV(self.folder)
+        if self.stored:
+            csv.rewind(self.stored["global_step"])
+        return [csv, *others]
+
+    def _tensorboard(self) -> Logger:
+        root, name, version = self.folder.parent.parent, self.folder.parent.name, self.folder.name
+        purge = self.stored["global_step"] + 1 if self.stored else None
+        return TensorBoardLogger(root, name, version, default_hp_metric=False, purge_step=purge)
+
+    def _callbacks(self) -> list[Callback]:
+        config = self.config[self.verb]
+        callbacks: list[Callback] = [Throughput(), ExactResume(), RunSummary(self.hash, config.seed_everything)]
+        if config.early_stopping:
+            callbacks.append(EarlyStopping("val/loss", patience=config.early_stopping))
+        return callbacks
+
+    def before_fit(self) -> None:
+        """Write the resolved configuration into the run's folder."""
+        if rank_zero_only.rank == 0:
+            text = self._parser(self.verb).dump(self.config[self.verb], skip_none=False)
+            write_text(self.folder / "config.yaml", text)
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _preset(arguments: list[str]) -> str | None:
+    """The preset named by the command line or a config file; it sets defaults, so it is needed before parsing."""
+    preset = None
+    for name, value in _pairs(arguments):
+        if name == "--preset":
+            preset = value
+        elif name in ("--config", "-c") and Path(value).is_file():
+            loaded = _load_yaml(Path(value))
+            preset = loaded.get("preset", preset) if isinstance(loaded, dict) else preset
+    if preset is not None and preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS)
+    return preset
+
+
+def _load_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config {str(path)!r} is not valid YAML: {' '.join(str(error).split())}.") from error
+
+
+def _pairs(arguments: list[str]) -> list[tuple[str, str]]:
+    """(option, value) for both spellings, ``--option value`` and ``--option=value``."""
+    joined = [tuple(a.split("=", 1)) for a in arguments if a.startswith("-") and "=" in a]
+    return [*itertools.pairwise(arguments), *joined]  # type: ignore[list-item]
+
+
+def _with_packaged_configs(arguments: list[str]) -> list[str]:
+    """Configs that are not found from the current folder come from the package."""
+    found = list(arguments)
+    for i, (name, value) in enumerate(itertools.pairwise(arguments)):
+        if name in ("--config", "-c") and not Path(value).exists():
+            found[i + 1] = str(_packaged(value) or value)
+    return found
+
+
+def _packaged(config: str) -> Path | None:
+    try:
+        folder = Path(str(resources.files("lit_gpt.configs")))
+    except ModuleNotFoundError:  # a source tree that is not installed
+        return None
+    path = folder / config.removeprefix("configs/")
+    return path if path.is_file() else None
+
+
+def _plain(value: Any) -> Any:
+    return value.as_dict() if hasattr(value, "as_dict") else value
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

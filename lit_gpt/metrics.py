@@ -1,0 +1,79 @@
+"""What a language model is judged by: sums over every scored token, so that 1 and N processes report the same
+figures.
+"""
+
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class ScoredText(Protocol):
+    """What one full evaluation pass scores, in the units of the raw text (one newline counted for each document's
+    end).
+    """
+
+    tokens: int
+    chars: int
+    bytes: int
+    end_marks: int
+
+
+class TokenMetrics(Metric):
+    """Token-weighted loss, top-1, top-5 and, given the raw text's size, bits per byte and nats per character.
+
+    States are sums and counts in float32 and int64 (Apple devices have no float64); torchmetrics adds them over
+    processes.
+    """
+
+    full_state_update = False
+    nats: Tensor
+    tokens: Tensor
+    top1: Tensor
+    top5: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("nats", torch.zeros(()), dist_reduce_fx="sum")
+        for name in ("tokens", "top1", "top5"):
+            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, nats: Tensor, rank: Tensor, scored: Tensor) -> None:
+        """Add one batch.
+
+        Args:
+            nats: Loss of each target, (B, T), zero where unscored.
+            rank: Rank of each target among the logits, (B, T), 0 for the first choice.
+            scored: True where a target counts, (B, T).
+        """
+        self.nats += nats.sum()
+        self.tokens += scored.sum()
+        self.top1 += (scored & (rank < 1)).sum()
+        self.top5 += (scored & (rank < 5)).sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """``loss`` in nats per token, ``perplexity``, ``top1`` and ``top5`` as fractions, and the raw sums
+        ``nats`` and ``tokens``.
+        """
+        loss = self.nats / self.tokens
+        top1, top5 = (hits / self.tokens for hits in (self.top1, self.top5))
+        return {
+            "loss": loss,
+            "perplexity": loss.exp(),
+            "top1": top1,
+            "top5": top5,
+            "nats": self.nats,
+            "tokens": self.tokens,
+        }
+
+
+def per_text(nats: float, tokens: float, text: ScoredText) -> dict[str, float]:
+    """Loss in units that do not depend on the tokenizer: bits per UTF-8 byte and nats per character of the raw text.
+
+    When only a part of the split was scored (``--trainer.limit_val_batches``), the text counts in proportion to its
+    tokens.
+    """
+    whole_nats = nats * text.tokens / tokens
+    return {"bpb": whole_nats / math.log(2) / text.bytes, "nats_per_char": whole_nats / text.chars}

@@ -1,0 +1,298 @@
+"""The LightningModules: a base with loss, metrics, optimizer and checkpoint contract, and the networks that fill it.
+
+    Trainer(max_steps=500).fit(LitGPT(GPTConfig(n_layer=4)), datamodule=CharDataModule("my.txt"))
+
+The loss of an optimizer step is the sum over its scored targets divided by their number, over all micro-batches and
+processes. Each micro-batch's loss is its sum divided by its capacity B*T; Lightning and DDP average those;
+``on_before_optimizer_step`` multiplies the gradients by capacity / scored targets. When every target is scored that
+factor is exactly 1.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from datamodules.errors import UserError
+from lit_gpt import checkpoint
+from lit_gpt.loss import IGNORE, score, summed_nats
+from lit_gpt.metrics import TokenMetrics, per_text
+from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.optim import OptimizerConfig, StepSchedule, build_optimizer, describe_groups
+
+Batch = dict[str, Tensor]
+
+
+class LitLanguageModel(LightningModule):
+    """Base of our modules. A subclass names its configuration class and builds its network.
+
+    Batches are dicts of ``input_ids`` (B, T), ``targets`` (B, T) with -100 where nothing is scored,
+    ``attention_mask`` (B, T) and, for packed rows, ``document_ids`` (B, T). B and T stay fixed through a run.
+    """
+
+    config_class: type[Any]
+    net: nn.Module
+
+    def __init__(self, config: Any, optimizer: Any, **options: Any) -> None:
+        super().__init__()
+        self.config = _copy(self.config_class, config)
+        self.optimizer_config = _copy(OptimizerConfig, optimizer)
+        self.options = options
+        self._store_hyper_parameters()
+        self.scores = nn.ModuleDict({split: TokenMetrics() for split in ("val", "train_eval", "test")})
+        self.step_loss = torch.tensor(math.nan)
+        self.grad_norm: Tensor | None = None
+        self._step_sums = torch.zeros(2)
+
+    def _store_hyper_parameters(self) -> None:
+        plain = {"config": asdict(self.config), "optimizer": asdict(self.optimizer_config), **self.options}
+        self.save_hyperparameters(plain, logger=False)
+
+    def build_network(self) -> nn.Module:
+        """The network for ``self.config``, whose vocabulary is known by now."""
+        raise NotImplementedError
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """What ``net.head`` multiplies hidden states with; the chunked loss adds up its gradients itself."""
+        raise NotImplementedError
+
+    # ---- the network, once the data is known
+
+    def configure_model(self) -> None:
+        """Take the vocabulary from the data, write it back to the hyper-parameters and build the network once."""
+        if hasattr(self, "net"):
+            return
+        data = getattr(self._trainer, "datamodule", None)
+        self.config.vocab_size = _vocabulary(self.config.vocab_size, getattr(data, "vocab_size", None))
+        self._store_hyper_parameters()
+        self.net = self.build_network()
+
+    # ---- training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Summed nats of a micro-batch over its capacity B*T."""
+        nats = self.batch_nats(batch)
+        scored = (batch["targets"] != IGNORE).sum()
+        self._capacity = batch["targets"].numel()
+        self._step_sums = self._step_sums.to(nats.device) + torch.stack((nats.detach(), scored.float()))
+        return nats / self._capacity
+
+    def batch_nats(self, batch: Batch) -> Tensor:
+        """Summed nats over the scored targets of ``batch``, differentiable."""
+        return summed_nats(
+            self._hidden(batch), self.net.head, self.head_parameters(), batch["targets"], self.config.vocab_size
+        )
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        # Rows are padded on the right, where causal attention already hides pads from real tokens: no mask is passed,
+        # and the fast causal path stays.
+        return self.net.hidden(batch["input_ids"], document_ids=batch.get("document_ids"))  # (B, T, C)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Turn the mean over capacity into the mean over scored targets of the whole step."""
+        nats, scored = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum").unbind()
+        self._step_sums = torch.zeros_like(self._step_sums)
+        self.step_loss = nats / scored
+        capacity = self._capacity * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        if scored.is_cuda or scored != capacity:  # on a GPU the comparison would wait for the device
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            torch._foreach_mul_(gradients, capacity / scored.clamp(min=1))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the Trainer says and keep the norm before clipping; without clipping, measure it at logged steps."""
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val or self._step_is_logged():
+            self.grad_norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then stop on a loss that is no number, before anything could save it, and log when the turn has
+        come.
+        """
+        super().optimizer_step(*args, **kwargs)
+        logged = self._step_is_logged()
+        if (logged or self.device.type == "cpu") and not math.isfinite(self.step_loss):
+            raise _non_finite(float(self.step_loss), self.global_step + 1)
+        if logged:
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            values = {"train/loss": self.step_loss, "lr": rate, "grad_norm": self.grad_norm}
+            self.log_now(values, self.global_step + 1)
+
+    def _step_is_logged(self) -> bool:
+        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+
+    def log_now(self, values: Mapping[str, Any], step: int) -> None:
+        """Write to the loggers at once, under the number of optimizer steps done.
+
+        Lightning's own logging comes after checkpoints and counts training steps from 0 and validations from 1.
+        """
+        present = {k: float(v) for k, v in values.items() if v is not None}
+        for logger in self.trainer.loggers:
+            logger.log_metrics({**present, "epoch": self.current_epoch}, step=step)
+        self.trainer.callback_metrics.update({k: torch.tensor(v) for k, v in present.items()})
+
+    # ---- evaluation
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score a batch of the validation split (loader 0) or of the fixed part of the training split (loader 1)."""
+        self._score(("val", "train_eval")[dataloader_idx], batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Score a batch of the test split."""
+        self._score("test", batch)
+
+    def _score(self, split: str, batch: Batch) -> None:
+        nats, rank = self.token_scores(batch)
+        self.scores[split].update(nats, rank, batch["targets"] != IGNORE)
+
+    def token_scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Nats and rank of every target, each (B, T)."""
+        return score(self._hidden(batch), self.net.head, batch["targets"], self.config.vocab_size)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The batch's ``targets``, ``document`` and, for each target, ``nats`` and ``rank``."""
+        nats, rank = self.token_scores(batch)
+        return {"targets": batch["targets"], "document": batch["document"], "nats": nats, "rank": rank}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/...`` and ``train_eval/...``."""
+        self._log_scores("val", "train_eval")
+
+    def on_test_epoch_end(self) -> None:
+        """Log ``test/...``."""
+        self._log_scores("test")
+
+    def _log_scores(self, *splits: str) -> None:
+        figures = {f"{split}/{k}": v for split in splits for k, v in self._figures(split).items()}
+        self.log_dict(figures, logger=False)
+        if not self.trainer.sanity_checking:
+            self.log_now(figures, self.global_step)
+
+    def _figures(self, split: str) -> dict[str, float]:
+        metric = self.scores[split]
+        if not metric.update_called:
+            return {}
+        figures = {k: float(v) for k, v in metric.compute().items()}
+        metric.reset()
+        nats, tokens = figures.pop("nats"), figures.pop("tokens")
+        text = self._scored_text(split)
+        return figures if text is None else figures | per_text(nats, tokens, text)
+
+    def _scored_text(self, split: str) -> Any:
+        data = getattr(self.trainer, "datamodule", None)
+        return data.scored_text(split) if hasattr(data, "scored_text") else None
+
+    # ---- optimizer
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One optimizer over groups that choose their rule and decay, and its schedule per step."""
+        fused = not str(self.trainer.precision).startswith("16")
+        optimizer = build_optimizer(self.net, self.optimizer_config, fused)
+        _say(describe_groups(optimizer))
+        schedule = StepSchedule(optimizer, self.optimizer_config, self._total_steps())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _total_steps(self) -> int:
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
+            if self.optimizer_config.schedule != "constant":
+                raise UserError(
+                    f"the {self.optimizer_config.schedule} schedule needs an end: set --trainer.max_steps or "
+                    "--trainer.max_epochs, or --model.optimizer.schedule constant."
+                )
+            return 1
+        return int(steps)
+
+    # ---- checkpoints
+
+    def on_save_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
+        """Add what a reader needs besides the weights: format, configuration, tokenizer, fingerprints."""
+        data = getattr(self._trainer, "datamodule", None)
+        checkpoint_[checkpoint.KEY] = checkpoint.describe(self.net, asdict(self.config), data)
+
+    def on_load_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
+        """Refuse files that are not ours, of a newer format, or with another tokenizer than the data's."""
+        checkpoint.check(checkpoint_)
+        data = getattr(self._trainer, "datamodule", None)
+        here = getattr(data, "fingerprints", {}).get("tokenizer")
+        stored = checkpoint_[checkpoint.KEY]["fingerprints"].get("tokenizer")
+        if here and stored and here != stored:
+            raise UserError(
+                "the data's tokenizer differs from the checkpoint's, so token ids would change their meaning: give the "
+                "text and tokenizer that the checkpoint was trained with."
+            )
+
+
+def _copy(cls: type[Any], value: Any) -> Any:
+    """A fresh ``cls`` from an instance, or from the dict that a checkpoint stores."""
+    return cls(**(value if isinstance(value, dict) else asdict(value)))
+
+
+def _vocabulary(wanted: int | None, found: int | None) -> int:
+    size = wanted or found
+    if size is None:
+        raise UserError(
+            "the vocabulary is unknown: set model.config.vocab_size, or fit with a datamodule that has vocab_size."
+        )
+    if found is not None and size < found:
+        raise UserError(
+            f"model.config.vocab_size {size} is smaller than the data's {found} symbols: leave it out, or raise it."
+        )
+    return size
+
+
+def _non_finite(loss: float, step: int) -> UserError:
+    return UserError(
+        f"the loss became {loss} at step {step}: lower --model.optimizer.lr, raise --model.optimizer.warmup or set "
+        "--trainer.gradient_clip_val 1.0, and go on from the last checkpoint with --resume auto."
+    )
+
+
+@rank_zero_only
+def _say(lines: list[str]) -> None:
+    print("\n".join(lines), flush=True)
+
+
+class LitGPT(LitLanguageModel):
+    """A causal GPT.
+
+    Args:
+        config: Shape and options of the network.
+        optimizer: Rule, learning rates, decay and schedule.
+        compile: Compile each block with torch.compile, in place. Off by default: it needs a C++ compiler and takes
+            about a minute.
+    """
+
+    config_class = GPTConfig
+    net: GPT
+
+    def __init__(
+        self,
+        config: GPTConfig = GPTConfig(),  # noqa: B008 (copied, never changed)
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
+        compile: bool = False,
+    ) -> None:
+        super().__init__(config, optimizer, compile=compile)
+
+    def build_network(self) -> GPT:
+        """The GPT of ``self.config``, its blocks compiled in place when asked for."""
+        net = GPT(self.config)
+        if self.options["compile"]:
+            for block in net.blocks:
+                block.compile()
+        return net
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The head's weight and bias, or the embedding's weight when they are tied."""
+        return list((self.net.lm_head or self.net.wte).parameters())

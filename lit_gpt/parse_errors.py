@@ -1,0 +1,58 @@
+"""One sentence out of a parser's report.
+
+jsonargparse answers a wrong key of a class given by path with a list of every type it tried; the key a person mistyped
+is somewhere in it.
+"""
+
+import re
+from collections.abc import Iterable
+
+from lit_gpt.suggest import unknown
+
+#: Where a report names a key that does not exist, relative to the slot (model, data) in its first line.
+WRONG_KEY = (
+    r"unrecognized arguments: --?(?P<key>[\w.]+)",
+    r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.]+)'",
+    r"(?:Subcommand|Parser) '\w+' does not accept option '(?P<key>[\w.]+)'",
+    r"Option '(?P<key>[\w.]+)' is not accepted",
+    r"does not accept option '(?P<key>[\w.]+)'",
+)
+WRONG_VALUE = r'Parser key "(?P<key>[\w.]+)":\s+(?P<what>Expected [^\n]*?)\.? Got value: (?P<value>[^\n]*)'
+NOISE = r"(Does not validate|Subtypes:|Errors:|Given value|- Expected a <class 'NoneType'>)"
+
+
+def sentence(report: str, known: Iterable[str]) -> str:
+    """What is wrong, in one sentence with a fix.
+
+    Args:
+        report: The parser's message.
+        known: Dotted names of all options, from which the nearest is suggested.
+    """
+    slot = re.match(r'Parser key "(\w+)":', report)
+    prefix = slot[1] if slot else ""
+    for pattern in WRONG_KEY:
+        found = re.search(pattern, report)
+        if found:
+            return str(unknown("option", _dotted(prefix, found), known))
+    found = re.search(WRONG_VALUE, report)
+    if found:
+        return f"option {_dotted(prefix, found)!r} cannot be {found['value']!r}: {_readable(found['what'])}."
+    lines = [line.strip(" -") for line in report.splitlines() if not re.match(rf"\s*{NOISE}", line)]
+    return " ".join(lines).rstrip(".") + "."
+
+
+def _dotted(prefix: str, found: re.Match[str]) -> str:
+    parts = [prefix, found.groupdict().get("group") or "", found["key"]]
+    key = ".".join(part for part in parts if part)
+    return key.replace("init_args.", "")
+
+
+def _readable(what: str) -> str:
+    choices = re.search(r"Literal\[(.*)\]", what)
+    if choices:
+        return "use " + choices[1].replace("'", "")
+    return (
+        what.replace("<class '", "")
+        .replace("'>", "")
+        .replace("Expected a ", "give an " if "int" in what else "give a ")
+    )

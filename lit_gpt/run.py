@@ -1,0 +1,58 @@
+"""A run's folder, ``logs/<name>/version_N``: claimed once, found again to resume."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from datamodules.errors import UserError
+
+SUMMARY = "summary.json"
+LAST = Path("checkpoints") / "last.ckpt"
+
+
+def claim(root: Path, name: str) -> Path:
+    """A new ``version_N`` below ``root/name``; two runs that start together get two folders."""
+    parent = root / name
+    parent.mkdir(parents=True, exist_ok=True)
+    number = max((_version(folder) for folder in parent.glob("version_*")), default=-1) + 1
+    while True:
+        folder = parent / f"version_{number}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def _version(folder: Path) -> int:
+    match = re.fullmatch(r"version_(\d+)", folder.name)
+    return int(match[1]) if match else -1
+
+
+def unfinished(root: Path, name: str, fingerprint: str) -> Path | None:
+    """The newest folder of ``name`` that has a last checkpoint, no finished summary, and this configuration."""
+    folders = sorted((root / name).glob("version_*"), key=_version, reverse=True)
+    return next((f for f in folders if (f / LAST).is_file() and _may_go_on(f, fingerprint)), None)
+
+
+def _may_go_on(folder: Path, fingerprint: str) -> bool:
+    summary = read_json(folder / SUMMARY)
+    return not summary.get("finished", True) and summary["hashes"]["config"] == fingerprint
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, or an empty one where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"file {str(path)!r} is damaged ({error}): delete it.") from error
+    return value
+
+
+def folder_of(checkpoint: Path) -> Path:
+    """The run's folder of one of its checkpoints."""
+    return checkpoint.resolve().parent.parent
