@@ -1,14 +1,12 @@
-"""What the three datamodules share: a prepared store, rows of one kind, and loaders that fit the Trainer they run under."""
+"""What the three datamodules share: a prepared store, rows of one kind, and loaders that fit their Trainer."""
 
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import torch
 from lightning.pytorch import LightningDataModule, Trainer
 
 from datamodules.batches import IGNORED, BatchLoader, MicroBatches, Packed, Padded, Rows, Share, TrainLoader, Windows
@@ -24,9 +22,9 @@ _DEFAULT_ROWS = 32
 
 @dataclass(frozen=True)
 class ScoredText:
-    """What one evaluation pass scores: ``tokens`` targets, of which ``end_marks`` are end marks, and the raw text behind them.
+    """What one evaluation pass scores: ``tokens`` targets, ``end_marks`` of them end marks, and the text behind them.
 
-    ``chars`` and ``bytes`` (UTF-8) count one newline for each end mark.
+    ``chars`` and ``bytes`` (UTF-8) are of the raw text, with one newline for each end mark.
     """
 
     tokens: int
@@ -38,8 +36,8 @@ class ScoredText:
 class TextDataModule(LightningDataModule):
     """Text to batches of fixed shape; a subclass says which text, which tokenizer and which rows.
 
-    Batches are dicts of ``input_ids``, ``targets`` (shifted, -100 where nothing is scored) and ``attention_mask``, (B, T)
-    each; packed rows add ``document_ids``, padded rows ``document``. Works under a plain ``Trainer``.
+    Batches are dicts of ``input_ids``, ``targets`` (shifted, -100 where nothing is scored) and ``attention_mask``,
+    (B, T) each; packed rows add ``document_ids`` (B, T), padded rows ``document`` (B,). A plain ``Trainer`` will do.
 
     Attributes:
         tokenizer: after ``setup``.
@@ -52,7 +50,7 @@ class TextDataModule(LightningDataModule):
         rows: how text becomes rows: ``windows``, ``padded`` or ``packed``.
         stride: distance of two training windows; None puts them side by side from a random offset in each epoch.
         mask_first: training targets at the start of each window (or document) that are left out of the loss.
-        train_eval_rows: rows of the training split that are evaluated beside the validation split; None is as many as that has.
+        train_eval_rows: rows of the training split that are evaluated too; None is as many as the validation split has.
         predict_source: the text that ``predict`` scores; None is the validation split.
         seed: decides the order of the training rows, with the epoch.
         num_workers: processes that build batches; 0 builds them in this one.
@@ -98,6 +96,11 @@ class TextDataModule(LightningDataModule):
         """Takes a checkpoint's tokenizer instead of making one. Call it before ``setup``."""
         self._given = tokenizer
 
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, after ``setup``."""
+        return self.tokenizer.vocab_size
+
     def prepare_data(self) -> None:
         """Prepares the token stores that are not in the cache."""
         self._folder = self._prepared()
@@ -119,11 +122,11 @@ class TextDataModule(LightningDataModule):
     def train_dataloader(self) -> BatchLoader:
         """Micro-batches of the epoch; the same few rows over and over under ``overfit_batches``."""
         dataset = MicroBatches(self._train_rows, self._train_share)
-        fixed = self.trainer is not None and self.trainer.overfit_batches > 0
+        fixed = bool(getattr(self.trainer, "overfit_batches", 0))
         return (BatchLoader if fixed else TrainLoader)(dataset, self.num_workers)
 
     def val_dataloader(self) -> list[BatchLoader]:
-        """The validation split, and the evaluated part of the training split; nothing where there is no validation split."""
+        """The validation split and the evaluated part of the training split; nothing if there is no validation split."""
         if "val" not in self._stores:
             return []
         rows, subset = self._train_eval
@@ -140,7 +143,7 @@ class TextDataModule(LightningDataModule):
         store = self._stores.get("val") if self.predict_source is None else TokenStore(self._predict_folder(), "train")
         if store is None:
             raise UserError("There is no validation split to predict: set predict_source.")
-        return self._eval_loader(Padded(store, self._T))
+        return self._eval_loader(Padded(store, self._size))
 
     def scored_text(self, split: str) -> ScoredText:
         """What one whole evaluation pass scores. ``split`` is train_eval, val or test."""
@@ -177,8 +180,8 @@ class TextDataModule(LightningDataModule):
             wrong = wanted.fingerprint != given.fingerprint
         if wrong:
             raise UserError(
-                f"The data's tokenizer option asks for {wanted.vocab_size} tokens, but the checkpoint's own tokenizer, of "
-                f"{given.vocab_size}, differs from it; leave the option out or give the one the run was trained with."
+                f"The data's tokenizer option asks for one of {wanted.vocab_size} tokens, but the checkpoint has its "
+                f"own, of {given.vocab_size}, which differs; leave the option out or give the one of that run."
             )
 
     def _predict_folder(self) -> Path:
@@ -189,7 +192,7 @@ class TextDataModule(LightningDataModule):
     # Rows
 
     @property
-    def _T(self) -> int:
+    def _size(self) -> int:
         assert self.block_size is not None
         return self.block_size
 
@@ -201,24 +204,26 @@ class TextDataModule(LightningDataModule):
         return int(size)
 
     def _check_rows(self) -> None:
-        if self.stride is not None and not 1 <= self.stride <= self._T:
+        if self.stride is not None and not 1 <= self.stride <= self._size:
             raise UserError(
-                f"A stride of {self.stride} leaves out text or repeats it: choose 1 to block_size = {self._T}."
+                f"A stride of {self.stride} leaves out text or repeats it: choose 1 to block_size = {self._size}."
             )
+        if self.rows != "windows" and self.tokenizer.eos_id is None:
+            raise UserError(f"rows {self.rows!r} need a tokenizer with an end mark, and this one has none; use windows.")
         for split, store in self._stores.items():
-            needed = self._T + 1 if self.rows == "windows" else 2
+            needed = self._size + 1 if self.rows == "windows" else 2
             if len(store) < needed:
                 raise UserError(
-                    f"The {split} split of {self._recipe.source.name} has {len(store)} tokens, fewer than the {needed} of one "
-                    f"row (block_size {self._T} + 1): give more text, a smaller block_size or another split."
+                    f"The {split} split of {self._recipe.source.name} has {len(store)} tokens, fewer than one row's "
+                    f"{needed} (block_size {self._size} + 1): give more text, a smaller block_size or another split."
                 )
 
     def _make_rows(self, split: str, seed: int | None = None) -> Rows:
         store, training = self._stores[split], seed is not None
         mask_first = self.mask_first if training else 0
         if self.rows == "windows":
-            return Windows(store, self._T, self.stride if training else None, seed, mask_first)
-        return (Padded if self.rows == "padded" else Packed)(store, self._T, seed, mask_first)
+            return Windows(store, self._size, self.stride if training else None, seed, mask_first)
+        return (Padded if self.rows == "padded" else Packed)(store, self._size, seed, mask_first)
 
     @cached_property
     def _train_rows(self) -> Rows:
@@ -236,7 +241,7 @@ class TextDataModule(LightningDataModule):
 
     @cached_property
     def _count_train_eval(self) -> ScoredText:
-        """Counted target by target: the bytes of tokens add up to the text's, and so do the first bytes of its characters."""
+        """Counted target by target: the bytes of tokens add up to the text's, and so do its characters' first bytes."""
         rows, subset = self._train_eval
         used = np.zeros(self.tokenizer.vocab_size, np.int64)
         for part in np.array_split(subset, -(-len(subset) // 1024)):
@@ -263,20 +268,19 @@ class TextDataModule(LightningDataModule):
         micro = self.micro_batch_size or rows // world
         if micro * world == 0 or rows % (micro * world):
             raise UserError(
-                f"A step of {rows} rows (tokens_per_step / block_size) cannot be made of micro-batches of "
-                f"{self.micro_batch_size or 'equal'} rows on {world} processes: choose micro_batch_size among the divisors of "
-                f"{rows // world if rows % world == 0 else f'a tokens_per_step that {world} divides'}."
+                f"A step of {rows} rows (tokens_per_step / block_size) cannot be divided among {world} process(es) in "
+                f"micro-batches of {micro or 1} row(s): choose another tokens_per_step or micro_batch_size."
             )
         return Share(self._train_rows.count, rows, micro, rank, world)
 
     def _rows_per_step(self) -> int:
         if self.tokens_per_step is None:
             return _DEFAULT_ROWS
-        rows, rest = divmod(self.tokens_per_step, self._T)
+        rows, rest = divmod(self.tokens_per_step, self._size)
         if rest or rows == 0:
             raise UserError(
-                f"tokens_per_step {self.tokens_per_step} is not a multiple of block_size {self._T}; "
-                f"choose {max(rows, 1) * self._T} or {(rows + 1) * self._T}."
+                f"tokens_per_step {self.tokens_per_step} is not a multiple of block_size {self._size}; "
+                f"choose {max(rows, 1) * self._size} or {(rows + 1) * self._size}."
             )
         return rows
 
@@ -291,13 +295,13 @@ class TextDataModule(LightningDataModule):
     def _set_accumulation(self, trainer: Trainer) -> None:
         """Makes the Trainer step once in each global batch, and counts an integer ``val_check_interval`` in steps.
 
-        Lightning counts that interval in micro-batches, and a checkpoint saved between two steps would not resume exactly.
+        Lightning counts that in micro-batches, and a checkpoint saved between two steps would not resume exactly.
         """
         accumulation = self._train_share.accumulation
         if trainer.accumulate_grad_batches not in (1, accumulation):
             raise UserError(
-                f"accumulate_grad_batches {trainer.accumulate_grad_batches} contradicts tokens_per_step and micro_batch_size, "
-                f"which make it {accumulation}; leave it out."
+                f"accumulate_grad_batches {trainer.accumulate_grad_batches} contradicts tokens_per_step and "
+                f"micro_batch_size, which make it {accumulation}; leave it out."
             )
         trainer.accumulate_grad_batches = accumulation
         if isinstance(trainer.val_check_interval, int):

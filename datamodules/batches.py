@@ -51,7 +51,7 @@ class Rows(ABC):
         return 1 + int(random_words(self.seed, epoch, _OFFSET, words=1)[0] % np.uint64(self.block_size))
 
     def slices(self, epoch: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First input and number of targets (B,) of rows that tile the positions 0 to ``last`` - 1, cut at the offset."""
+        """First input and number of targets (B,) of rows that tile positions 0 to ``last`` - 1, cut at the offset."""
         first = self.offset(epoch) + (rows - 1) * self.block_size
         low, high = np.maximum(first, 0), np.minimum(first + self.block_size, self.last)
         return low, np.where(rows < 0, 0, np.maximum(high - low, 0))
@@ -63,7 +63,7 @@ class Rows(ABC):
     def finish(
         self, tokens: np.ndarray, length: np.ndarray, unscored: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
-        """Inputs, shifted targets and mask, (B, T) each, from tokens (B, T + 1) and the number of targets (B,) in each row."""
+        """Inputs, shifted targets and mask (B, T), from tokens (B, T + 1) and each row's number of targets (B,)."""
         mask = self.columns < length[:, None]
         scored = mask if unscored is None else mask & ~unscored
         return {
@@ -139,10 +139,10 @@ class Padded(Rows):
 
 
 class Packed(Rows):
-    """The epoch's shuffled documents end to end, one mark between two, cut into rows: no pads but in the first and last row.
+    """The epoch's shuffled documents end to end, one mark between two, cut into rows; pads only at either end.
 
-    A mark is the target that ends one document and the input that starts the next, so a packed document and the same one
-    alone in a padded row see the same inputs.
+    A mark is the target that ends one document and the input that starts the next, so a packed document and the same
+    one alone in a padded row see the same inputs.
     """
 
     def __init__(self, store: TokenStore, block_size: int, seed: int | None = None, mask_first: int = 0) -> None:
@@ -151,7 +151,7 @@ class Packed(Rows):
         self._plan: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where the k-th document of the epoch lies in the store, and where it goes in the packed stream; (documents + 1,) each.
+        """Where the k-th document of the epoch lies in the store and in the packed stream; (documents + 1,) each.
 
         16 bytes a document, kept for one epoch.
         """
@@ -237,9 +237,9 @@ class MicroBatches(Dataset[Batch]):
 class BatchLoader:
     """Iterates over one process's micro-batches in a fixed order.
 
-    Not a ``DataLoader`` itself, because Lightning rebuilds those with its own sampler under several processes, which would
-    split rows that are split already. It uses one inside, with a generator of its own: the one it would make draws from the
-    global random state, and runs would no longer resume exactly.
+    Not a ``DataLoader`` itself, because Lightning rebuilds those with its own sampler under several processes, which
+    would split rows that are split already. It uses one inside, with a generator of its own: the one it would make
+    draws from the global random state, and runs would no longer resume exactly.
     """
 
     def __init__(self, dataset: MicroBatches, num_workers: int = 0) -> None:
@@ -268,9 +268,9 @@ class BatchLoader:
 class TrainLoader(BatchLoader):
     """Goes through one epoch after another, and can say and be told where it stands.
 
-    The state counts the batches handed out, not those that workers have prepared, and is in global batches, so it can be
-    loaded on another number of processes. ``iter`` after a whole or a broken-off epoch starts the next one, but right after
-    ``load_state_dict`` it goes on in the middle.
+    The state counts the batches handed out, not those that workers have prepared, and is in global batches, so it can
+    be loaded on another number of processes. ``iter`` after a whole or a broken-off epoch starts the next one, but
+    right after ``load_state_dict`` it goes on in the middle.
     """
 
     def __init__(self, dataset: MicroBatches, num_workers: int = 0) -> None:

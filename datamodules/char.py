@@ -11,8 +11,8 @@ from datamodules.splitting import Split
 class CharDataModule(TextDataModule):
     """Windows of text, one token a character, split into contiguous parts.
 
-    The vocabulary is the sorted characters of all splits. That tells the model no more of the validation text than that its
-    characters exist, and a person's first run does not fail on a rare sign near the end of their file.
+    The vocabulary is the sorted characters of all splits. That tells the model no more of the validation text than that
+    its characters exist, and a person's first run does not fail on a rare sign near the end of their file.
 
     Args:
         source: ``embedded``, a file, folder or glob, or the name of a download; of several, each starts on a new line.

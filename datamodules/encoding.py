@@ -1,8 +1,8 @@
 """Encoding on all cores: worker processes that import this package and numpy, nothing else.
 
-Plain child processes on pipes, not ``multiprocessing``: its spawned children import the caller's main module again (and
-torch with it, about 350 MB each), its forked ones copy a process that may hold threads. A child ends when its input does,
-so none outlives a parent that was killed.
+Plain child processes on pipes, not ``multiprocessing``: its spawned children import the caller's main module again
+(and torch with it, about 350 MB each), its forked ones copy a process that may hold threads. A child ends when its
+input does, so none outlives a parent that was killed.
 """
 
 import os
@@ -12,7 +12,8 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from io import BufferedReader
 from queue import SimpleQueue
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -39,7 +40,7 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> list[Encoded]:
 
 
 def useful_workers(tokenizer: Tokenizer, chars: int) -> int:
-    """How many processes make it faster. Characters and bytes are one numpy look-up: sending them away would cost more."""
+    """How many processes make it faster: none for characters and bytes, which are one numpy look-up."""
     if isinstance(tokenizer, CharTokenizer | ByteTokenizer):
         return 0
     workers = min(_cores(), chars // _CHARS_PER_WORKER)
@@ -94,10 +95,8 @@ class _Worker:
         self.process.kill()
         self.process.wait()
         self.replies.close()
-        try:
+        with suppress(BrokenPipeError):  # of a job that nobody waits for any more
             self.requests.close()
-        except BrokenPipeError:
-            pass  # a reply that nobody waited for was still in the pipe
 
     def encode(self, texts: list[str]) -> list[Encoded]:
         try:
@@ -114,7 +113,7 @@ class _Worker:
 
 def serve() -> None:
     """The worker's side: a tokenizer, then jobs until the input ends."""
-    requests, replies = sys.stdin.buffer, sys.stdout.buffer
+    requests, replies = cast(BufferedReader, sys.stdin.buffer), sys.stdout.buffer
     tokenizer = tokenizer_from_dict(pickle.load(requests))
     while requests.peek(1):
         texts = pickle.load(requests)

@@ -1,8 +1,8 @@
 """The token store: one flat file of ids for each split, and the places where its documents start.
 
-A split of a tokenizer with an end mark E is laid out as ``[E d1 E d2 E ... dn E]``: one mark between documents, which ends
-the one before it and starts the one after it, and one at either end. Without an end mark it is the bare stream of
-text. Files are memory-mapped, so a corpus larger than memory costs no more than the pages that batches touch.
+A split of a tokenizer with an end mark E is laid out as ``[E d1 E d2 E ... dn E]``: one mark between documents, which
+ends the one before it and starts the one after it, and one at either end. Without an end mark it is the bare stream
+of text. Files are memory-mapped, so a corpus larger than memory costs no more than the pages that batches touch.
 """
 
 import json
@@ -22,7 +22,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Counts:
-    """What one split holds: ``tokens`` counts end marks, ``chars`` and ``bytes`` (UTF-8) are of the raw text without them."""
+    """What one split holds: ``tokens`` counts end marks; ``chars`` and ``bytes`` (UTF-8) are of the text alone."""
 
     tokens: int
     documents: int
@@ -37,7 +37,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 class TokenStore:
-    """One split, opened read-only. Pickles as its path, so worker processes map the file again instead of copying it."""
+    """One split, opened read-only. Pickles as its path: worker processes map the file again instead of copying it."""
 
     def __init__(self, folder: Path, split: str) -> None:
         meta = read_meta(folder)
@@ -58,9 +58,9 @@ class TokenStore:
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """Where each document starts (at its end mark, if there are any), and one entry more for where the last one ends.
+        """Where each document starts, at its end mark if there are any; (documents + 1,) int64.
 
-        With end marks that last entry is the position of the final mark, n - 1; without them it is n. (documents + 1,) int64.
+        The last entry is where the last document ends: at the final mark, n - 1, or at n without end marks.
         """
         return np.memmap(self.folder / f"{self.split}.starts", np.int64, "r")
 
@@ -72,8 +72,8 @@ class TokenWriter:
         self.dtype, self.eos_id = dtype, eos_id
         self.tokens = self.documents = self.chars = self.bytes = 0
         self._inside = False
-        self._ids: BinaryIO = open(folder / f"{split}.bin", "wb")
-        self._starts: BinaryIO = open(folder / f"{split}.starts", "wb")
+        self._ids: BinaryIO = (folder / f"{split}.bin").open("wb")
+        self._starts: BinaryIO = (folder / f"{split}.starts").open("wb")
 
     def add(self, ids: np.ndarray, chars: int, n_bytes: int, end: bool) -> None:
         """Appends a piece of a document; ``end`` says that it is the last one."""

@@ -1,0 +1,192 @@
+"""Rows of three kinds: what is scored, how often, with which inputs, and in whose batch."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datamodules.batches import IGNORED, Batch, MicroBatches, Packed, Padded, Rows, Share, Windows
+from datamodules.permutation import permute, random_words
+from datamodules.tokens import TokenStore, TokenWriter, write_meta
+from lit_gpt.model import GPT, GPTConfig
+
+E = 0  # the end mark
+KINDS = {"windows": Windows, "padded": Padded, "packed": Packed}
+
+
+def store_of(folder: Path, lengths: list[int], eos_id: int | None = E) -> TokenStore:
+    """Documents of the given lengths; their tokens are 1, 2, 3, ... and occur once each."""
+    folder.mkdir(exist_ok=True)
+    writer = TokenWriter(folder, "train", np.dtype(np.uint32), eos_id)
+    bounds = np.cumsum([0, *lengths])
+    for low, high in zip(bounds, bounds[1:], strict=False):
+        writer.add(np.arange(low, high) + 1, int(high - low), int(high - low), True)
+    write_meta(folder, {"train": writer.close()}, dtype="uint32", eos_id=eos_id)
+    return TokenStore(folder, "train")
+
+
+def batches_of(rows: Rows, rows_per_batch: int, micro: int, world: int, epoch: int = 0) -> list[list[Batch]]:
+    """For each global batch, the micro-batches of all processes in the order of their rows."""
+    ranks = [MicroBatches(rows, Share(rows.count, rows_per_batch, micro, r, world)) for r in range(world)]
+    assert len({len(rank) for rank in ranks}) == 1
+    steps = rows_per_batch // (micro * world)
+    flat = [rank[epoch, item] for item in range(len(ranks[0])) for rank in ranks]
+    return [flat[i : i + steps * world] for i in range(0, len(flat), steps * world)]
+
+
+def scored(batches: list[list[Batch]]) -> tuple[Counter[int], list[tuple[int, int]]]:
+    """How often each token is a target, and all (input, target) pairs."""
+    pairs = []
+    for batch in (b for step in batches for b in step):
+        kept = batch["targets"] != IGNORED
+        assert not (kept & ~batch["attention_mask"]).any()
+        pairs += list(zip(batch["input_ids"][kept].tolist(), batch["targets"][kept].tolist(), strict=True))
+    return Counter(target for _, target in pairs), pairs
+
+
+@settings(deadline=None)
+@given(n=st.integers(1, 9000), seed=st.integers(0, 2**32), epoch=st.integers(0, 9))
+def test_permute_is_a_bijection_of_any_size(n: int, seed: int, epoch: int) -> None:
+    image = permute(np.arange(n), n, random_words(seed, epoch))
+    assert np.array_equal(np.sort(image), np.arange(n))
+
+
+def test_permute_takes_no_memory_for_a_huge_range_and_mixes_it() -> None:
+    n = 10**12 + 39
+    image = permute(np.arange(20_000), n, random_words(1))
+    assert len(np.unique(image)) == 20_000
+    assert image.min() >= 0
+    assert image.max() < n
+    assert abs(image.mean() / n - 0.5) < 0.02
+    assert abs(np.corrcoef(image[1:], image[:-1])[0, 1]) < 0.03
+
+
+def test_small_permutations_are_about_equally_likely() -> None:
+    seen = Counter(tuple(permute(np.arange(3), 3, random_words(seed))) for seed in range(1200))
+    assert len(seen) == 6
+    assert min(seen.values()) > 140
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    lengths=st.lists(st.integers(1, 23), min_size=1, max_size=25),
+    block_size=st.integers(1, 17),
+    kind=st.sampled_from(sorted(KINDS)),
+    evaluation=st.booleans(),
+    seed=st.integers(0, 99),
+    epoch=st.integers(0, 3),
+    micro=st.integers(1, 4),
+    world=st.sampled_from([1, 2, 4]),
+    accumulation=st.integers(1, 3),
+)
+def test_every_target_is_scored_exactly_once_with_its_own_input(
+    tmp_path_factory: pytest.TempPathFactory,
+    lengths: list[int],
+    block_size: int,
+    kind: str,
+    evaluation: bool,
+    seed: int,
+    epoch: int,
+    micro: int,
+    world: int,
+    accumulation: int,
+) -> None:
+    store = store_of(tmp_path_factory.mktemp("store"), lengths)
+    rows = KINDS[kind](store, block_size, seed=None if evaluation else seed)
+    rows_per_batch = micro * world * accumulation
+    batches = batches_of(rows, rows_per_batch, micro, world, epoch)
+
+    counts, pairs = scored(batches)
+    n = sum(lengths)
+    assert counts == Counter({E: len(lengths), **dict.fromkeys(range(1, n + 1), 1)})
+    firsts = {1 + sum(lengths[:i]) for i in range(len(lengths))}
+    for source, target in pairs:
+        assert source == (E if target in firsts else target - 1) or target == E
+
+    # One process sees the same global batches, row for row, as many in several micro-batches.
+    alone = batches_of(rows, rows_per_batch, rows_per_batch, 1, epoch)
+    assert len(alone) == len(batches)
+    for whole, parts in zip(alone, batches, strict=True):
+        for name, value in whole[0].items():
+            assert torch.equal(value, torch.cat([part[name] for part in parts]))
+
+
+@settings(deadline=None, max_examples=40)
+@given(n=st.integers(2, 60), block_size=st.integers(1, 17), stride=st.integers(1, 17), seed=st.integers(0, 9))
+def test_strided_windows_start_at_every_multiple_and_reach_the_end(
+    tmp_path_factory: pytest.TempPathFactory, n: int, block_size: int, stride: int, seed: int
+) -> None:
+    stride = min(stride, block_size)
+    rows = Windows(store_of(tmp_path_factory.mktemp("store"), [n], None), block_size, stride, seed)
+    assert rows.count == max(-(-(n - 1 - block_size) // stride), 0) + 1
+    batch = MicroBatches(rows, Share(rows.count, rows.count, rows.count))[3, 0]
+    firsts = sorted(batch["input_ids"][:, 0].tolist())
+    assert firsts == [1 + i * stride for i in range(rows.count)]
+    for ids, targets, mask in zip(batch["input_ids"], batch["targets"], batch["attention_mask"], strict=True):
+        length = min(block_size, n - int(ids[0]))
+        assert mask.tolist() == [True] * length + [False] * (block_size - length)
+        assert targets[mask].tolist() == list(range(int(ids[0]) + 1, int(ids[0]) + 1 + length))
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_epochs_differ_and_repeat_from_their_seed(tmp_path: Path, kind: str) -> None:
+    store = store_of(tmp_path, [7, 3, 12, 5, 9, 1, 4] * 6)
+
+    def epoch(number: int, seed: int = 5) -> torch.Tensor:
+        batches = batches_of(KINDS[kind](store, 8, seed=seed), 4, 4, 1, number)
+        return torch.cat([batch[0]["input_ids"] for batch in batches])
+
+    assert torch.equal(epoch(2), epoch(2))
+    assert epoch(0).shape == epoch(1).shape
+    assert not torch.equal(epoch(0), epoch(1))
+    assert not torch.equal(epoch(0), epoch(0, seed=6))
+
+
+@pytest.mark.parametrize("kind", ["windows", "packed"])
+def test_offsets_move_the_cuts_between_epochs(tmp_path: Path, kind: str) -> None:
+    rows = KINDS[kind](store_of(tmp_path, [200]), 16, seed=1)
+    assert len({rows.offset(epoch) for epoch in range(40)}) > 8
+    assert {rows.offset(epoch) for epoch in range(2000)} == set(range(1, 17))
+
+
+def test_mask_first_drops_targets_of_windows_but_not_their_inputs(tmp_path: Path) -> None:
+    rows = Windows(store_of(tmp_path, [8], None), 4, stride=1, mask_first=3)
+    batch = rows.batch(0, np.arange(rows.count))
+    assert (batch["targets"][:, :3] == IGNORED).all()
+    assert batch["targets"][:, 3].tolist() == [5, 6, 7, 8]
+    assert batch["attention_mask"].all()
+
+
+@pytest.mark.parametrize("kind", ["padded", "packed"])
+def test_mask_first_drops_targets_of_documents_and_not_where_a_row_continues_one(tmp_path: Path, kind: str) -> None:
+    rows = KINDS[kind](store_of(tmp_path, [5, 1, 9]), 4, mask_first=2)
+    counts, _ = scored(batches_of(rows, 2, 2, 1))
+    assert counts == Counter({3: 1, 4: 1, 5: 1, **dict.fromkeys(range(9, 16), 1), E: 2})  # the short document's is dropped
+
+
+def test_packed_rows_name_documents_and_share_the_mark_between_two(tmp_path: Path) -> None:
+    rows = Packed(store_of(tmp_path, [2, 1, 3]), 5)
+    batch = rows.batch(0, np.array([0, 1, -1]))
+    assert batch["input_ids"].tolist() == [[E, 1, 2, E, 3], [E, 4, 5, 6, E], [E] * 5]
+    assert batch["targets"].tolist() == [[1, 2, E, 3, E], [4, 5, 6, E, -100], [-100] * 5]
+    assert batch["document_ids"].tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 0, -1], [-1] * 5]
+    assert batch["document_ids"].dtype == np.int32
+
+
+def test_a_packed_document_gives_the_logits_of_the_same_one_alone(tmp_path: Path) -> None:
+    store = store_of(tmp_path, [4, 6, 3])
+    torch.manual_seed(0)
+    net = GPT(GPTConfig(block_size=16, vocab_size=20, n_layer=2, n_head=2, n_embd=16)).eval()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    packed = {k: torch.from_numpy(v) for k, v in Packed(store, 16).batch(0, np.arange(1)).items()}
+    alone = {k: torch.from_numpy(v) for k, v in Padded(store, 16).batch(0, np.arange(3)).items()}
+    together = net(packed["input_ids"], document_ids=packed["document_ids"])[0]
+    apart = net(alone["input_ids"])
+    for number in range(3):
+        inside = packed["document_ids"][0] == number
+        torch.testing.assert_close(together[inside], apart[number][alone["attention_mask"][number]])
