@@ -1,21 +1,28 @@
-"""Tokenizers behind one small interface. Nothing heavy is imported before a tokenizer needs it, and torch never is."""
+"""Tokenizers behind one small interface. Libraries are imported when a tokenizer first needs them, torch never."""
 
-from typing import Any
-
-from datamodules.errors import UserError
 from datamodules.tokenizers.base import END_MARK, Tokenizer
+from datamodules.tokenizers.bpe import ENCODINGS, BPETokenizer
+from datamodules.tokenizers.byte_level import PATTERNS
+from datamodules.tokenizers.files import load_tokenizer, open_tokenizer, save_tokenizer, tokenizer_from_dict
+from datamodules.tokenizers.huggingface import from_huggingface, to_huggingface
 from datamodules.tokenizers.simple import ByteTokenizer, CharTokenizer
+from datamodules.tokenizers.training import train_tokenizer
+from datamodules.tokenizers.unigram import UnigramTokenizer
 
-__all__ = ["END_MARK", "ByteTokenizer", "CharTokenizer", "Tokenizer", "tokenizer_from_dict"]
-
-
-def tokenizer_from_dict(state: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that `Tokenizer.to_dict` described: same ids, no file and no network needed."""
-    options = {key: value for key, value in state.items() if key != "kind"}
-    match state.get("kind"):
-        case "char":
-            return CharTokenizer(**options)
-        case "byte":
-            return ByteTokenizer(**options)
-        case kind:
-            raise UserError(f"The tokenizer kind {kind!r} is not known; this file was made by another version.")
+__all__ = [
+    "ENCODINGS",
+    "END_MARK",
+    "PATTERNS",
+    "BPETokenizer",
+    "ByteTokenizer",
+    "CharTokenizer",
+    "Tokenizer",
+    "UnigramTokenizer",
+    "from_huggingface",
+    "load_tokenizer",
+    "open_tokenizer",
+    "save_tokenizer",
+    "to_huggingface",
+    "tokenizer_from_dict",
+    "train_tokenizer",
+]

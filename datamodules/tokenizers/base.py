@@ -3,7 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -66,6 +66,12 @@ class Tokenizer(ABC):
         text = self.token_bytes(token_id).decode("utf-8", errors="backslashreplace")
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
+    def __reduce__(self) -> tuple[Callable[[dict[str, Any]], "Tokenizer"], tuple[dict[str, Any]]]:
+        """Pickles as ``to_dict()``: libraries' objects and caches stay behind."""
+        from datamodules.tokenizers.files import tokenizer_from_dict
+
+        return tokenizer_from_dict, (self.to_dict(),)
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of ``to_dict()``: equal for tokenizers that give equal ids, on every machine."""
@@ -75,6 +81,14 @@ class Tokenizer(ABC):
     @cached_property
     def _bytes_by_id(self) -> Sequence[bytes]:
         return [self.token_bytes(i) for i in range(self.vocab_size)]
+
+
+def check_unicode(text: str) -> None:
+    """Raises `UserError` for a lone surrogate; costs about 1 % of encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        refuse_surrogate(error)
 
 
 def refuse_surrogate(error: UnicodeEncodeError) -> NoReturn:

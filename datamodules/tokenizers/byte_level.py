@@ -1,0 +1,124 @@
+"""What BPE and Unigram share: tokens of bytes, a pattern of splits, special marks; and their Hugging Face form."""
+
+from abc import abstractmethod
+from functools import cached_property
+from typing import Any, Literal
+
+from datamodules.errors import UserError
+from datamodules.reading import cut
+from datamodules.tokenizers.base import Tokenizer, check_unicode
+
+PatternName = Literal["cl100k", "gpt2", "none"]
+
+#: How text is split before tokens are sought, which never cross a split. The first two are the patterns of OpenAI's
+#: encodings of those names, without possessive quantifiers, so that Oniguruma (in `tokenizers`) reads them alike.
+PATTERNS: dict[PatternName, str] = {
+    "cl100k": (
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+        r"\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "none": r"[\s\S]+",
+}
+
+#: Longer texts are encoded in pieces (see `reading.cut`): regular expression engines overflow their stack on a million
+#: spaces in a row, and tiktoken then panics.
+_LONGEST = 1 << 18
+
+
+class ByteLevelTokenizer(Tokenizer):
+    """Tokens are stretches of bytes, and every single byte is one: lossless for every text.
+
+    Args:
+        tokens: bytes of each id, one latin-1 character a byte; "" where the id is a special mark or unused.
+        pattern: regular expression of the splits.
+        specials: ids of the marks that no text encodes to, by name.
+        eos: the name among ``specials`` that ends documents, or None.
+    """
+
+    def __init__(self, tokens: list[str], pattern: str, specials: dict[str, int], eos: str | None = None) -> None:
+        if missing := {chr(byte) for byte in range(256)}.difference(tokens):
+            raise UserError(f"The vocabulary lacks {len(missing)} of the 256 bytes, so some text would have no ids.")
+        self.tokens = tokens
+        self.pattern = pattern
+        self.specials = specials
+        self.vocab_size = len(tokens)
+        self.eos = eos
+        self.eos_id = None if eos is None else specials[eos]
+
+    @abstractmethod
+    def _encode_short(self, text: str) -> list[int]:
+        """Ids of at most `_LONGEST` characters of valid Unicode."""
+
+    def encode(self, text: str) -> list[int]:
+        """See `Tokenizer`."""
+        check_unicode(text)  # the libraries below replace a lone surrogate in silence, or stop with a TypeError
+        if len(text) <= _LONGEST:
+            return self._encode_short(text)
+        return [token_id for piece in cut([text], _LONGEST) for token_id in self._encode_short(piece.text)]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """See `Tokenizer`; an unused id stands for nothing."""
+        return self._name_by_id.get(token_id, "").encode() or self.tokens[token_id].encode("latin-1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Tokens, pattern and marks; 0.8 MB as a pickle for gpt2."""
+        return {"tokens": self.tokens, "pattern": self.pattern, "specials": self.specials, "eos": self.eos}
+
+    @cached_property
+    def ids_by_bytes(self) -> dict[bytes, int]:
+        """Ids of the ordinary tokens by their bytes."""
+        return {token.encode("latin-1"): token_id for token_id, token in enumerate(self.tokens) if token}
+
+    @cached_property
+    def _name_by_id(self) -> dict[int, str]:
+        return {token_id: name for name, token_id in self.specials.items()}
+
+
+def _visible_bytes() -> str:
+    """GPT-2's printable stand-ins: a printable latin-1 byte is itself, the others are U+0100 and on, in order."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = (byte for byte in range(256) if byte not in printable)
+    stand_ins = {byte: chr(0x100 + n) for n, byte in enumerate(others)}
+    return "".join(stand_ins.get(byte, chr(byte)) for byte in range(256))
+
+
+_VISIBLE = _visible_bytes()
+_TO_VISIBLE = str.maketrans(dict(enumerate(_VISIBLE)))
+_FROM_VISIBLE = str.maketrans({visible: chr(byte) for byte, visible in enumerate(_VISIBLE)})
+
+
+def to_visible(token: str) -> str:
+    """Our token (one latin-1 character a byte) as Hugging Face writes it, such as ``Ġthe``."""
+    return token.translate(_TO_VISIBLE)
+
+
+def from_visible(token: str) -> str:
+    """The inverse of `to_visible`. `UserError` for a token that is not byte-level."""
+    if not _FROM_VISIBLE.keys() >= set(map(ord, token)):
+        raise UserError(f"The token {token!r} is not byte-level, so it is not of a tokenizer that this project runs.")
+    return token.translate(_FROM_VISIBLE)
+
+
+def special_tokens(specials: dict[str, int]) -> list[dict[str, Any]]:
+    """The ``added_tokens`` of a Hugging Face ``tokenizer.json``."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    marks = sorted(specials.items(), key=lambda mark: mark[1])
+    return [{"id": token_id, "content": name, **flags, "special": True} for name, token_id in marks]
+
+
+def huggingface_state(model: dict[str, Any], pattern: str, specials: dict[str, int]) -> dict[str, Any]:
+    """A byte-level Hugging Face ``tokenizer.json`` around ``model``: split by ``pattern``, then bytes."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": special_tokens(specials),
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "post_processor": None,
+        "decoder": byte_level | {"use_regex": True},
+        "model": model,
+    }

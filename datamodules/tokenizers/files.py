@@ -1,0 +1,84 @@
+"""Tokenizers as plain values and as JSON files."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from datamodules.errors import UserError
+from datamodules.tokenizers.base import Tokenizer
+from datamodules.tokenizers.bpe import ENCODINGS, BPETokenizer
+from datamodules.tokenizers.huggingface import from_huggingface
+from datamodules.tokenizers.simple import ByteTokenizer, CharTokenizer
+from datamodules.tokenizers.unigram import UnigramTokenizer
+
+_CLASSES: dict[str, type[Tokenizer]] = {
+    "char": CharTokenizer,
+    "byte": ByteTokenizer,
+    "bpe": BPETokenizer,
+    "unigram": UnigramTokenizer,
+}
+
+
+def tokenizer_from_dict(state: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that `Tokenizer.to_dict` described: same ids, no file and no network needed."""
+    options = dict(state)
+    kind = options.pop("kind", None)
+    if kind not in _CLASSES:
+        raise UserError(f"The tokenizer kind {kind!r} is not known; it must be one of {', '.join(_CLASSES)}.")
+    return _CLASSES[kind](**options)
+
+
+def open_tokenizer(spec: str) -> Tokenizer:
+    """A tokenizer that needs no training: ``gpt2``, ``cl100k_base``, ``o200k_base``, ``byte``, or a file of one.
+
+    Raises:
+        UserError: neither a name nor a file, or ranks that cannot be downloaded.
+    """
+    if spec in ENCODINGS:
+        return BPETokenizer.from_encoding(spec)
+    if spec == "byte":
+        return ByteTokenizer(eos=True)
+    if Path(spec).is_file():
+        return load_tokenizer(spec)
+    raise UserError(f"The tokenizer {spec!r} is neither a file nor one of {', '.join(ENCODINGS)}, byte.")
+
+
+def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
+    """Writes a JSON file, whole or not at all, that `load_tokenizer` reads."""
+    write_atomically(Path(path), json.dumps(tokenizer.to_dict(), ensure_ascii=False))
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer in a file of `save_tokenizer`, or in Hugging Face's ``tokenizer.json``.
+
+    Raises:
+        UserError: no such file, not a tokenizer, or one whose ids we cannot give exactly.
+    """
+    try:
+        state = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path}; make one with `python -m lit_gpt tokenizer train`.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not JSON ({error}); give a tokenizer of ours or a tokenizer.json.") from None
+    if not isinstance(state, dict) or not {"kind", "model"} & state.keys():
+        raise UserError(f"{path} is no tokenizer; give one of ours or a Hugging Face tokenizer.json.")
+    try:
+        return from_huggingface(state) if "model" in state else tokenizer_from_dict(state)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes beside ``path`` and renames, so that a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o644)  # mkstemp's 0600 would hide it from colleagues
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise

@@ -1,0 +1,125 @@
+"""Export to and import from Hugging Face's ``tokenizer.json``, with equal ids on both sides or a refusal."""
+
+import json
+from typing import Any
+
+from datamodules.errors import UserError
+from datamodules.tokenizers.base import END_MARK, Tokenizer
+from datamodules.tokenizers.bpe import BPETokenizer
+from datamodules.tokenizers.byte_level import (
+    PATTERNS,
+    ByteLevelTokenizer,
+    from_visible,
+    huggingface_state,
+    special_tokens,
+)
+from datamodules.tokenizers.simple import UNKNOWN_MARK, ByteTokenizer, CharTokenizer
+from datamodules.tokenizers.unigram import UnigramTokenizer
+
+#: Names of end marks in published tokenizers, looked for in this order.
+_END_MARKS = (END_MARK, "<|end_of_text|>", "</s>", "<eos>")
+
+#: What an imported tokenizer must encode as Hugging Face does, besides tokens of its own vocabulary: cases,
+#: digits, contractions, runs of white space, scripts, combining marks, emoji.
+_PROBE = (
+    " It's  I'LL 12345 x=1\n\n\tend  \r\n été cafe\u0301 Ελλάδα Привет 你好\uff0c世界 مرحبا हिन्दी "
+    "\U0001f44d\U0001f3fd ½ \uff12 \u00a0\u2003\x0b !!!...\n- _a_B\x00"
+)
+
+
+def to_huggingface(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The content of a ``tokenizer.json`` that gives equal ids in `tokenizers` and `transformers`.
+
+    Those libraries, unlike ours, turn the *name* of the end mark inside a text into its id, unless told
+    ``encode_special_tokens=True``.
+
+    Raises:
+        UserError: a BPE whose ids are not made by merges.
+    """
+    match tokenizer:
+        case BPETokenizer() | UnigramTokenizer():
+            return huggingface_state(tokenizer.huggingface_model(), tokenizer.pattern, tokenizer.specials)
+        case ByteTokenizer():
+            specials = {} if tokenizer.eos_id is None else {END_MARK: tokenizer.eos_id}
+            tokens = [chr(byte) for byte in range(256)] + [""] * len(specials)
+            return to_huggingface(BPETokenizer(tokens, PATTERNS["none"], specials))
+        case CharTokenizer():
+            return _characters(tokenizer)
+    raise AssertionError(f"no export for {type(tokenizer).__name__}")
+
+
+def _characters(tokenizer: CharTokenizer) -> dict[str, Any]:
+    """A "word" level model of single characters; without ``<unk>`` an unknown one is an error there too."""
+    vocab = {character: token_id for token_id, character in enumerate(tokenizer.chars)}
+    specials = {UNKNOWN_MARK: tokenizer.unk_id, END_MARK: tokenizer.eos_id}
+    marks = {name: token_id for name, token_id in specials.items() if token_id is not None}
+    model = {"type": "WordLevel", "vocab": vocab | marks, "unk_token": UNKNOWN_MARK}
+    split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+    state = huggingface_state(model, "", {}) | {"pre_tokenizer": split, "decoder": {"type": "Fuse"}}
+    return state | {"added_tokens": special_tokens(marks)}
+
+
+def from_huggingface(state: dict[str, Any]) -> Tokenizer:
+    """The tokenizer in a ``tokenizer.json``; the end mark is ``<|endoftext|>`` or another usual name, if it has one.
+
+    Raises:
+        UserError: not byte-level BPE or Unigram, or something in it (a normaliser, a prefix space, ids that are not in
+            the order of merges) makes ids that ours would not equal.
+    """
+    model = state["model"]
+    specials = {token["content"]: token["id"] for token in state.get("added_tokens") or []}
+    eos = next((name for name in _END_MARKS if name in specials), None)
+    match model.get("type"):
+        case "BPE":
+            tokens = _tokens(model["vocab"], specials)
+            bpe = BPETokenizer(tokens, _pattern(state), specials, eos)
+            _check_merges(bpe, model)
+            tokenizer: ByteLevelTokenizer = bpe
+        case "Unigram":
+            tokens = _tokens({token: i for i, (token, _) in enumerate(model["vocab"])}, specials)
+            scores = [0.0 if token in specials else score for token, score in model["vocab"]]
+            scores += [0.0] * (len(tokens) - len(scores))
+            tokenizer = UnigramTokenizer(tokens, _pattern(state), specials, eos, scores)
+        case kind:
+            raise UserError(f"Its model is {kind}; only byte-level BPE and Unigram can be imported.")
+    _check_ids(tokenizer, state)
+    return tokenizer
+
+
+def _tokens(vocab: dict[str, int], specials: dict[str, int]) -> list[str]:
+    tokens = [""] * (1 + max([*vocab.values(), *specials.values()]))
+    for token, token_id in vocab.items():
+        if token not in specials:
+            tokens[token_id] = from_visible(token)
+    return tokens
+
+
+def _pattern(state: dict[str, Any]) -> str:
+    """The regular expression of the pre-tokenizer; a ByteLevel one alone brings GPT-2's."""
+    outer = state.get("pre_tokenizer") or {}
+    steps = outer.get("pretokenizers", [outer])
+    splits = [step["pattern"]["Regex"] for step in steps if step.get("type") == "Split" and "Regex" in step["pattern"]]
+    byte_level = [step for step in steps if step.get("type") == "ByteLevel"]
+    use_regex = any(step.get("use_regex", True) for step in byte_level)
+    if not byte_level or len(steps) > 2 or len(splits) + use_regex > 1:
+        raise UserError("Its pre-tokenizer is not one pattern followed by bytes, which is all that can be imported.")
+    return splits[0] if splits else PATTERNS["gpt2" if use_regex else "none"]
+
+
+def _check_merges(tokenizer: BPETokenizer, model: dict[str, Any]) -> None:
+    """Ids must be merge ranks, as tiktoken has no other list of merges."""
+    theirs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    ours = [tuple(pair) for pair in tokenizer.huggingface_model()["merges"]]
+    if ours != theirs:
+        raise UserError("Its ids are not in the order of its merges, so tiktoken would give other ids.")
+
+
+def _check_ids(tokenizer: ByteLevelTokenizer, state: dict[str, Any]) -> None:
+    from tokenizers import Tokenizer as Library
+
+    library = Library.from_str(json.dumps(state))
+    library.encode_special_tokens = True
+    words = [tokenizer.decode([token_id]) for token_id in range(tokenizer.vocab_size)]
+    for text in [_PROBE, "".join(words), *words[:: max(1, len(words) // 2000)]]:
+        if tokenizer.encode(text) != library.encode(text, add_special_tokens=False).ids:
+            raise UserError(f"It encodes {text[:20]!r} in a way that is not plain byte-level BPE or Unigram.")
