@@ -126,7 +126,7 @@ class TextDataModule(LightningDataModule):
         return (BatchLoader if fixed else TrainLoader)(dataset, self.num_workers)
 
     def val_dataloader(self) -> list[BatchLoader]:
-        """The validation split and the evaluated part of the training split; nothing if there is no validation split."""
+        """The validation split, and the evaluated part of the training split; none where nothing is held out."""
         if "val" not in self._stores:
             return []
         rows, subset = self._train_eval
@@ -173,15 +173,11 @@ class TextDataModule(LightningDataModule):
         return self.recipe()
 
     def _check_given(self, given: Tokenizer, wanted: Tokenizer | NewTokenizer) -> None:
-        """Refuses an option that asks for another tokenizer than the checkpoint's."""
-        if isinstance(wanted, NewTokenizer):
-            wrong = wanted.vocab_size not in (None, given.vocab_size)
-        else:
-            wrong = wanted.fingerprint != given.fingerprint
-        if wrong:
+        """Refuses an option that names another tokenizer than the checkpoint's; one to be trained is already there."""
+        if isinstance(wanted, Tokenizer) and wanted.fingerprint != given.fingerprint:
             raise UserError(
-                f"The data's tokenizer option asks for one of {wanted.vocab_size} tokens, but the checkpoint has its "
-                f"own, of {given.vocab_size}, which differs; leave the option out or give the one of that run."
+                f"The data's tokenizer option names one of {wanted.vocab_size} tokens, but the checkpoint has its own, "
+                f"of {given.vocab_size}, which differs; leave the option out or give the one of that run."
             )
 
     def _predict_folder(self) -> Path:
@@ -209,7 +205,9 @@ class TextDataModule(LightningDataModule):
                 f"A stride of {self.stride} leaves out text or repeats it: choose 1 to block_size = {self._size}."
             )
         if self.rows != "windows" and self.tokenizer.eos_id is None:
-            raise UserError(f"rows {self.rows!r} need a tokenizer with an end mark, and this one has none; use windows.")
+            raise UserError(
+                f"rows {self.rows!r} need a tokenizer with an end mark, and this one has none; use windows."
+            )
         for split, store in self._stores.items():
             needed = self._size + 1 if self.rows == "windows" else 2
             if len(store) < needed:

@@ -1,43 +1,41 @@
 """Any text with any tokenizer."""
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from datamodules.base import TextDataModule
 from datamodules.errors import UserError
-from datamodules.prepare import NewTokenizer, Recipe
+from datamodules.prepare import Kind, NewTokenizer, Recipe
 from datamodules.sources import Documents, Source, open_source
 from datamodules.splitting import Split
-from datamodules.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer, named_encoding
-
-_TRAINED = ("bpe", "unigram")
+from datamodules.tokenizers import Tokenizer, open_tokenizer
+from datamodules.tokenizers.byte_level import PatternName
 
 
 def choose_tokenizer(
-    name: str, vocab_size: int | None = None, train_on: Literal["train", "all"] = "train"
+    name: str,
+    vocab_size: int | None = None,
+    train_on: Literal["train", "all"] = "train",
+    pattern: PatternName = "cl100k",
 ) -> Tokenizer | NewTokenizer:
     """The tokenizer that an option names, with an end mark.
 
     Args:
-        name: ``bpe`` or ``unigram`` (trained on the text), ``bytes``, ``chars``, the path of a tokenizer file, or an
+        name: ``bpe`` or ``unigram`` (trained on the text), ``byte``, ``char``, the path of a tokenizer file, or an
             encoding of tiktoken such as ``gpt2``.
         vocab_size: size of one that is trained; for any other, the size it must have.
-        train_on: what one that is made from the text sees.
+        train_on: what one that is trained sees.
+        pattern: where text is split before one is trained.
     """
-    if name in _TRAINED:
-        return NewTokenizer(name, 16_000 if vocab_size is None else vocab_size, train_on)
-    if name == "chars":
+    if name in ("bpe", "unigram"):
+        return NewTokenizer(cast(Kind, name), vocab_size or 16_000, train_on, pattern=pattern)
+    if name == "char":
         return NewTokenizer("char", None, "all")  # see CharDataModule
-    tokenizer = ByteTokenizer(eos=True) if name == "bytes" else _made(name)
+    tokenizer = open_tokenizer(name)
     if vocab_size not in (None, tokenizer.vocab_size):
         raise UserError(
-            f"The tokenizer {name} has {tokenizer.vocab_size} tokens, not the {vocab_size} of vocab_size; leave that out."
+            f"The tokenizer {name} has {tokenizer.vocab_size} tokens, not vocab_size {vocab_size}; leave that out."
         )
     return tokenizer
-
-
-def _made(name: str) -> Tokenizer:
-    return load_tokenizer(name) if Path(name).expanduser().is_file() else named_encoding(name)
 
 
 class BPEDataModule(TextDataModule):
@@ -49,10 +47,11 @@ class BPEDataModule(TextDataModule):
         test_source: text for the test split, instead of a part of ``source``.
         val_fraction: share of the characters of ``source`` that is validation; it follows the training part.
         test_fraction: share of the characters of ``source`` that is the test split, at its end.
-        tokenizer: ``bpe`` or ``unigram``, trained once and kept beside the tokens; ``bytes``; ``chars``; a tokenizer file;
-            or an encoding of tiktoken, such as ``gpt2``.
+        tokenizer: ``bpe`` or ``unigram``, trained once and kept beside the tokens; ``byte``; ``char``; a tokenizer
+            file; or an encoding of tiktoken: ``gpt2``, ``cl100k_base``, ``o200k_base``.
         vocab_size: number of tokens of a trained tokenizer, the end mark included; None is 16,000.
-        train_tokenizer_on: the text a tokenizer is trained on: ``train`` alone, or ``all`` splits, which leaks a little.
+        train_tokenizer_on: the text a tokenizer is trained on: ``train``, or ``all`` splits, which leaks a little.
+        pattern: where text is split before a tokenizer is trained: as ``cl100k`` or ``gpt2`` do, or ``none``, nowhere.
         documents: what a document is: a whole ``file``, a ``line``, or a ``column`` of a table.
         column: the column to read with ``documents: column``.
         strip: whether to drop white space at both ends of each document.
@@ -69,6 +68,7 @@ class BPEDataModule(TextDataModule):
         tokenizer: str = "bpe",
         vocab_size: int | None = None,
         train_tokenizer_on: Literal["train", "all"] = "train",
+        pattern: PatternName = "cl100k",
         documents: Documents = "file",
         column: str | None = None,
         strip: bool = False,
@@ -78,14 +78,16 @@ class BPEDataModule(TextDataModule):
         self.source, self.val_source, self.test_source = source, val_source, test_source
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.tokenizer_name, self.wanted_vocab_size = tokenizer, vocab_size
-        self.train_tokenizer_on = train_tokenizer_on
+        self.train_tokenizer_on, self.pattern = train_tokenizer_on, pattern
         self.documents, self.column, self.strip = documents, column, strip
 
     def recipe(self) -> Recipe:
         """The text cut at character positions."""
         return Recipe(
             source=self._open(self.source),
-            tokenizer=choose_tokenizer(self.tokenizer_name, self.wanted_vocab_size, self.train_tokenizer_on),
+            tokenizer=choose_tokenizer(
+                self.tokenizer_name, self.wanted_vocab_size, self.train_tokenizer_on, self.pattern
+            ),
             split=Split(
                 val=0.0 if self.val_source else self.val_fraction,
                 test=0.0 if self.test_source else self.test_fraction,

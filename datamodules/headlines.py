@@ -7,13 +7,14 @@ from datamodules.bpe import choose_tokenizer
 from datamodules.prepare import Recipe
 from datamodules.sources import Documents, Source, open_source
 from datamodules.splitting import Split
+from datamodules.tokenizers.byte_level import PatternName
 
 
 class HeadlinesDataModule(TextDataModule):
-    """Documents kept whole: split between train and validation, and packed into rows that attend inside a document only.
+    """Documents kept whole: each in one split, and packed into rows that attend inside a document only.
 
     Args:
-        source: ``embedded_headlines`` (synthetic), a file, folder or glob, or the name of a download, or a list of such.
+        source: ``embedded_headlines`` (synthetic), a file, folder or glob, the name of a download, or a list of such.
         documents: what a document is: a ``line``, a whole ``file``, or a ``column`` of a table.
         column: the column to read with ``documents: column``.
         strip: whether to drop white space at both ends of each document.
@@ -27,6 +28,7 @@ class HeadlinesDataModule(TextDataModule):
         tokenizer: as in `BPEDataModule`.
         vocab_size: as in `BPEDataModule`.
         train_tokenizer_on: as in `BPEDataModule`.
+        pattern: as in `BPEDataModule`.
         rows: ``packed``, ``padded`` (one document a row) or ``windows`` (which look across documents).
         **options: what every datamodule takes.
     """
@@ -47,6 +49,7 @@ class HeadlinesDataModule(TextDataModule):
         tokenizer: str = "unigram",
         vocab_size: int | None = None,
         train_tokenizer_on: Literal["train", "all"] = "train",
+        pattern: PatternName = "cl100k",
         rows: RowKind = "packed",
         **options: Any,
     ) -> None:
@@ -60,11 +63,11 @@ class HeadlinesDataModule(TextDataModule):
             deduplicate=deduplicate,
         )
         self.tokenizer_name, self.wanted_vocab_size = tokenizer, vocab_size
-        self.train_tokenizer_on = train_tokenizer_on
+        self.train_tokenizer_on, self.pattern = train_tokenizer_on, pattern
 
     def recipe(self) -> Recipe:
         """Whole documents, dealt out to the splits."""
-        tokenizer = choose_tokenizer(self.tokenizer_name, self.wanted_vocab_size, self.train_tokenizer_on)
+        tokenizer = choose_tokenizer(self.tokenizer_name, self.wanted_vocab_size, self.train_tokenizer_on, self.pattern)
         return Recipe(self.open_predict_source(self.source), tokenizer, self.split)
 
     def open_predict_source(self, spec: str | list[str]) -> Source:

@@ -23,9 +23,11 @@ from datamodules.errors import UserError
 from datamodules.progress import progress
 from datamodules.sources import Source
 from datamodules.splitting import Scan, Split, SplitPiece, scan, split_documents, split_text
-from datamodules.tokenizers import CharTokenizer, Tokenizer, tokenizer_from_dict
+from datamodules.tokenizers import CharTokenizer, Tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
+from datamodules.tokenizers.byte_level import PatternName
 from datamodules.tokens import STORE_VERSION, TOKENIZER, TokenWriter, is_complete, token_dtype, write_meta
 
+Kind = Literal["char", "bpe", "unigram"]
 _JOB_CHARS = 1 << 20
 
 
@@ -39,13 +41,15 @@ class NewTokenizer:
         train_on: the splits it sees: ``train``, or ``all`` of them.
         eos: whether documents end with a mark; if not, they are joined by newlines.
         unknown: what a character outside a character vocabulary does.
+        pattern: where text is split before a vocabulary of ``bpe`` or ``unigram`` is learned.
     """
 
-    kind: str
+    kind: Kind
     vocab_size: int | None = None
     train_on: Literal["train", "all"] = "train"
     eos: bool = True
     unknown: Literal["error", "unk"] = "error"
+    pattern: PatternName = "cl100k"
 
 
 @dataclass(frozen=True)
@@ -85,12 +89,14 @@ class Recipe:
 
     def pieces(self) -> Iterator[SplitPiece]:
         """Every piece of every split, each document's pieces together and in order."""
+        return self._split_pieces() if self.end_marks else _joined(self._split_pieces())
+
+    def _split_pieces(self) -> Iterator[SplitPiece]:
         cut = split_documents if self.split.by == "documents" else split_text
-        pieces = cut(self.source, self.split, self.scanned)
+        yield from cut(self.source, self.split, self.scanned)
         for name, source in (("val", self.val_source), ("test", self.test_source)):
             if source is not None:
-                pieces = _chain(pieces, (SplitPiece(name, *piece) for piece in source.pieces()))
-        return pieces if self.end_marks else _joined(pieces)
+                yield from (SplitPiece(name, *piece) for piece in source.pieces())
 
 
 def default_cache_dir() -> Path:
@@ -132,14 +138,14 @@ def prepare(recipe: Recipe, cache_dir: str | Path | None = None) -> Path:
 
 def load_tokenizer_of(folder: Path) -> Tokenizer:
     """The tokenizer that a store was written with."""
-    return tokenizer_from_dict(json.loads((folder / TOKENIZER).read_text(encoding="utf-8")))
+    return load_tokenizer(folder / TOKENIZER)
 
 
 def _build(recipe: Recipe, folder: Path) -> None:
     folder.mkdir(parents=True)
     made = recipe.tokenizer
     tokenizer = _train(made, recipe) if isinstance(made, NewTokenizer) else made
-    (folder / TOKENIZER).write_text(json.dumps(tokenizer.to_dict()), encoding="utf-8")
+    save_tokenizer(tokenizer, folder / TOKENIZER)
     dtype = token_dtype(tokenizer.vocab_size)
     writers: dict[str, TokenWriter] = {}
     try:
@@ -193,7 +199,7 @@ def _train(made: NewTokenizer, recipe: Recipe) -> Tokenizer:
     texts = (piece.text for piece in recipe.pieces() if made.train_on == "all" or piece.split == "train")
     if made.kind == "char":
         return CharTokenizer.from_texts(texts, made.unknown, made.eos)
-    raise AssertionError(made.kind)
+    return train_tokenizer(made.kind, texts, made.vocab_size, pattern=made.pattern, eos=made.eos)
 
 
 def _joined(pieces: Iterable[SplitPiece]) -> Iterator[SplitPiece]:
@@ -203,11 +209,6 @@ def _joined(pieces: Iterable[SplitPiece]) -> Iterator[SplitPiece]:
         prefix = "\n" if ended.get(piece.split) else ""
         ended[piece.split] = piece.end
         yield piece._replace(text=prefix + piece.text)
-
-
-def _chain(first: Iterable[SplitPiece], second: Iterable[SplitPiece]) -> Iterator[SplitPiece]:
-    yield from first
-    yield from second
 
 
 @contextmanager

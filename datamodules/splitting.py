@@ -75,7 +75,7 @@ def scan(source: Source, split: Split) -> Scan:
         chars += len(text)
         documents += end
         if split.deduplicate:
-            digest.update(text.encode())
+            digest.update(text.encode("utf-8", "surrogatepass"))  # the tokenizer will refuse it with a sentence
             if end:
                 keep.append(digest.digest() not in seen)
                 seen.add(digest.digest())

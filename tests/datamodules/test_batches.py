@@ -1,6 +1,7 @@
 """Rows of three kinds: what is scored, how often, with which inputs, and in whose batch."""
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ def store_of(folder: Path, lengths: list[int], eos_id: int | None = E) -> TokenS
     folder.mkdir(exist_ok=True)
     writer = TokenWriter(folder, "train", np.dtype(np.uint32), eos_id)
     bounds = np.cumsum([0, *lengths])
-    for low, high in zip(bounds, bounds[1:], strict=False):
+    for low, high in pairwise(bounds):
         writer.add(np.arange(low, high) + 1, int(high - low), int(high - low), True)
     write_meta(folder, {"train": writer.close()}, dtype="uint32", eos_id=eos_id)
     return TokenStore(folder, "train")
@@ -165,7 +166,9 @@ def test_mask_first_drops_targets_of_windows_but_not_their_inputs(tmp_path: Path
 def test_mask_first_drops_targets_of_documents_and_not_where_a_row_continues_one(tmp_path: Path, kind: str) -> None:
     rows = KINDS[kind](store_of(tmp_path, [5, 1, 9]), 4, mask_first=2)
     counts, _ = scored(batches_of(rows, 2, 2, 1))
-    assert counts == Counter({3: 1, 4: 1, 5: 1, **dict.fromkeys(range(9, 16), 1), E: 2})  # the short document's is dropped
+    assert counts == Counter(
+        {3: 1, 4: 1, 5: 1, **dict.fromkeys(range(9, 16), 1), E: 2}
+    )  # the short document's is dropped
 
 
 def test_packed_rows_name_documents_and_share_the_mark_between_two(tmp_path: Path) -> None:
