@@ -117,6 +117,8 @@ class TextDataModule(LightningDataModule):
         self._check_rows()
         if stage == "fit" and self.trainer is not None and self.trainer is not self._fitted:
             self._set_accumulation(self.trainer)
+            if "val" not in self._stores:  # nothing is held out: Lightning would warn of loaders without batches
+                self.trainer.limit_val_batches = 0
             self._fitted = self.trainer
 
     def train_dataloader(self) -> BatchLoader:
@@ -126,24 +128,22 @@ class TextDataModule(LightningDataModule):
         return (BatchLoader if fixed else TrainLoader)(dataset, self.num_workers)
 
     def val_dataloader(self) -> list[BatchLoader]:
-        """The validation split, and the evaluated part of the training split; none where nothing is held out."""
-        if "val" not in self._stores:
-            return []
+        """The validation split, and the evaluated part of the training split."""
+        self._need("val")
         rows, subset = self._train_eval
         return [self._eval_loader(self._eval_rows("val")), self._eval_loader(rows, subset)]
 
     def test_dataloader(self) -> BatchLoader:
         """The test split."""
-        if "test" not in self._stores:
-            raise UserError("There is no test split: set test_fraction or test_source.")
+        self._need("test")
         return self._eval_loader(self._eval_rows("test"))
 
     def predict_dataloader(self) -> BatchLoader:
         """Padded rows of the documents of ``predict_source``; ``document`` (B,) says which document a row is of."""
-        store = self._stores.get("val") if self.predict_source is None else TokenStore(self._predict_folder(), "train")
-        if store is None:
-            raise UserError("There is no validation split to predict: set predict_source.")
-        return self._eval_loader(Padded(store, self._size))
+        if self.predict_source is not None:
+            return self._eval_loader(Padded(TokenStore(self._predict_folder(), "train"), self._size))
+        self._need("val")
+        return self._eval_loader(Padded(self._stores["val"], self._size))
 
     def scored_text(self, split: str) -> ScoredText:
         """What one whole evaluation pass scores. ``split`` is train_eval, val or test."""
@@ -183,7 +183,8 @@ class TextDataModule(LightningDataModule):
     def _predict_folder(self) -> Path:
         assert self.predict_source is not None
         tokenizer = load_tokenizer_of(self._folder)
-        return prepare(Recipe(self.open_predict_source(self.predict_source), tokenizer), self.cache_dir)
+        recipe = Recipe(self.open_predict_source(self.predict_source), tokenizer, joined=False)
+        return prepare(recipe, self.cache_dir)
 
     # Rows
 
@@ -191,6 +192,10 @@ class TextDataModule(LightningDataModule):
     def _size(self) -> int:
         assert self.block_size is not None
         return self.block_size
+
+    def _need(self, split: str) -> None:
+        if split not in self._stores:
+            raise UserError(f"There is no {split} split: set {split}_fraction.")
 
     def _block_size_of_model(self) -> int:
         module = self.trainer.lightning_module if self.trainer is not None else None

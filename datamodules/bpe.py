@@ -7,8 +7,7 @@ from datamodules.errors import UserError
 from datamodules.prepare import Kind, NewTokenizer, Recipe
 from datamodules.sources import Documents, Source, open_source
 from datamodules.splitting import Split
-from datamodules.tokenizers import Tokenizer, open_tokenizer
-from datamodules.tokenizers.byte_level import PatternName
+from datamodules.tokenizers import PatternName, Tokenizer, open_tokenizer
 
 
 def choose_tokenizer(

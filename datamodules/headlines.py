@@ -7,7 +7,7 @@ from datamodules.bpe import choose_tokenizer
 from datamodules.prepare import Recipe
 from datamodules.sources import Documents, Source, open_source
 from datamodules.splitting import Split
-from datamodules.tokenizers.byte_level import PatternName
+from datamodules.tokenizers import PatternName
 
 
 class HeadlinesDataModule(TextDataModule):

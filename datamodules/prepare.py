@@ -23,8 +23,14 @@ from datamodules.errors import UserError
 from datamodules.progress import progress
 from datamodules.sources import Source
 from datamodules.splitting import Scan, Split, SplitPiece, scan, split_documents, split_text
-from datamodules.tokenizers import CharTokenizer, Tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
-from datamodules.tokenizers.byte_level import PatternName
+from datamodules.tokenizers import (
+    CharTokenizer,
+    PatternName,
+    Tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+    train_tokenizer,
+)
 from datamodules.tokens import STORE_VERSION, TOKENIZER, TokenWriter, is_complete, token_dtype, write_meta
 
 Kind = Literal["char", "bpe", "unigram"]
@@ -61,13 +67,14 @@ class Recipe:
     split: Split = field(default_factory=Split)
     val_source: Source | None = None
     test_source: Source | None = None
+    joined: bool = True  # documents without end marks are one stream, each after the first on a new line
 
     @cached_property
     def data_fingerprint(self) -> str:
         """SHA-256 of the text of all splits; reads every source once."""
         sources = {"train": self.source, "val": self.val_source, "test": self.test_source}
         prints = {name: source.fingerprint() for name, source in sources.items() if source}
-        return _sha256({"sources": prints, "split": asdict(self.split)})
+        return _sha256({"sources": prints, "split": asdict(self.split), "joined": self.joined})
 
     @property
     def key(self) -> str:
@@ -89,7 +96,8 @@ class Recipe:
 
     def pieces(self) -> Iterator[SplitPiece]:
         """Every piece of every split, each document's pieces together and in order."""
-        return self._split_pieces() if self.end_marks else _joined(self._split_pieces())
+        pieces = self._split_pieces()
+        return _joined(pieces) if self.joined and not self.end_marks else pieces
 
     def _split_pieces(self) -> Iterator[SplitPiece]:
         cut = split_documents if self.split.by == "documents" else split_text
@@ -203,7 +211,7 @@ def _train(made: NewTokenizer, recipe: Recipe) -> Tokenizer:
 
 
 def _joined(pieces: Iterable[SplitPiece]) -> Iterator[SplitPiece]:
-    """Documents without end marks: every one after the first of its split starts with a newline."""
+    """Every document after the first of its split starts with a newline."""
     ended: dict[str, bool] = {}
     for piece in pieces:
         prefix = "\n" if ended.get(piece.split) else ""

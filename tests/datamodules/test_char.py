@@ -1,0 +1,212 @@
+"""CharDataModule, and what all datamodules share, under a plain Trainer."""
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from datamodules import CharDataModule
+from datamodules.batches import IGNORED
+from datamodules.errors import UserError
+from datamodules.tokenizers import CharTokenizer
+
+LETTERS = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=400)) + "é"
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    path = tmp_path / "text.txt"
+    path.write_text(LETTERS)
+    return str(path)
+
+
+def scored(batches: list[dict[str, torch.Tensor]]) -> list[int]:
+    return [t for batch in batches for t in batch["targets"][batch["targets"] != IGNORED].tolist()]
+
+
+def test_a_plain_trainer_fits_validates_tests_and_predicts(
+    text: str, recorder: Callable, make_trainer: Callable
+) -> None:
+    data = CharDataModule(text, val_fraction=0.25, test_fraction=0.25, tokens_per_step=32)
+    module, trainer = recorder(block_size=8), make_trainer(max_epochs=2)
+    trainer.fit(module, datamodule=data)
+    ids = data.tokenizer.encode(LETTERS)
+    assert Counter(scored(module.seen["train"])) == Counter(ids[1:200] * 2)
+
+    module.seen["val"].clear()
+    trainer.validate(module, datamodule=data, verbose=False)
+    assert scored(module.seen["val"]) == ids[201:300]
+    trainer.test(module, datamodule=data, verbose=False)
+    assert scored(module.seen["test"]) == ids[301:]
+    rows = trainer.predict(module, datamodule=data)
+    assert scored(rows) == ids[201:300]
+    assert {d for batch in rows for d in batch["document"].tolist()} == {0, -1}
+    assert all(batch["input_ids"].shape == (4, 8) for batch in module.seen["train"] + module.seen["val"])
+
+
+def test_the_embedded_corpus_needs_nothing() -> None:
+    data = CharDataModule(block_size=64)
+    data.prepare_data()
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    assert batch["input_ids"].shape == (32, 64)
+    assert batch["input_ids"].dtype == batch["targets"].dtype == torch.int64
+    assert torch.equal(batch["input_ids"][1, 1:], batch["targets"][1, :-1]) or not batch["attention_mask"][1].all()
+    assert "def" in data.tokenizer.decode(data._stores["train"].tokens.tolist())
+
+
+def test_the_vocabulary_is_the_sorted_characters_of_all_splits(text: str) -> None:
+    data = CharDataModule(text, block_size=8, val_fraction=0.1)
+    data.setup()
+    assert data.tokenizer.decode(range(data.vocab_size)) == "".join(sorted(set(LETTERS)))
+
+
+def test_scored_text_counts_what_the_loaders_score(text: str) -> None:
+    data = CharDataModule(text, val_fraction=0.25, block_size=8, tokens_per_step=32, train_eval_rows=5)
+    data.setup("fit")
+    tokenizer = data.tokenizer
+    for split, loader in zip(("val", "train_eval"), data.val_dataloader(), strict=True):
+        targets = scored(list(loader))
+        raw = tokenizer.decode(targets)
+        counted = data.scored_text(split)
+        assert (counted.tokens, counted.chars, counted.bytes) == (len(targets), len(raw), len(raw.encode()))
+    assert data.scored_text("val").bytes == data.scored_text("val").chars + 1
+    assert data.scored_text("train_eval").tokens == 40
+
+
+def test_the_evaluated_part_of_train_is_spread_over_it_and_never_moves(text: str) -> None:
+    data = CharDataModule(text, val_fraction=0.25, block_size=8, tokens_per_step=32, train_eval_rows=5)
+    data.setup("fit")
+    first = [batch["input_ids"] for batch in data.val_dataloader()[1]]
+    assert all(torch.equal(a, b["input_ids"]) for a, b in zip(first, data.val_dataloader()[1], strict=True))
+    ids = data.tokenizer.encode(LETTERS)
+    starts = [0, 56, 120, 176, 240]  # rows 0, 7, 15, 22, 30 of 38
+    assert torch.cat(first)[:5].tolist() == [ids[start : start + 8] for start in starts]
+
+
+def test_accumulation_makes_the_step_and_validation_counts_steps(
+    text: str, recorder: Callable, make_trainer: Callable
+) -> None:
+    data = CharDataModule(text, tokens_per_step=64, micro_batch_size=2)
+    trainer = make_trainer(max_steps=8, val_check_interval=4, check_val_every_n_epoch=None, num_sanity_val_steps=0)
+    module = recorder(block_size=8)
+    trainer.fit(module, datamodule=data)
+    assert trainer.accumulate_grad_batches == 4
+    assert trainer.global_step == 8
+    assert len(module.seen["train"]) == 32
+    assert len(module.seen["val"]) == 2 * len(data.val_dataloader()[0])
+    trainer.fit_loop.epoch_loop.max_steps = 9
+    trainer.fit(module, datamodule=data)  # a second fit does not multiply again
+    assert (trainer.accumulate_grad_batches, trainer.val_check_interval) == (4, 16)
+
+
+def test_overfitting_sees_the_same_batches_in_each_epoch(text: str, recorder: Callable, make_trainer: Callable) -> None:
+    module = recorder(block_size=8)
+    make_trainer(max_epochs=3, overfit_batches=2).fit(module, datamodule=CharDataModule(text, tokens_per_step=16))
+    seen = [batch["input_ids"] for batch in module.seen["train"]]
+    assert len(seen) == 6
+    assert all(torch.equal(seen[i], seen[i % 2]) for i in range(6))
+
+
+def test_a_checkpoints_tokenizer_is_used_and_its_own_store_found_again(text: str, own_cache: Path) -> None:
+    trained = CharDataModule(text, block_size=8)
+    trained.setup()
+    again = CharDataModule(text, block_size=8)
+    again.use_tokenizer(trained.tokenizer)
+    again.setup()
+    assert len(list((own_cache / "lit_gpt").glob("*.lock"))) == 1
+
+    other = CharDataModule(text, block_size=8)
+    wider = CharTokenizer(LETTERS + "XYZ")
+    other.use_tokenizer(wider)
+    other.setup()
+    assert other.fingerprints["tokenizer"] == wider.fingerprint != trained.fingerprints["tokenizer"]
+    assert other.fingerprints["data"] == trained.fingerprints["data"]
+
+
+def test_characters_outside_a_checkpoints_vocabulary_are_named(text: str) -> None:
+    data = CharDataModule(text, block_size=8)
+    data.use_tokenizer(CharTokenizer("abc"))
+    with pytest.raises(UserError, match="is not among the 3"):
+        data.setup()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"block_size": 64},
+            r"The val split of .*text.txt has 41 tokens, fewer than one row's 65 \(block_size 64 \+ 1\)",
+        ),
+        ({"block_size": None}, "set block_size"),
+        ({"block_size": 8, "stride": 9}, "A stride of 9 .* choose 1 to block_size = 8"),
+        ({"block_size": 8, "rows": "packed"}, "rows 'packed' need a tokenizer with an end mark"),
+        ({"block_size": 8, "val_fraction": 1.0}, "leave nothing to train on"),
+    ],
+)
+def test_what_cannot_be_set_up_is_one_sentence(text: str, options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        CharDataModule(text, **options).setup()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tokens_per_step": 60}, "tokens_per_step 60 is not a multiple of block_size 8; choose 56 or 64"),
+        ({"tokens_per_step": 64, "micro_batch_size": 3}, "A step of 8 rows .* micro-batches of 3"),
+        ({"tokens_per_step": 64, "micro_batch_size": 16}, "A step of 8 rows .* micro-batches of 16"),
+    ],
+)
+def test_steps_that_do_not_divide_are_one_sentence(
+    text: str, recorder: Callable, make_trainer: Callable, options: dict, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        make_trainer(max_steps=1).fit(recorder(block_size=8), datamodule=CharDataModule(text, **options))
+
+
+def test_a_contradicting_accumulation_is_refused(text: str, recorder: Callable, make_trainer: Callable) -> None:
+    trainer = make_trainer(max_steps=1, accumulate_grad_batches=3)
+    with pytest.raises(UserError, match="accumulate_grad_batches 3 contradicts"):
+        trainer.fit(recorder(block_size=8), datamodule=CharDataModule(text, tokens_per_step=64))
+
+
+def test_without_validation_text_there_is_no_validation(text: str, recorder: Callable, make_trainer: Callable) -> None:
+    data = CharDataModule(text, val_fraction=0.0)
+    module = recorder(block_size=8)
+    make_trainer(max_steps=2).fit(module, datamodule=data)
+    assert len(module.seen["train"]) == 2
+    assert module.seen["val"] == []
+    with pytest.raises(UserError, match="no test split"):
+        data.test_dataloader()
+    with pytest.raises(UserError, match="no val split"):
+        data.predict_dataloader()
+
+
+def test_predict_source_is_read_with_the_runs_vocabulary(
+    text: str, tmp_path: Path, recorder: Callable, make_trainer: Callable
+) -> None:
+    for name, content in (("a.txt", "abcabcabcabc"), ("b.txt", "xyz")):
+        (tmp_path / name).write_text(content)
+    data = CharDataModule(text, predict_source=str(tmp_path / "[ab].txt"), tokens_per_step=32)
+    batches = make_trainer().predict(recorder(block_size=8), datamodule=data)
+    documents = torch.cat([batch["document"] for batch in batches]).tolist()
+    assert documents == [0, 0, 1, -1]
+    assert data.tokenizer.decode(scored(batches)) == "bcabcabcabc" + "yz"
+
+
+def test_rank_and_world_come_from_the_strategy(text: str) -> None:
+    """Two ranks' batches together are the one process's batches."""
+
+    def batches(rank: int, world: int) -> list[torch.Tensor]:
+        data = CharDataModule(text, block_size=8, tokens_per_step=64)
+        kwargs = {"rank": rank, "num_replicas": world}
+        data.trainer = SimpleNamespace(distributed_sampler_kwargs=kwargs, overfit_batches=0)  # type: ignore[assignment]
+        data.setup("validate")
+        return [batch["input_ids"] for batch in data.train_dataloader()]
+
+    halves = [torch.cat(pair) for pair in zip(batches(0, 2), batches(1, 2), strict=True)]
+    assert all(torch.equal(a, b) for a, b in zip(halves, batches(0, 1), strict=True))

@@ -1,0 +1,103 @@
+"""HeadlinesDataModule: whole documents, from lines and tables, packed."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datamodules import HeadlinesDataModule
+from datamodules.batches import IGNORED
+from datamodules.errors import UserError
+from datamodules.tokens import TokenStore
+
+TITLES = [f"  Title {i % 30} of {i % 7}  " for i in range(200)]
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> str:
+    path = tmp_path / "titles.txt"
+    path.write_text("\n".join(TITLES) + "\n")
+    return str(path)
+
+
+def documents(data: HeadlinesDataModule, split: str) -> list[str]:
+    store = TokenStore(data._folder, split)
+    text = [
+        data.tokenizer.decode(store.tokens[a + 1 : b].tolist())
+        for a, b in zip(store.starts, store.starts[1:], strict=False)
+    ]
+    return text
+
+
+def module(source: str, **options: object) -> HeadlinesDataModule:
+    data = HeadlinesDataModule(source, **{"tokenizer": "byte", "block_size": 32, **options})  # type: ignore[arg-type]
+    data.setup()
+    return data
+
+
+def test_lines_are_stripped_and_the_last_ones_validate(lines: str) -> None:
+    data = module(lines, val_documents=20)
+    stripped = [title.strip() for title in TITLES]
+    assert documents(data, "train") == stripped[:180]
+    assert documents(data, "val") == stripped[180:]
+    assert data.scored_text("val").end_marks == 20
+    assert data.scored_text("val").chars == sum(len(title) + 1 for title in stripped[180:])
+
+
+def test_repeats_are_dropped_before_the_split(lines: str) -> None:
+    data = module(lines, deduplicate=True, split="shuffle")
+    train, val = documents(data, "train"), documents(data, "val")
+    assert len(train) + len(val) == len({title.strip() for title in TITLES})
+    assert not set(train) & set(val)
+
+
+def test_a_column_of_a_table_is_the_same_as_lines(lines: str, tmp_path: Path) -> None:
+    table = tmp_path / "titles.csv"
+    table.write_text("id,title\n" + "".join(f'{i},"{title}"\n' for i, title in enumerate(TITLES)))
+    by_column = module(str(table), documents="column", column="title")
+    assert documents(by_column, "val") == documents(module(lines), "val")
+
+
+def test_a_wrong_column_is_one_sentence(tmp_path: Path) -> None:
+    table = tmp_path / "titles.csv"
+    table.write_text("id,title\n1,a\n")
+    with pytest.raises(UserError, match=r"no column 'headline'; it has id, title"):
+        module(str(table), documents="column", column="headline")
+
+
+@pytest.mark.parametrize("rows", ["packed", "padded", "windows"])
+def test_validation_scores_every_token_once_in_every_kind(lines: str, rows: str) -> None:
+    data = module(lines, rows=rows)
+    store = TokenStore(data._folder, "val")
+    found: Counter[int] = Counter()
+    for batch in data.val_dataloader()[0]:
+        found.update(batch["targets"][batch["targets"] != IGNORED].tolist())
+        assert ("document_ids" in batch) == (rows == "packed")
+    assert found == Counter(store.tokens[1:].tolist())
+
+
+def test_packed_epochs_are_about_full(lines: str) -> None:
+    packed, padded = (module(lines, rows=rows) for rows in ("packed", "padded"))
+
+    def share_of_real(data: HeadlinesDataModule) -> float:
+        return float(np.mean([batch["attention_mask"].float().mean() for batch in data.train_dataloader()]))
+
+    assert share_of_real(packed) > 0.8 > 0.6 > share_of_real(padded)
+
+
+def test_predictions_know_their_document(lines: str) -> None:
+    data = module(lines, val_documents=20)
+    seen = [d for batch in data.predict_dataloader() for d in batch["document"].tolist() if d >= 0]
+    assert seen == list(range(20))
+
+
+def test_a_split_by_documents_needs_enough_of_them(lines: str) -> None:
+    with pytest.raises(UserError, match="leave nothing to train on"):
+        module(lines, val_documents=200)
+
+
+def test_the_synthetic_headlines_are_the_default() -> None:
+    data = HeadlinesDataModule(tokenizer="byte", block_size=64)
+    data.setup()
+    assert documents(data, "train")[0]
