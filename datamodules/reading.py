@@ -129,6 +129,11 @@ def stripped(chunks: Iterable[str]) -> Iterator[str]:
         yield body
 
 
+def normalised(text: str) -> str:
+    r"""``text`` with ``\r\n`` and ``\r`` made ``\n``."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
 def column_values(file: TextFile, column: str) -> Iterator[str]:
     """The texts of one column of a csv, tsv, jsonl or parquet file, in order; a null is no text and is left out.
 

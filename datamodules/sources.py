@@ -13,14 +13,22 @@ from pathlib import Path
 from typing import Literal
 
 from datamodules import embedded
+from datamodules.downloads import DOWNLOADS, fetch
 from datamodules.errors import UserError
-from datamodules.reading import CHUNK, Piece, TextFile, column_values, cut, stripped
+from datamodules.files import default_cache_dir
+from datamodules.reading import CHUNK, Piece, TextFile, column_values, cut, normalised, stripped
+from datamodules.synthetic import headlines
 
 Documents = Literal["file", "line", "column"]
 
 #: What a folder is searched for; a glob reads files of any other name.
 TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".rst"})
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".parquet"})
+
+
+#: The sources that have a name, besides `hf:OWNER/NAME@REVISION`.
+NAMES = ("embedded", "embedded_headlines", *DOWNLOADS, "hacker_news")
+_HEADLINES = 10_000
 
 
 class Source(ABC):
@@ -91,7 +99,7 @@ class FileSource(Source):
     def _values(self, file: TextFile) -> Iterator[str]:
         if self.column is None:
             return file.lines()
-        return (value.replace("\r\n", "\n").replace("\r", "\n") for value in column_values(file, self.column))
+        return map(normalised, column_values(file, self.column))
 
     def _not_empty(self, texts: Iterable[str]) -> Iterator[str]:
         found = False
@@ -112,15 +120,20 @@ def open_source(
     documents: Documents = "file",
     column: str | None = None,
     strip: bool = False,
+    cache_dir: str | Path | None = None,
 ) -> Source:
-    """A source by name or place; nothing is read yet, but what is missing is refused at once.
+    """A source by name or place. Named downloads are fetched now, if they are not there; nothing else is read yet.
 
     Args:
-        spec: ``embedded``, or a file, folder or glob (``.gz`` too), or a list of these, read one after the other.
-            A folder means the .txt, .text, .md and .rst files below it (.csv, .tsv, .jsonl, .parquet for columns).
+        spec: a file, folder or glob (``.gz`` too), or a name, or a list of these, read one after the other. Names:
+            ``embedded`` (Python's documentation), ``embedded_headlines`` (10,000 synthetic ones, one a line, or N with
+            ``embedded_headlines:N``), ``tiny_shakespeare``, ``taylor_swift``, ``moby_dick``, ``hacker_news`` (titles)
+            and ``hf:OWNER/NAME@REVISION``, the last two alone. A folder means the .txt, .text, .md and .rst files below
+            it (.csv, .tsv, .jsonl and .parquet for columns).
         documents: what one document is: a whole ``file``, a ``line``, or a row's value in ``column``.
         column: the column to read, for ``documents="column"``.
         strip: whether to drop white space at both ends of every document.
+        cache_dir: where downloads are kept; None is ``$XDG_CACHE_HOME/lit_gpt`` or ``~/.cache/lit_gpt``.
 
     Raises:
         UserError: something missing or empty, or a column without ``documents="column"``.
@@ -128,25 +141,48 @@ def open_source(
     if (documents == "column") != (column is not None):
         raise UserError(f"documents={documents!r} with column={column!r}: give a column with documents='column', only.")
     specs = [spec] if isinstance(spec, str) else spec
+    folder = (Path(cache_dir).expanduser() if cache_dir else default_cache_dir()) / "downloads"
+    if len(specs) == 1 and (specs[0] == "hacker_news" or specs[0].startswith("hf:")):
+        return _open_hub(specs[0], column, strip, folder)
     if not specs:
         raise UserError("The list of sources is empty; give at least one file or name.")
-    files = tuple(file for one in specs for file in _files(one, documents))
+    files = tuple(file for one in specs for file in _files(one, documents, folder))
     return FileSource(", ".join(specs), files, documents, column, strip)
 
 
-def _files(spec: str, documents: Documents) -> list[TextFile]:
-    """The files one name or place stands for, in sorted order."""
+def _open_hub(spec: str, column: str | None, strip: bool, folder: Path) -> Source:
+    from datamodules.hub import HACKER_NEWS, open_hub  # it imports this module
+
+    return (
+        open_hub(HACKER_NEWS, column or "title", strip, folder)
+        if spec == "hacker_news"
+        else open_hub(spec, column, strip, folder)
+    )
+
+
+def _files(spec: str, documents: Documents, folder: Path) -> list[TextFile]:
+    """The files that one name or place stands for, in sorted order."""
+    name, _, count = spec.partition(":")
+    if name == "embedded_headlines":
+        return [_headlines(spec, count or str(_HEADLINES))]
     if spec == "embedded":
         return [TextFile("embedded.txt", content=embedded.corpus().encode())]
+    if spec in DOWNLOADS:
+        return [_local(fetch(spec, DOWNLOADS[spec], folder))]
     path = Path(spec).expanduser()
-    if path.is_file():
-        return [_local(path)]
     if path.is_dir():
         return _files_of_folder(path, TABLE_SUFFIXES if documents == "column" else TEXT_SUFFIXES)
-    matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-    if not matches:
-        raise UserError(f"There is no file, folder or data set {spec!r}; see `--data.source` in --help for the names.")
-    return [_local(match) for match in matches if match.is_file()]
+    matches = [path] if path.exists() else map(Path, sorted(glob.glob(str(path), recursive=True)))
+    files = [_local(match) for match in matches if match.is_file()]
+    if not files:
+        raise UserError(f"There is no file, folder or source {spec!r}; the names are {', '.join(NAMES)}.")
+    return files
+
+
+def _headlines(spec: str, count: str) -> TextFile:
+    if not count.isdecimal():
+        raise UserError(f"{spec}: the number of synthetic headlines must be a whole number, not {count!r}.")
+    return TextFile("synthetic_headlines.txt", content="\n".join(headlines(int(count))).encode())
 
 
 def _files_of_folder(folder: Path, suffixes: frozenset[str]) -> list[TextFile]:

@@ -1,8 +1,7 @@
 """Tokenizers behind one small interface. Libraries are imported when a tokenizer first needs them, torch never."""
 
 from datamodules.tokenizers.base import END_MARK, Tokenizer
-from datamodules.tokenizers.bpe import ENCODINGS, BPETokenizer
-from datamodules.tokenizers.byte_level import PATTERNS
+from datamodules.tokenizers.bpe import ENCODINGS, PATTERNS, BPETokenizer, PatternName
 from datamodules.tokenizers.files import load_tokenizer, open_tokenizer, save_tokenizer, tokenizer_from_dict
 from datamodules.tokenizers.huggingface import from_huggingface, to_huggingface
 from datamodules.tokenizers.simple import ByteTokenizer, CharTokenizer
@@ -16,6 +15,7 @@ __all__ = [
     "BPETokenizer",
     "ByteTokenizer",
     "CharTokenizer",
+    "PatternName",
     "Tokenizer",
     "UnigramTokenizer",
     "from_huggingface",

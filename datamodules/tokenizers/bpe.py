@@ -3,17 +3,29 @@
 from array import array
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from datamodules.errors import UserError
 from datamodules.tokenizers.base import END_MARK, Ids
 from datamodules.tokenizers.byte_level import ByteLevelTokenizer, to_visible
-from datamodules.tokenizers.byte_level import PatternName as PatternName
 
 if TYPE_CHECKING:
     import tiktoken
+
+PatternName = Literal["cl100k", "gpt2", "none"]
+
+#: How text is split before tokens are sought, which never cross a split. The first two are the patterns of OpenAI's
+#: encodings of those names, without possessive quantifiers, so that Oniguruma (in `tokenizers`) reads them alike.
+PATTERNS: dict[PatternName, str] = {
+    "cl100k": (
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+        r"\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "none": r"[\s\S]+",
+}
 
 #: tiktoken's encodings that have an end mark and that people train with.
 ENCODINGS = ("gpt2", "cl100k_base", "o200k_base")

@@ -2,24 +2,11 @@
 
 from abc import abstractmethod
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from datamodules.errors import UserError
 from datamodules.reading import cut
 from datamodules.tokenizers.base import Tokenizer, check_unicode
-
-PatternName = Literal["cl100k", "gpt2", "none"]
-
-#: How text is split before tokens are sought, which never cross a split. The first two are the patterns of OpenAI's
-#: encodings of those names, without possessive quantifiers, so that Oniguruma (in `tokenizers`) reads them alike.
-PATTERNS: dict[PatternName, str] = {
-    "cl100k": (
-        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
-        r"\s*[\r\n]+|\s+(?!\S)|\s+"
-    ),
-    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "none": r"[\s\S]+",
-}
 
 #: Longer texts are encoded in pieces (see `reading.cut`): regular expression engines overflow their stack on a million
 #: spaces in a row, and tiktoken then panics.

@@ -1,12 +1,11 @@
 """Tokenizers as plain values and as JSON files."""
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from datamodules.errors import UserError
+from datamodules.files import write_atomically
 from datamodules.tokenizers.base import Tokenizer
 from datamodules.tokenizers.bpe import ENCODINGS, BPETokenizer
 from datamodules.tokenizers.huggingface import from_huggingface
@@ -68,17 +67,3 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         return from_huggingface(state) if "model" in state else tokenizer_from_dict(state)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes beside ``path`` and renames, so that a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)  # mkstemp's 0600 would hide it from colleagues
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

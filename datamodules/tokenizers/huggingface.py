@@ -5,9 +5,8 @@ from typing import Any
 
 from datamodules.errors import UserError
 from datamodules.tokenizers.base import END_MARK, Tokenizer
-from datamodules.tokenizers.bpe import BPETokenizer
+from datamodules.tokenizers.bpe import PATTERNS, BPETokenizer
 from datamodules.tokenizers.byte_level import (
-    PATTERNS,
     ByteLevelTokenizer,
     from_visible,
     huggingface_state,

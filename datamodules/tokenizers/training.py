@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from datamodules.errors import UserError
 from datamodules.reading import cut
 from datamodules.tokenizers.base import END_MARK, Tokenizer, check_unicode
-from datamodules.tokenizers.bpe import BPETokenizer
-from datamodules.tokenizers.byte_level import PATTERNS, PatternName, from_visible, huggingface_state
+from datamodules.tokenizers.bpe import PATTERNS, BPETokenizer, PatternName
+from datamodules.tokenizers.byte_level import from_visible, huggingface_state
 from datamodules.tokenizers.simple import ByteTokenizer, CharTokenizer
 from datamodules.tokenizers.unigram import UnigramTokenizer
 

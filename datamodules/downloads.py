@@ -1,0 +1,128 @@
+"""Files by name: fetched once, resumed after a cut, checked by SHA-256, renamed into place when whole."""
+
+import hashlib
+import http
+import http.client
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from time import sleep
+
+from datamodules.errors import UserError
+from datamodules.files import default_cache_dir, locked
+from datamodules.progress import progress
+
+_GITHUB = "https://raw.githubusercontent.com"
+_ATTEMPTS = 5
+_TIMEOUT = 30.0  # seconds without a byte
+_BLOCK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Download:
+    """A public file: where it is, and what it must be. ``size`` is in bytes."""
+
+    url: str
+    sha256: str
+    size: int
+
+
+DOWNLOADS = {
+    "tiny_shakespeare": Download(
+        f"{_GITHUB}/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        1_115_394,
+    ),
+    "taylor_swift": Download(
+        f"{_GITHUB}/karpathy/minbpe/master/tests/taylorswift.txt",
+        "c2e39cb822d4ae0caac22152cefc306d466e31217a9c5524e493ad2b76792f57",
+        185_768,
+    ),
+    "moby_dick": Download(
+        f"{_GITHUB}/GITenberg/Moby-Dick--Or-The-Whale_2701/master/2701-0.txt",
+        "baf9b04fcf6e0008f30eaaa6697277751448c1070b20175e0082f28cbb161fd3",
+        1_276_201,
+    ),
+}
+
+
+def fetch(name: str, file: Download, folder: Path | None = None, wait: Callable[[float], None] = sleep) -> Path:
+    """The path of a downloaded file, fetched now if it is not there. Safe from several processes at once.
+
+    What arrived before a cut is kept in ``NAME.part``, and the next attempt, now or in a later run, asks for the rest.
+
+    Args:
+        name: what people are shown, and the name of the file in the folder.
+        file: where it is and what it must be.
+        folder: None for ``downloads`` in `default_cache_dir`.
+        wait: how to pass the seconds between two attempts.
+
+    Raises:
+        UserError: no connection after some attempts, a refusal by the server, or bytes of another SHA-256.
+    """
+    path = (folder or default_cache_dir() / "downloads") / f"{name}.txt"
+    if path.exists():  # only whole files are renamed to this place
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with locked(path.with_suffix(".lock")):
+        if not path.exists():
+            _fetch_part(name, file, part, wait)
+            _check(name, file, part)
+            part.replace(path)
+    return path
+
+
+def _fetch_part(name: str, file: Download, part: Path, wait: Callable[[float], None]) -> None:
+    with progress(f"Downloading {name}", file.size) as advance:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                for size in _receive(file, part):
+                    advance(size)
+                return
+            except urllib.error.HTTPError as error:
+                error.close()
+                if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                    part.unlink()  # the start of some other file
+                elif error.code < 500 or attempt == _ATTEMPTS:
+                    raise UserError(_advice(name, file, f"the server answered {error.code} {error.reason}")) from None
+            except (OSError, http.client.HTTPException) as error:
+                if attempt == _ATTEMPTS:
+                    raise UserError(_advice(name, file, getattr(error, "reason", None) or error)) from None
+            wait(2.0**attempt)
+
+
+def _receive(file: Download, part: Path) -> Iterator[int]:
+    """Appends what is missing to ``part``, yielding the number of new bytes as they are written."""
+    have = part.stat().st_size if part.exists() else 0
+    if have >= file.size:
+        return
+    request = urllib.request.Request(file.url, headers={"Range": f"bytes={have}-"} if have else {})
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+        resumed = answer.status == http.HTTPStatus.PARTIAL_CONTENT  # some servers ignore Range and send it all
+        with part.open("ab" if resumed else "wb") as out:
+            while block := answer.read(_BLOCK):
+                out.write(block)
+                yield len(block)
+        if answer.length:  # what Content-Length promised beyond what came
+            raise ConnectionError(f"the connection closed {answer.length:,} bytes early")
+
+
+def _check(name: str, file: Download, part: Path) -> None:
+    with part.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != file.sha256:
+        part.unlink()
+        raise UserError(
+            f"The download of {name} from {file.url} has SHA-256 {found[:16]}..., not {file.sha256[:16]}...; it was "
+            "removed. Try again, or give the path of a copy you trust as the source."
+        )
+
+
+def _advice(name: str, file: Download, reason: object) -> str:
+    return (
+        f"{name} could not be downloaded from {file.url}: {reason}. Try again (what arrived is kept), or give the path "
+        "of a copy as the source."
+    )

@@ -1,0 +1,107 @@
+"""Data sets of the Hugging Face hub, each at one revision, read by the ``hf`` extra."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datamodules.errors import UserError
+from datamodules.files import default_cache_dir, write_atomically
+from datamodules.reading import as_text, needs_hf_extra, normalised, unknown_column
+from datamodules.sources import Source
+
+#: The data of the headline challenge. It is refreshed now and then, so its revision is fixed.
+HACKER_NEWS = "hf:julien040/hacker-news-posts@9e21b0f3"
+
+
+@dataclass(frozen=True)
+class HubSource(Source):
+    """The ``train`` split of a data set; a document is a row's text in one column.
+
+    The first reading records the commit and the SHA-256 of the texts in ``folder``. Later ones ask for that commit, and
+    trust the record, as the files of a commit never change.
+
+    Args:
+        name: what people are shown.
+        dataset: its name on the hub.
+        revision: a branch, a tag, or the beginning of a commit's hash.
+        column: the column of text.
+        strip: whether to drop white space at both ends of each document.
+        folder: where the record is kept.
+    """
+
+    name: str
+    dataset: str
+    revision: str
+    column: str
+    strip: bool
+    folder: Path
+
+    def fingerprint(self) -> str:
+        """See `Source`; of the texts, as the files of a hub may be packed in several ways."""
+        record = self._record()
+        if "sha256" not in record:
+            digest = hashlib.sha256()
+            for text in self._texts(record["commit"]):
+                digest.update(json.dumps(text).encode())
+            record["sha256"] = digest.hexdigest()
+            write_atomically(self._record_path, json.dumps(record))
+        return hashlib.sha256(json.dumps([record["sha256"], self.strip]).encode()).hexdigest()
+
+    def documents(self) -> Iterator[str]:
+        """See `Source`.
+
+        Raises:
+            UserError: no `hf` extra, no such data set or column, no network.
+        """
+        texts = self._texts(self._record()["commit"])
+        return (text for text in (text.strip() if self.strip else text for text in texts) if text)
+
+    def _texts(self, commit: str) -> Iterator[str]:
+        try:
+            import datasets
+        except ImportError:
+            raise needs_hf_extra(f"The data set {self.dataset}") from None
+        try:
+            rows = datasets.load_dataset(self.dataset, split="train", revision=commit)
+        except Exception as error:  # its libraries raise errors of their own, with nothing else in common
+            raise self._unreadable(error) from None
+        if self.column not in rows.column_names:
+            raise unknown_column(self.dataset, self.column, rows.column_names)
+        for batch in rows.select_columns([self.column]).iter(batch_size=1000):
+            yield from (normalised(as_text(v, self.column, self.dataset)) for v in batch[self.column] if v is not None)
+
+    def _record(self) -> dict[str, Any]:
+        if self._record_path.exists():
+            return json.loads(self._record_path.read_text(encoding="utf-8"))
+        try:
+            from huggingface_hub import list_repo_commits
+        except ImportError:
+            raise needs_hf_extra(f"The data set {self.dataset}") from None
+        try:
+            commits = [commit.commit_id for commit in list_repo_commits(self.dataset, repo_type="dataset")]
+        except Exception as error:  # as above
+            raise self._unreadable(error) from None
+        # The hub takes a whole hash, a branch or a tag, but not the beginning of a hash.
+        return {"commit": next((commit for commit in commits if commit.startswith(self.revision)), self.revision)}
+
+    @property
+    def _record_path(self) -> Path:
+        key = json.dumps([self.dataset, self.revision, self.column])
+        name = f"{self.dataset.replace('/', '--')}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+        return self.folder / name
+
+    def _unreadable(self, error: Exception) -> UserError:
+        return UserError(f"The data set {self.dataset} at {self.revision} could not be read from the hub: {error}")
+
+
+def open_hub(spec: str, column: str | None, strip: bool, folder: Path | None = None) -> HubSource:
+    """The source for ``hf:OWNER/NAME@REVISION``; `UserError` when a part of that or the column is missing."""
+    dataset, _, revision = spec.removeprefix("hf:").partition("@")
+    if not revision:
+        raise UserError(f"{spec} names no revision; write hf:OWNER/NAME@REVISION, so that the text cannot change.")
+    if column is None:
+        raise UserError(f"{spec} is a table; set documents to column, and column to the one that holds the text.")
+    return HubSource(spec, dataset, revision, column, strip, folder or default_cache_dir() / "downloads")
