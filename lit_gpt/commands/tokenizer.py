@@ -1,0 +1,106 @@
+"""``tokenizer train``, ``tokenizer eval``, ``tokenizer export``: a tokenizer on its own, before any model."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from datamodules.files import write_atomically
+from datamodules.sources import Documents, open_source
+from datamodules.tokenizers import (
+    PatternName,
+    Tokenizer,
+    open_tokenizer,
+    save_tokenizer,
+    to_huggingface,
+    train_tokenizer,
+)
+
+
+def train(
+    source: str,
+    out: str,
+    kind: Literal["bpe", "unigram", "char"] = "bpe",
+    vocab_size: int | None = None,
+    pattern: PatternName = "cl100k",
+    documents: Documents = "file",
+    column: str | None = None,
+) -> None:
+    """Train a tokenizer on a text and write it to a file.
+
+    ``fit`` trains a missing tokenizer by itself, on the training split alone. Do it here to share one among runs, and
+    then leave the text that you validate on out of ``source``.
+
+    Args:
+        source: a file, folder, glob or the name of a source.
+        out: the file to write, JSON.
+        kind: ``bpe`` or ``unigram`` (on bytes, lossless for any text), or ``char``.
+        vocab_size: number of tokens, the end mark included; 16,384 by default, and not for ``char``.
+        pattern: where text is split before tokens are sought: as ``cl100k`` or ``gpt2`` do, or ``none``, nowhere.
+        documents: what a document is: a ``file``, a ``line``, or a row's ``column`` (csv, tsv, jsonl, parquet).
+        column: the column to read, with ``--documents column``.
+    """
+    if vocab_size is None and kind != "char":
+        vocab_size = 16_384
+    texts = (piece.text for piece in open_source(source, documents=documents, column=column).pieces())
+    start = time.perf_counter()
+    tokenizer = train_tokenizer(kind, texts, vocab_size, pattern=pattern)
+    print(f"{kind} tokenizer of {tokenizer.vocab_size:,} tokens, trained in {time.perf_counter() - start:.1f} s: {out}")
+    if vocab_size is not None and tokenizer.vocab_size < vocab_size:
+        print(f"That is fewer than {vocab_size:,}: the text has no more to merge.")
+    save_tokenizer(tokenizer, out)
+    print(f"Judge it:  python -m lit_gpt tokenizer eval --tokenizer {out} --source {source}")
+    print(f"Use it:    python -m lit_gpt fit --data BPEDataModule --data.source {source} --data.tokenizer {out}")
+
+
+def evaluate(tokenizer: str, source: str, documents: Documents = "file", column: str | None = None) -> None:
+    """Print how well a tokenizer fits a text: bytes per token, speed, use of its vocabulary, round trip.
+
+    Args:
+        tokenizer: a file of ``tokenizer train``, a tokenizer.json, or gpt2, cl100k_base, o200k_base or byte.
+        source: a file, folder, glob or the name of a source.
+        documents: what a document is, as for ``tokenizer train``.
+        column: the column to read, with ``--documents column``.
+    """
+    text = open_source(source, documents=documents, column=column)
+    for name, value in _facts(open_tokenizer(tokenizer), (piece.text for piece in text.pieces())):
+        print(f"{name:<18} {value}")
+    print(f"Use it:            python -m lit_gpt fit --data BPEDataModule --data.tokenizer {tokenizer}")
+
+
+def export(tokenizer: str, out: str) -> None:
+    """Write a tokenizer as a Hugging Face tokenizer.json, which gives equal ids there.
+
+    Args:
+        tokenizer: a file of ``tokenizer train``, or gpt2, cl100k_base, o200k_base, byte.
+        out: the file to write.
+    """
+    write_atomically(Path(out), json.dumps(to_huggingface(open_tokenizer(tokenizer)), ensure_ascii=False))
+    print(f"Read it with transformers.PreTrainedTokenizerFast(tokenizer_file={out!r}), or with --data.tokenizer {out}")
+
+
+def _facts(tokenizer: Tokenizer, texts: Iterator[str]) -> Iterator[tuple[str, str]]:
+    counts = np.zeros(tokenizer.vocab_size, np.int64)
+    chars = size = lost = 0
+    seconds = 0.0
+    tokenizer.encode("")  # builds its tables, which is no part of its speed
+    for text in texts:
+        start = time.perf_counter()
+        ids = tokenizer.encode_array(text)
+        seconds += time.perf_counter() - start
+        counts += np.bincount(ids, minlength=len(counts))
+        chars, size = chars + len(text), size + len(text.encode())
+        lost += tokenizer.decode(ids.tolist()) != text
+    tokens, used = int(counts.sum()), int((counts > 0).sum())
+    yield "text", f"{chars:,} characters, {size:,} bytes"
+    yield "tokens", f"{tokens:,}"
+    yield "bytes per token", f"{size / tokens:.3f}"
+    yield "tokens per second", f"{tokens / seconds:,.0f} ({size / seconds / 1e6:.1f} MB/s, one thread)"
+    yield "vocabulary used", f"{used:,} of {tokenizer.vocab_size:,} ({used / tokenizer.vocab_size:.1%})"
+    yield "round trip", "exact" if not lost else f"NOT exact: {lost} of the pieces it was read in came back changed"
+
+
+VERBS = {"train": train, "eval": evaluate, "export": export}
