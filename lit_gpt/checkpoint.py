@@ -59,7 +59,7 @@ def read(path: str | Path, mmap: bool = False) -> dict[str, Any]:
         )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, LookupError) as error:
         reason = "is cut short or damaged" if zipfile.is_zipfile(path) or _starts_like_zip(path) else "is no checkpoint"
         raise UserError(f"file {str(path)!r} {reason}: use another one, such as last.ckpt beside it.") from error
     check(checkpoint, path)

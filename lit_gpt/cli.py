@@ -54,6 +54,7 @@ NOT_FOR_US = (
     ".*does not have many workers.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*The number of training batches .* is smaller than the logging interval.*",
+    ".*callbacks used to create the checkpoint need to be provided.*",
     ".*Trying to infer the `batch_size` from an ambiguous collection.*",
 )
 
@@ -141,11 +142,16 @@ class LitCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise UserError(sentence(str(error), self._known_options())) from error
+            raise UserError(sentence(str(error), self._known_options(args))) from error
 
-    def _known_options(self) -> list[str]:
-        defaults = self._parser(self.verb).get_defaults().as_flat()
-        return [key.replace(".init_args.", ".") for key in vars(defaults)]
+    def _known_options(self, given: list[str]) -> list[str]:
+        """Dotted names of every option, those of the classes chosen on the command line included."""
+        chosen = [part for pair in _pairs(given) if pair[0] in ("--model", "--data") for part in pair]
+        try:
+            parsed = self.parser.parse_args([self.verb, *chosen])
+        except ArgumentError:  # the class itself is wrong
+            parsed = self.parser.parse_args([self.verb])
+        return [key.replace(".init_args.", ".") for key in vars(parsed[self.verb].as_flat())]
 
     # ---- checkpoints
 
@@ -172,19 +178,18 @@ class LitCLI(LightningCLI):
         config = self.config[self.verb]
         self.hash = _hash({key: _plain(config[key]) for key in ("model", "data", "seed_everything")})
         root = Path(config.logs_dir)
-        self.folder = runs.unfinished(root, config.name, self.hash) if config.resume else None
-        if self.folder:
-            config.ckpt_path = str(self.folder / runs.LAST)
-            _say(f"going on with {self.folder}")
-        elif config.ckpt_path:
-            self.folder = runs.folder_of(Path(config.ckpt_path))
+        unfinished = runs.unfinished(root, config.name, self.hash) if config.resume else None
+        if unfinished:
+            config.ckpt_path = str(unfinished / runs.LAST)
+            _say(f"going on with {unfinished}")
         if config.ckpt_path:
             self.stored = checkpoint.read(config.ckpt_path)
-        if rank_zero_only.rank == 0:
-            self.folder = self.folder or runs.claim(root, config.name)
-            os.environ[FOLDER_VARIABLE] = str(self.folder)
-        else:  # never written to: rank 0 broadcasts its own
-            self.folder = Path(os.environ.get(FOLDER_VARIABLE, root))
+            self.folder = runs.folder_of(Path(config.ckpt_path))
+        elif _rank() == 0:
+            self.folder = runs.claim(root, config.name)
+        else:  # rank 0 has told the processes that it starts; under torchrun it broadcasts the folder later
+            self.folder = Path(os.environ.get(FOLDER_VARIABLE, root / config.name / "version_0"))
+        os.environ[FOLDER_VARIABLE] = str(self.folder)
 
     # ---- objects
 
@@ -194,9 +199,11 @@ class LitCLI(LightningCLI):
             self.config[self.verb].float32_matmul if torch.cuda.is_available() else "highest"
         )
         try:
-            super().instantiate_classes()
+            self.config_init = self.parser.instantiate(self.config)
         except (ValueError, ArgumentError) as error:
-            raise UserError(sentence(str(error), self._known_options())) from error
+            raise UserError(sentence(str(error), [])) from error
+        self.model, self.datamodule = (self.config_init[self.verb][slot] for slot in ("model", "data"))
+        self.trainer = self.instantiate_trainer()
         if self.verb != "fit" and self.stored["tokenizer"] and hasattr(self.datamodule, "use_tokenizer"):
             self.datamodule.use_tokenizer(tokenizer_from_dict(self.stored["tokenizer"]))
 
@@ -242,9 +249,13 @@ class LitCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Write the resolved configuration into the run's folder."""
-        if rank_zero_only.rank == 0:
-            text = self._parser(self.verb).dump(self.config[self.verb], skip_none=False)
+        if _rank() == 0:
+            text = self._parser(self.verb).dump(self.config[self.verb], skip_unset=False)
             write_text(self.folder / "config.yaml", text)
+
+
+def _rank() -> int:
+    return int(getattr(rank_zero_only, "rank", 0))
 
 
 @rank_zero_only

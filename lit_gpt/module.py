@@ -37,7 +37,8 @@ class LitLanguageModel(LightningModule):
     """
 
     config_class: type[Any]
-    net: nn.Module
+    net: Any  # an nn.Module with ``hidden(input_ids, document_ids=...)`` and ``head(hidden)``
+    scores: Any  # nn.ModuleDict of TokenMetrics by split
 
     def __init__(self, config: Any, optimizer: Any, **options: Any) -> None:
         super().__init__()
@@ -58,7 +59,7 @@ class LitLanguageModel(LightningModule):
         """The network for ``self.config``, whose vocabulary is known by now."""
         raise NotImplementedError
 
-    def head_parameters(self) -> list[nn.Parameter]:
+    def head_parameters(self) -> list[Tensor]:
         """What ``net.head`` multiplies hidden states with; the chunked loss adds up its gradients itself."""
         raise NotImplementedError
 
@@ -68,10 +69,13 @@ class LitLanguageModel(LightningModule):
         """Take the vocabulary from the data, write it back to the hyper-parameters and build the network once."""
         if hasattr(self, "net"):
             return
-        data = getattr(self._trainer, "datamodule", None)
+        data = self._data()
         self.config.vocab_size = _vocabulary(self.config.vocab_size, getattr(data, "vocab_size", None))
         self._store_hyper_parameters()
         self.net = self.build_network()
+
+    def _data(self) -> Any:
+        return getattr(self._trainer, "datamodule", None)
 
     # ---- training
 
@@ -130,7 +134,8 @@ class LitLanguageModel(LightningModule):
             self.log_now(values, self.global_step + 1)
 
     def _step_is_logged(self) -> bool:
-        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return (self.global_step + 1) % every == 0
 
     def log_now(self, values: Mapping[str, Any], step: int) -> None:
         """Write to the loggers at once, under the number of optimizer steps done.
@@ -190,7 +195,7 @@ class LitLanguageModel(LightningModule):
         return figures if text is None else figures | per_text(nats, tokens, text)
 
     def _scored_text(self, split: str) -> Any:
-        data = getattr(self.trainer, "datamodule", None)
+        data = self._data()
         return data.scored_text(split) if hasattr(data, "scored_text") else None
 
     # ---- optimizer
@@ -218,13 +223,13 @@ class LitLanguageModel(LightningModule):
 
     def on_save_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
         """Add what a reader needs besides the weights: format, configuration, tokenizer, fingerprints."""
-        data = getattr(self._trainer, "datamodule", None)
+        data = self._data()
         checkpoint_[checkpoint.KEY] = checkpoint.describe(self.net, asdict(self.config), data)
 
     def on_load_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
         """Refuse files that are not ours, of a newer format, or with another tokenizer than the data's."""
         checkpoint.check(checkpoint_)
-        data = getattr(self._trainer, "datamodule", None)
+        data = self._data()
         here = getattr(data, "fingerprints", {}).get("tokenizer")
         stored = checkpoint_[checkpoint.KEY]["fingerprints"].get("tokenizer")
         if here and stored and here != stored:
@@ -293,6 +298,6 @@ class LitGPT(LitLanguageModel):
                 block.compile()
         return net
 
-    def head_parameters(self) -> list[nn.Parameter]:
+    def head_parameters(self) -> list[Tensor]:
         """The head's weight and bias, or the embedding's weight when they are tied."""
         return list((self.net.lm_head or self.net.wte).parameters())

@@ -1,6 +1,7 @@
 """Text from the model while it learns."""
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_gpt.generate import TextModel
@@ -34,7 +35,7 @@ class SampleText(Callback):
         if trainer.state.fn != "fit" or trainer.sanity_checking or not self.max_new_tokens:
             return
         self._validations += 1
-        tokenizer = getattr(trainer.datamodule, "tokenizer", None)
+        tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
         net = getattr(pl_module, "net", None)
         if tokenizer is not None and isinstance(net, GPT) and self._validations % self.every_n_validations == 0:
             self._show(trainer, TextModel(net, tokenizer))
@@ -43,7 +44,8 @@ class SampleText(Callback):
         text = model.generate(
             self.prompt, max_new_tokens=self.max_new_tokens, temperature=self.temperature, seed=trainer.global_step
         )[0]
-        trainer.progress_bar_callback.print(f"sample: {text!r}") if trainer.progress_bar_callback else None
+        if trainer.progress_bar_callback:
+            trainer.progress_bar_callback.print(f"sample: {text!r}")
         for logger in trainer.loggers:
-            if hasattr(logger.experiment, "add_text"):
+            if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("sample", f"```\n{text}\n```", trainer.global_step)

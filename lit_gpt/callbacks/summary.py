@@ -33,6 +33,11 @@ class RunSummary(Callback):
         self.config_hash = config_hash
         self.seed = seed
         self.best: dict[str, float] = {}
+        self.folder = Path()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the run's folder, on all ranks: the Trainer broadcasts it."""
+        self.folder = Path(trainer.log_dir or trainer.default_root_dir)
 
     def state_dict(self) -> dict[str, Any]:
         """The metrics of the best validation so far."""
@@ -44,8 +49,9 @@ class RunSummary(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the network; leave a first summary for ``--resume auto`` to find."""
-        if trainer.is_global_zero and hasattr(pl_module, "net"):
-            Console().print(network_table(pl_module.net))
+        net: Any = getattr(pl_module, "net", pl_module)
+        if trainer.is_global_zero:
+            Console().print(network_table(net))
         self._write(trainer, pl_module, finished=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -64,13 +70,14 @@ class RunSummary(Callback):
 
     @rank_zero_only
     def _write(self, trainer: Trainer, pl_module: LightningModule, finished: bool) -> None:
-        path = _folder(trainer) / SUMMARY
+        path = self.folder / SUMMARY
         started = read_json(path).get("started_at_commit", _commit())
         write_json(path, self._summary(trainer, pl_module, finished) | {"started_at_commit": started})
 
     def _summary(self, trainer: Trainer, pl_module: LightningModule, finished: bool) -> dict[str, Any]:
-        speed = next((c for c in trainer.callbacks if isinstance(c, Throughput)), Throughput())
-        net = getattr(pl_module, "net", pl_module)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        speed = next((c for c in callbacks if isinstance(c, Throughput)), Throughput())
+        net: Any = getattr(pl_module, "net", pl_module)
         return {
             "finished": finished,
             "final": _metrics(trainer),
@@ -84,13 +91,13 @@ class RunSummary(Callback):
             "device": device_name(pl_module.device),
             "processes": trainer.world_size,
             "precision": str(trainer.precision),
-            "hashes": {"config": self.config_hash, **getattr(trainer.datamodule, "fingerprints", {})},
+            "hashes": {"config": self.config_hash, **getattr(getattr(trainer, "datamodule", None), "fingerprints", {})},
             "versions": _versions(),
         }
 
     @rank_zero_only
     def _say_goodbye(self, trainer: Trainer) -> None:
-        folder, checkpoints = _folder(trainer), trainer.checkpoint_callback
+        folder, checkpoints = self.folder, trainer.checkpoint_callback
         if self.best:
             loss, step = self.best["val/loss"], self.best["step"]
             print(f"\nbest val/loss {loss:.4f} at step {step} of {trainer.global_step}")
@@ -117,10 +124,6 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def _folder(trainer: Trainer) -> Path:
-    return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def _metrics(trainer: Trainer) -> dict[str, float]:

@@ -89,7 +89,7 @@ class Throughput(Callback):
         if trainer.fit_loop._should_accumulate():
             return
         self._steps += 1
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._report(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -112,7 +112,7 @@ class Throughput(Callback):
             "train/data_wait": self._waited / seconds,
             "train/peak_memory_gb": _peak_memory(pl_module.device) / 1e9,
         }
-        net = getattr(pl_module, "net", None)
+        net: Any = getattr(pl_module, "net", None)
         if self._peak and hasattr(net, "flops_per_token"):
             values["train/mfu"] = rate * net.flops_per_token() / (self._peak * trainer.world_size)
         if isinstance(pl_module, LitLanguageModel):

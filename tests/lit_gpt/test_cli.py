@@ -1,0 +1,172 @@
+"""The command line in this process: layered configs, precedence, run folders, resume, every mistake by its sentence."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from datamodules.errors import UserError
+from lit_gpt import checkpoint
+from lit_gpt.cli import LitCLI, run
+from lit_gpt.loggers import MetricsCSV
+from tests.conftest import TINY
+
+Fit = Callable[..., Path]
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_everything_in_its_folder(fit: Fit) -> None:
+    folder = fit()
+    names = {path.name for path in folder.rglob("*")}
+    assert {"metrics.csv", "config.yaml", "summary.json", "best.ckpt", "last.ckpt"} <= names
+    assert any("tfevents" in name for name in names)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["finished"]
+    assert summary["steps"] == 6
+    assert summary["tokens"] == 6 * 128
+    assert summary["best"]["val/loss"] <= summary["final"]["val/loss"]
+    assert summary["hashes"].keys() == {"config", "data", "tokenizer"}
+    for name in ("loss", "top1", "top5", "bpb", "nats_per_char"):
+        assert {f"val/{name}", f"train_eval/{name}"} <= summary["final"].keys()
+    losses = [float(row["train/loss"]) for row in rows(folder) if row["train/loss"]]
+    assert [int(row["step"]) for row in rows(folder) if row["train/loss"]] == [1, 2, 3, 4, 5, 6]
+    assert losses[-1] < losses[0]
+
+
+def test_two_runs_get_two_folders(fit: Fit) -> None:
+    assert [fit().name, fit().name] == ["version_0", "version_1"]
+
+
+def test_layers_of_configs_and_flags(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.yaml").write_text("model: {config: {n_layer: 3, n_head: 1}}\nname: first\n")
+    Path("b.yaml").write_text("model: {config: {n_layer: 2}}\n")
+    flags = ["--config", "a.yaml", "--config", "b.yaml", "--model.config.n_head", "4", "--data.source", str(text)]
+    flags += ["--model.config.n_embd", "8", "--trainer.max_steps", "1", "--trainer.accelerator", "cpu"]
+    flags += ["--model.config.block_size", "16", "--trainer.limit_val_batches", "1"]
+    run("fit", flags)
+    resolved = yaml.safe_load(Path("logs/first/version_0/config.yaml").read_text())
+    config = resolved["model"]["init_args"]["config"]
+    assert (config["n_layer"], config["n_head"], config["n_embd"]) == (2, 4, 8)
+
+
+def test_explicit_values_win_over_a_preset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("fit", [*TINY, "--data.source", str(text), "--preset", "llama", "--model.config.n_kv_head", "1"])
+    config = checkpoint.read("logs/run/version_0/checkpoints/last.ckpt")["lit_gpt"]["config"]
+    assert (config["activation"], config["n_kv_head"], config["n_layer"]) == ("swiglu", 1, 1)
+
+
+def test_fit_obeys_the_command_line_when_it_resumes(fit: Fit) -> None:
+    folder = fit("--model.optimizer.lr", "0.01", "--model.optimizer.schedule", "constant")
+    fit(
+        *("--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), "--model.optimizer.lr", "0.5"),
+        *("--model.optimizer.schedule", "constant", "--trainer.max_steps", "8"),
+    )
+    rates = {int(row["step"]): float(row["lr"]) for row in rows(folder) if row["lr"]}
+    assert rates == {**dict.fromkeys(range(1, 7), 0.01), 7: 0.5, 8: 0.5}
+
+
+def test_validate_obeys_the_checkpoint(fit: Fit, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fit()
+    expected = json.loads((folder / "summary.json").read_text())["final"]["val/loss"]
+    path = str(folder / "checkpoints" / "last.ckpt")
+    capsys.readouterr()
+    run("validate", ["--ckpt_path", path, "--data.source", str(text), "--trainer.accelerator", "cpu"])
+    assert f"val {expected:.4f}" in capsys.readouterr().out
+
+
+def test_predict_writes_every_token_of_a_text(fit: Fit, text: Path, tmp_path: Path) -> None:
+    folder = fit()
+    other = tmp_path / "other.txt"
+    other.write_text("the model stops.")
+    flags = ["--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), "--data.source", str(text)]
+    run("predict", [*flags, "--data.predict_source", str(other), "--trainer.accelerator", "cpu"])
+    lines = [json.loads(line) for line in Path("predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 1
+    tokens = lines[0]["tokens"]
+    assert "".join(t["token"] for t in tokens) == "he model stops."
+    for token in tokens:
+        assert token["probability"] == pytest.approx(2.718281828 ** -token["nats"], abs=1e-4)
+        assert 0 <= token["rank"] < 40
+
+
+def test_early_stopping_by_one_key(fit: Fit) -> None:
+    folder = fit("--early_stopping", "1", "--model.optimizer.lr", "0", "--trainer.max_steps", "30")
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 6
+
+
+def test_every_option_has_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        LitCLI("fit", ["--help"])
+    text = capsys.readouterr().out
+    for ours in ("--name", "--resume", "--early_stopping", "--checkpoint.every_n_steps", "--samples.prompt"):
+        after = text[text.index(f"{ours} ") :].split("\n  --")[0]
+        assert len(after.split()) > 8, ours
+
+
+MISTAKES = {
+    "typo in a flag": (["--model.config.n_layr", "3"], "did you mean model.config.n_layer"),
+    "typo in an optimizer flag": (["--model.optimizer.wramup", "3"], "did you mean model.optimizer.warmup"),
+    "typo in a trainer flag": (["--trainer.max_stps", "3"], "did you mean trainer.max_steps"),
+    "typo in a data flag": (["--data.sorce", "x"], "did you mean data.source"),
+    "a word for a number": (["--model.config.n_layer", "six"], "'model.config.n_layer' cannot be 'six'"),
+    "an unknown choice": (["--model.config.norm", "batchnorm"], "use layernorm, rmsnorm"),
+    "heads that do not divide": (["--model.config.n_head", "3"], "n_embd 16 is not divisible by n_head 3"),
+    "a preset that is none": (["--preset", "lama"], "did you mean llama"),
+    "no config": (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    "no source": (["--data.source", "nowhere.txt"], "nowhere.txt"),
+    "an empty source": (["--data.source", "empty.txt"], "empty.txt"),
+    "a folder without text": (["--data.source", "hollow"], "hollow"),
+    "not UTF-8": (["--data.source", "latin1.txt"], "offset 3"),
+    "too short a text": (["--data.source", "short.txt"], "short.txt has"),
+    "a checkpoint that is none": (["--ckpt_path", "nowhere.ckpt"], "'nowhere.ckpt' does not exist"),
+    "a checkpoint cut short": (["--ckpt_path", "torn.ckpt"], "is cut short or damaged"),
+    "a text as checkpoint": (["--ckpt_path", "short.txt"], "is no checkpoint"),
+    "a foreign checkpoint": (["--ckpt_path", "foreign.ckpt"], "was not written by lit_gpt"),
+    "a newer checkpoint": (["--ckpt_path", "newer.ckpt"], "upgrade lit-gpt"),
+}
+
+
+@pytest.fixture
+def broken_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.txt").touch()
+    Path("hollow").mkdir()
+    Path("latin1.txt").write_bytes("caf\xe9 au lait".encode("latin-1") * 100)
+    Path("short.txt").write_text("too short")
+    torch.save({"state_dict": {}}, "foreign.ckpt")
+    torch.save({"lit_gpt": {"format": 99}}, "newer.ckpt")
+    Path("torn.ckpt").write_bytes(Path("newer.ckpt").read_bytes()[:200])
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.usefixtures("broken_files")
+def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(name: str, text: Path) -> None:
+    flags, expected = MISTAKES[name]
+    given = [*TINY, "--data.source", str(text), *flags]
+    with pytest.raises(UserError) as caught:
+        run("fit", given)
+    sentence = str(caught.value)
+    assert expected in sentence
+    assert "\n" not in sentence
+    assert not list(Path("logs").rglob("*.ckpt")) if Path("logs").exists() else True
+
+
+def test_metrics_csv_goes_on_without_duplicates(tmp_path: Path) -> None:
+    log = MetricsCSV(tmp_path)
+    for step in (1, 2, 3):
+        log.log_metrics({"a": step}, step)
+    log.log_metrics({"b": 0.5}, 3)
+    again = MetricsCSV(tmp_path)
+    again.rewind(2)
+    again.log_metrics({"a": 30, "b": 1}, 3)
+    assert [(r["step"], r["a"], r["b"]) for r in rows(tmp_path)] == [("1", "1", ""), ("2", "2", ""), ("3", "30", "1")]

@@ -1,0 +1,177 @@
+"""LitGPT under a plain Trainer: the loss of a step, metrics, train against eval mode, resume, checkpoints."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
+
+from datamodules import CharDataModule
+from datamodules.errors import UserError
+from lit_gpt.callbacks.checkpoints import RunCheckpoints
+from lit_gpt.callbacks.resume import ExactResume
+from lit_gpt.model import GPTConfig
+from lit_gpt.module import LitGPT
+from lit_gpt.optim import OptimizerConfig
+
+SMALL = {"block_size": 16, "n_layer": 1, "n_head": 2, "n_embd": 16}
+
+
+def trainer(folder: Path, **options: Any) -> Trainer:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    defaults = {"devices": 1, "num_sanity_val_steps": 0, "max_epochs": -1, "default_root_dir": folder}
+    return Trainer(**{**quiet, **defaults, "enable_checkpointing": False, **options})
+
+
+def module(seed: int = 0, **options: Any) -> LitGPT:
+    torch.manual_seed(seed)
+    optimizer = OptimizerConfig(**{"kind": "sgd", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, **options})
+    return LitGPT(GPTConfig(**SMALL, vocab_size=20, init="normal"), optimizer)
+
+
+def rows(*scored: int) -> list[dict[str, torch.Tensor]]:
+    """A batch of one row each with so many scored targets."""
+    generator = torch.Generator().manual_seed(1)
+    batches = []
+    for count in scored:
+        ids = torch.randint(20, (1, 17), generator=generator)
+        targets = ids[:, 1:].clone()
+        targets[:, count:] = -100
+        batches.append({"input_ids": ids[:, :-1], "targets": targets, "attention_mask": torch.ones(1, 16).bool()})
+    return batches
+
+
+def joined(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {name: torch.cat([b[name] for b in batches]) for name in batches[0]}
+
+
+def weights_after_a_step(batches: list[dict[str, torch.Tensor]], folder: Path, **options: Any) -> list[torch.Tensor]:
+    model = module()
+    trainer(folder, max_steps=1, **options).fit(model, DataLoader(batches, batch_size=None))
+    return [p.detach() for p in model.parameters()]
+
+
+def test_the_loss_of_a_step_weighs_tokens_not_micro_batches(tmp_path: Path) -> None:
+    uneven = rows(16, 3, 9, 1)
+    together = weights_after_a_step([joined(uneven)], tmp_path)
+    accumulated = weights_after_a_step(uneven, tmp_path, accumulate_grad_batches=4)
+    short = weights_after_a_step(uneven, tmp_path, accumulate_grad_batches=7)  # the epoch ends before the window does
+    for a, b, c in zip(together, accumulated, short, strict=True):
+        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(a, c)
+
+
+def test_pads_do_not_change_a_step(tmp_path: Path) -> None:
+    one = rows(16)
+    empty = {name: torch.zeros_like(value) for name, value in one[0].items()}
+    empty["targets"] -= 100
+    for a, b in zip(
+        weights_after_a_step(one, tmp_path), weights_after_a_step([joined([*one, empty])], tmp_path), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_initial_loss_is_near_the_logarithm_of_the_vocabulary() -> None:
+    model = module()
+    model.configure_model()
+    batch = joined(rows(16, 16, 16, 16))
+    assert model.batch_nats(batch).item() / 64 == pytest.approx(math.log(20), abs=0.1)
+
+
+def test_evaluation_is_in_eval_mode_and_training_is_not(tmp_path: Path, text: Path) -> None:
+    model = LitGPT(GPTConfig(**SMALL, dropout=0.5, init="normal"))
+    data = CharDataModule(str(text), tokens_per_step=128)
+    runner = trainer(tmp_path, max_steps=4, val_check_interval=4, check_val_every_n_epoch=None)
+    runner.fit(model, datamodule=data)
+    logged = float(runner.callback_metrics["val/loss"])
+    assert model.training
+    by_hand = mean_loss(model.eval(), data)
+    assert logged == pytest.approx(by_hand, abs=1e-5)
+    assert abs(mean_loss(model.train(), data) - by_hand) > 1e-3
+
+
+@torch.no_grad()
+def mean_loss(model: LitGPT, data: CharDataModule) -> float:
+    nats = tokens = 0.0
+    for batch in data.val_dataloader()[0]:
+        nats += float(model.batch_nats(batch))
+        tokens += float((batch["targets"] != -100).sum())
+    return nats / tokens
+
+
+def test_train_and_val_are_measured_by_the_same_code(tmp_path: Path, text: Path) -> None:
+    data = CharDataModule(str(text), val_source=str(text), tokens_per_step=128, train_eval_rows=10**6)
+    runner = trainer(tmp_path, max_steps=2, val_check_interval=2, check_val_every_n_epoch=None)
+    runner.fit(LitGPT(GPTConfig(**SMALL)), datamodule=data)
+    metrics = runner.callback_metrics
+    for name in ("loss", "top1", "top5", "bpb", "nats_per_char"):
+        assert float(metrics[f"val/{name}"]) == pytest.approx(float(metrics[f"train_eval/{name}"]), rel=1e-5)
+
+
+def test_a_checkpoint_is_enough(tmp_path: Path, text: Path) -> None:
+    model = LitGPT(GPTConfig(**SMALL))
+    runner = trainer(tmp_path, max_steps=2)
+    runner.fit(model, datamodule=CharDataModule(str(text), tokens_per_step=128))
+    path = tmp_path / "a.ckpt"
+    runner.save_checkpoint(path)
+    text.unlink()
+    again = LitGPT.load_from_checkpoint(path, weights_only=True)
+    assert again.config == model.config
+    ids = torch.arange(10)[None]
+    torch.testing.assert_close(again.net.eval()(ids), model.net.eval()(ids), rtol=0, atol=0)
+    stored = torch.load(path, weights_only=True)
+    assert stored["lit_gpt"]["format"] == 1
+    assert not [key for key in stored["state_dict"] if "_orig_mod" in key]
+
+
+@pytest.mark.parametrize(("kind", "accumulation"), [("adamw", 1), ("muon", 2)])
+def test_a_resumed_run_equals_a_straight_one(tmp_path: Path, text: Path, kind: str, accumulation: int) -> None:
+    def run(steps: int, resume: Path | None = None) -> dict[str, torch.Tensor]:
+        torch.manual_seed(7)
+        model = LitGPT(GPTConfig(**SMALL, dropout=0.2), OptimizerConfig(kind=kind, lr=0.01, warmup=3))
+        data = CharDataModule(str(text), tokens_per_step=128, micro_batch_size=8 // accumulation)
+        # The schedule must see 12 steps in every part, so parts end by a stop, not by max_steps.
+        watchers = {"callbacks": [ExactResume(), Stop(steps)], "enable_checkpointing": True}
+        runner = trainer(tmp_path, max_steps=12, val_check_interval=4, check_val_every_n_epoch=None, **watchers)
+        runner.fit(model, datamodule=data, ckpt_path=resume)
+        return model.state_dict()
+
+    straight = run(12)
+    run(5)
+    torch.manual_seed(99)
+    resumed = run(12, tmp_path / "part.ckpt")
+    for name, value in straight.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+class Stop(RunCheckpoints):
+    """Saves at the boundary of one step and leaves there."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(monitor=None)
+        self.step = step
+
+    def _at_boundary(self, trainer: Trainer, validated: bool = False) -> None:
+        if trainer.global_step == self.step and self.step < 12:
+            trainer.save_checkpoint(self.folder.parent / "part.ckpt")
+            trainer.should_stop = True
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    model = module(lr=1e30)
+    with pytest.raises(UserError, match=r"the loss became (nan|inf) at step [2-9]"):
+        trainer(tmp_path, max_steps=20).fit(model, DataLoader(rows(*[16] * 20), batch_size=None))
+
+
+def test_an_endless_run_needs_a_constant_rate(tmp_path: Path, text: Path) -> None:
+    with pytest.raises(UserError, match="the cosine schedule needs an end"):
+        trainer(tmp_path).fit(LitGPT(GPTConfig(**SMALL)), datamodule=CharDataModule(str(text), tokens_per_step=128))
+
+
+def test_a_vocabulary_smaller_than_the_data_is_refused(tmp_path: Path, text: Path) -> None:
+    model = LitGPT(GPTConfig(**SMALL, vocab_size=3))
+    with pytest.raises(UserError, match="vocab_size 3 is smaller than the data's"):
+        trainer(tmp_path, max_steps=1).fit(model, datamodule=CharDataModule(str(text), tokens_per_step=128))

@@ -1,0 +1,172 @@
+"""The rules equal torch's, the groups partition the parameters, the schedules have the values they promise."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.optim import (
+    OptimizerConfig,
+    StepSchedule,
+    build_optimizer,
+    describe_groups,
+    lr_factor,
+    orthogonalize,
+    parameter_groups,
+)
+
+
+def small_gpt(**options: object) -> GPT:
+    torch.manual_seed(0)
+    return GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=8, init="normal", **options))
+
+
+def with_gradients(net: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in net.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+SHAPES = [
+    {},
+    {"tied_head": True},
+    {"norm": "layernorm", "norm_gain": True, "bias": True, "bias_qkv": True, "learned_positions": True},
+    {"activation": "swiglu", "bias_head": True},
+]
+
+
+@pytest.mark.parametrize("options", SHAPES)
+def test_groups_partition_the_parameters(options: dict[str, object]) -> None:
+    net = small_gpt(**options)
+    grouped = [id(p) for members in parameter_groups(net).values() for _, p in members]
+    assert sorted(grouped) == sorted(id(p) for p in net.parameters())
+
+
+def test_matrices_and_embeddings_decay_and_biases_and_gains_do_not() -> None:
+    net = small_gpt(norm="layernorm", norm_gain=True, bias=True, bias_qkv=True, learned_positions=True)
+    optimizer = build_optimizer(net, OptimizerConfig(weight_decay=0.1))
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    for name, parameter in net.named_parameters():
+        assert decay[id(parameter)] == (0.1 if parameter.ndim == 2 else 0.0), name
+
+
+def test_the_report_counts_tensors_and_parameters() -> None:
+    net = small_gpt(norm="layernorm", norm_gain=True)
+    line = describe_groups(build_optimizer(net, OptimizerConfig()))[0]
+    matrices = [p.numel() for p in net.parameters() if p.ndim == 2]
+    vectors = [p.numel() for p in net.parameters() if p.ndim == 1]
+    assert f"{len(matrices)} tensors with {sum(matrices):,} parameters" in line
+    assert f"{len(vectors)} tensors with {sum(vectors):,} parameters" in line
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_adamw_equals_torch(fused: bool) -> None:
+    ours, theirs = small_gpt(), small_gpt()
+    one = build_optimizer(ours, OptimizerConfig(kind="adamw", lr=0.01, weight_decay=0.1), fused)
+    two = torch.optim.AdamW(theirs.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.1, fused=fused)
+    for step in range(4):
+        with_gradients(ours, step)
+        with_gradients(theirs, step)
+        one.step()
+        two.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])
+def test_muon_equals_torch_on_single_matrices(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(*shape, bias=False), nn.Linear(*shape, bias=False)
+    theirs.load_state_dict(ours.state_dict())
+    one = build_optimizer(ours, OptimizerConfig(kind="muon", lr=0.02, weight_decay=0.1))
+    two = torch.optim.Muon(theirs.parameters(), lr=0.02, weight_decay=0.1, momentum=0.95)
+    for step in range(5):
+        with_gradients(ours, step)
+        with_gradients(theirs, step)
+        one.step()
+        two.step()
+    # Both orthogonalise in bfloat16; products of a batch and of one matrix may round differently.
+    torch.testing.assert_close(ours.weight, theirs.weight, rtol=0, atol=2e-3 * 0.02 * 5)
+
+
+def test_orthogonalize_brings_singular_values_near_one() -> None:
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalize(torch.randn(3, 32, 16)).float())
+    assert values.min() > 0.5
+    assert values.max() < 1.4
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_equals_torch(momentum: float) -> None:
+    ours, theirs = small_gpt(), small_gpt()
+    one = build_optimizer(ours, OptimizerConfig(kind="sgd", lr=0.1, weight_decay=0.0, momentum=momentum))
+    two = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=momentum)
+    for step in range(3):
+        with_gradients(ours, step)
+        with_gradients(theirs, step)
+        one.step()
+        two.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_group_rates_and_decays_override() -> None:
+    config = OptimizerConfig(
+        kind="muon", lr=0.001, group_lr={"matrices": 0.02}, group_weight_decay={"embeddings": 0.0, "vectors": 0.3}
+    )
+    optimizer = build_optimizer(small_gpt(norm="layernorm", norm_gain=True), config)
+    groups = {g["name"]: (g["rule"], g["lr"], g["weight_decay"]) for g in optimizer.param_groups}
+    assert groups == {
+        "matrices": ("muon", 0.02, 0.1),
+        "embeddings": ("adamw", 0.001, 0.0),
+        "head": ("adamw", 0.001, 0.1),
+        "vectors": ("adamw", 0.001, 0.3),
+    }
+
+
+def test_any_optimizer_by_class_path() -> None:
+    optimizer = build_optimizer(small_gpt(), OptimizerConfig(kind="torch.optim.NAdam", args={"momentum_decay": 0.01}))
+    assert isinstance(optimizer, torch.optim.NAdam)
+    assert optimizer.defaults["momentum_decay"] == 0.01
+
+
+@pytest.mark.parametrize("bad", [{"kind": "adam"}, {"group_lr": {"matrix": 1.0}}, {"kind": "muon", "warmup": -1}])
+def test_wrong_values_are_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="optimizer"):
+        OptimizerConfig(**bad)  # type: ignore[arg-type]
+
+
+def factors(total: int = 10, **options: object) -> list[float]:
+    config = OptimizerConfig(**options)  # type: ignore[arg-type]
+    return [round(lr_factor(step, total, config), 6) for step in range(total)]
+
+
+def test_schedules_have_exact_values() -> None:
+    assert factors(4, schedule="constant", warmup=2) == [0.5, 1.0, 1.0, 1.0]
+    assert factors(4, schedule="linear") == [1.0, 0.75, 0.5, 0.25]
+    assert factors(5, schedule="linear", warmup=1, final_lr=0.2) == [1.0, 1.0, 0.8, 0.6, 0.4]
+    assert factors(10, schedule="linear", warmup=0.2, decay_fraction=0.5) == [
+        *(0.5, 1.0, 1.0, 1.0, 1.0, 1.0),
+        *(1.0, 0.75, 0.5, 0.25),
+    ]
+    cosine = [round(0.5 * (1 + math.cos(math.pi * k / 4)), 6) for k in range(4)]
+    assert factors(4, schedule="cosine") == cosine
+
+
+def test_a_loaded_schedule_keeps_the_step_and_its_own_rates() -> None:
+    def build(lr: float) -> tuple[torch.optim.Optimizer, StepSchedule]:
+        config = OptimizerConfig(lr=lr, schedule="linear", weight_decay=lr)
+        optimizer = build_optimizer(small_gpt(), config)
+        return optimizer, StepSchedule(optimizer, config, total_steps=10)
+
+    optimizer, schedule = build(0.1)
+    for _ in range(4):
+        optimizer.step()
+        schedule.step()
+    other, resumed = build(0.5)
+    other.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(schedule.state_dict())
+    assert other.param_groups[0]["lr"] == pytest.approx(0.5 * 0.6)
+    assert other.param_groups[0]["weight_decay"] == 0.5

@@ -1,0 +1,143 @@
+"""What only whole processes show: exit status, start-up, signals, kills, two ranks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_gpt.__main__ import TRAINER_VERBS, usage
+from tests.conftest import TINY
+
+
+def lit_gpt(*arguments: str, cwd: Path, **options: object) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "lit_gpt", *arguments]
+    return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
+        command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+def test_help_names_every_verb_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    started = time.monotonic()
+    status, out, _ = finish(lit_gpt("--help", cwd=tmp_path))
+    assert status == 0
+    assert all(f"\n  {verb} " in out for verb in TRAINER_VERBS)
+    assert time.monotonic() - started < 3  # a busy machine; 0.05 s on an idle one
+    assert out == usage()
+
+
+def test_a_mistake_exits_with_2_and_no_traceback(tmp_path: Path) -> None:
+    for arguments in (["fitt"], ["fit", "--model.config.n_layr", "1"], ["validate"]):
+        status, _, err = finish(lit_gpt(*arguments, cwd=tmp_path))
+        assert status == 2
+        assert err.startswith("lit_gpt: ")
+        assert "Traceback" not in err
+        assert err.count("\n") == 1
+
+
+def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
+    while not path.is_file():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves_with_its_status(tmp_path: Path, text: Path, number: signal.Signals) -> None:
+    flags = [*TINY, "--data.source", str(text), "--trainer.max_steps", "100000"]
+    flags += ["--trainer.val_check_interval", "50000", "--checkpoint.every_n_steps", "5"]
+    process = lit_gpt("fit", *flags, cwd=tmp_path)
+    folder = tmp_path / "logs" / "run" / "version_0"
+    wait_for(folder / "checkpoints" / "last.ckpt", process)
+    process.send_signal(number)
+    status, out, err = finish(process)
+    assert status == 128 + number, err
+    assert "saved step" in out
+    stored = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert f"saved step {stored['global_step']} " in out
+    assert not json.loads((folder / "summary.json").read_text())["finished"]
+
+
+RESUMED = [
+    *("--trainer.max_steps", "40", "--trainer.val_check_interval", "10", "--checkpoint.every_n_steps", "4"),
+    *("--model.config.dropout", "0.2", "--model.optimizer.kind", "muon", "--data.micro_batch_size", "4"),
+]
+
+
+def test_killed_three_times_and_resumed_equals_straight(tmp_path: Path, text: Path) -> None:
+    flags = [*TINY, "--data.source", str(text), *RESUMED]
+    assert finish(lit_gpt("fit", *flags, "--name", "straight", cwd=tmp_path))[0] == 0
+    killed = tmp_path / "logs" / "killed" / "version_0"
+    for lines in (8, 20, 34):
+        process = lit_gpt("fit", *flags, "--name", "killed", "--resume", "auto", cwd=tmp_path)
+        while process.poll() is None and steps_logged(killed) < lines:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    status, out, err = finish(lit_gpt("fit", *flags, "--name", "killed", "--resume", "auto", cwd=tmp_path))
+    assert status == 0, err
+    assert "going on with" in out
+    assert [path.name for path in killed.parent.iterdir()] == ["version_0"]
+    same_ends(tmp_path / "logs" / "straight" / "version_0", killed)
+
+
+def steps_logged(folder: Path) -> int:
+    path = folder / "metrics.csv"
+    return path.read_text().count("\n") if path.is_file() else 0
+
+
+def same_ends(straight: Path, resumed: Path) -> None:
+    one, two = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (straight, resumed))
+    for key in one["state_dict"]:
+        assert torch.equal(one["state_dict"][key], two["state_dict"][key]), key
+    moments, others = (c["optimizer_states"][0]["state"] for c in (one, two))
+    for index, state in moments.items():
+        for key, value in state.items():
+            assert torch.equal(value, others[index][key]), (index, key)
+    assert logged(straight) == logged(resumed)
+
+
+def logged(folder: Path) -> list[list[str]]:
+    """metrics.csv without what depends on the clock."""
+    lines = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
+    timed = ("tokens_per_second", "step_seconds", "data_wait", "peak_memory")
+    keep = [i for i, name in enumerate(lines[0]) if not any(word in name for word in timed)]
+    return [[line[i] for i in keep] for line in lines]
+
+
+TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+
+
+def test_two_processes_equal_one_and_hand_over(tmp_path: Path, text: Path) -> None:
+    """A run on one process; on two; and one that goes from two processes to one (twice the accumulation) and back."""
+    flags = [*TINY, "--data.source", str(text), "--trainer.val_check_interval", "10", "--data.micro_batch_size", "4"]
+    flags += ["--model.optimizer.schedule", "constant", "--trainer.max_steps"]
+    parts = [("one", "20", []), ("two", "20", TWO)]
+    parts += [("mixed", "7", TWO), ("mixed", "13", []), ("mixed", "20", TWO)]
+    for name, steps, more in parts:
+        folder = tmp_path / "logs" / name / "version_0"
+        resume = ["--ckpt_path", str(folder / "checkpoints" / "last.ckpt")] if folder.exists() else []
+        status, _, err = finish(lit_gpt("fit", *flags, steps, "--name", name, *more, *resume, cwd=tmp_path))
+        assert status == 0, err
+    one, *others = (losses(tmp_path / "logs" / name / "version_0") for name in ("one", "two", "mixed"))
+    for other in others:
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert value == pytest.approx(other[key], abs=1e-5), key
+
+
+def losses(folder: Path) -> dict[str, float]:
+    lines = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
+    names = lines[0]
+    wanted = [n for n in names if n.startswith(("train/loss", "val/", "train_eval/", "grad_norm"))]
+    return {f"{row[0]} {n}": float(row[names.index(n)]) for row in lines[1:] for n in wanted if row[names.index(n)]}
