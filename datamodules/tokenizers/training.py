@@ -75,7 +75,14 @@ def _trained_vocabulary(kind: Kind, texts: Iterable[str], size: int, pattern: st
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if kind == "bpe":
         return [(token, 0.0) for token, _ in sorted(library.get_vocab().items(), key=lambda item: item[1])]
-    return [(token, score) for token, score in json.loads(library.to_str())["model"]["vocab"]]
+    return _limited([(token, score) for token, score in json.loads(library.to_str())["model"]["vocab"]], size)
+
+
+def _limited(vocab: list[tuple[str, float]], size: int) -> list[tuple[str, float]]:
+    """The bytes and the likeliest others: asked for 256, the library gives hundreds, as it only stops at equality."""
+    others = [token for token, _ in vocab if len(token) > 1]
+    kept = set(others[: size - 256])
+    return [(token, score) for token, score in vocab if len(token) == 1 or token in kept]
 
 
 def _trainer(kind: Kind, size: int) -> "Trainer":
