@@ -41,13 +41,14 @@ class TextDataModule(LightningDataModule):
 
     Attributes:
         tokenizer: after ``setup``.
+        stores: after ``setup``: the token store of each split there is.
         fingerprints: after ``setup``: SHA-256 of ``data`` and ``tokenizer``.
 
     Args:
         block_size: T, tokens in a row; None takes the model's, from ``lightning_module.config.block_size``.
         tokens_per_step: tokens of an optimizer step over all processes; None is 32 rows.
         micro_batch_size: rows of one process in one forward pass; None is all of the process's rows of a step.
-        rows: how text becomes rows: ``windows``, ``padded`` or ``packed``.
+        rows: how text becomes rows: ``windows``, ``padded`` or ``packed``; None is what the class is for.
         stride: distance of two training windows; None puts them side by side from a random offset in each epoch.
         mask_first: training targets at the start of each window (or document) that are left out of the loss.
         train_eval_rows: rows of the training split that are evaluated too; None is as many as the validation split has.
@@ -57,7 +58,11 @@ class TextDataModule(LightningDataModule):
         cache_dir: where token stores are kept; None is ``$XDG_CACHE_HOME/lit_gpt`` or ``~/.cache/lit_gpt``.
     """
 
+    # Where classes differ in a default, the parameter's is None: when another class is chosen, the command line keeps
+    # the defaults of the one it starts from.
+    default_rows: RowKind = "windows"
     tokenizer: Tokenizer
+    stores: dict[str, TokenStore]
     fingerprints: dict[str, str]
 
     def __init__(
@@ -66,7 +71,7 @@ class TextDataModule(LightningDataModule):
         block_size: int | None = None,
         tokens_per_step: int | None = None,
         micro_batch_size: int | None = None,
-        rows: RowKind = "windows",
+        rows: RowKind | None = None,
         stride: int | None = None,
         mask_first: int = 0,
         train_eval_rows: int | None = None,
@@ -78,7 +83,7 @@ class TextDataModule(LightningDataModule):
         super().__init__()
         self.block_size = block_size
         self.tokens_per_step, self.micro_batch_size = tokens_per_step, micro_batch_size
-        self.rows, self.stride, self.mask_first = rows, stride, mask_first
+        self.rows, self.stride, self.mask_first = rows or self.default_rows, stride, mask_first
         self.train_eval_rows, self.predict_source = train_eval_rows, predict_source
         self.seed, self.num_workers, self.cache_dir = seed, num_workers, cache_dir
         self._given: Tokenizer | None = None
@@ -112,12 +117,12 @@ class TextDataModule(LightningDataModule):
         folder = self._folder = self._prepared()
         meta = read_meta(folder)
         self.tokenizer, self.fingerprints = load_tokenizer_of(folder), meta["fingerprints"]
-        self._stores = {split: TokenStore(folder, split) for split in meta["splits"]}
+        self.stores = {split: TokenStore(folder, split) for split in meta["splits"]}
         self.block_size = self.block_size or self._block_size_of_model()
         self._check_rows()
         if stage == "fit" and self.trainer is not None and self.trainer is not self._fitted:
             self._set_accumulation(self.trainer)
-            if "val" not in self._stores:  # nothing is held out: Lightning would warn of loaders without batches
+            if "val" not in self.stores:  # nothing is held out: Lightning would warn of loaders without batches
                 self.trainer.limit_val_batches = 0
             self._fitted = self.trainer
 
@@ -143,17 +148,17 @@ class TextDataModule(LightningDataModule):
         if self.predict_source is not None:
             return self._eval_loader(Padded(TokenStore(self._predict_folder(), "train"), self._size))
         self._need("val")
-        return self._eval_loader(Padded(self._stores["val"], self._size))
+        return self._eval_loader(Padded(self.stores["val"], self._size))
 
     def scored_text(self, split: str) -> ScoredText:
         """What one whole evaluation pass scores. ``split`` is train_eval, val or test."""
         if split == "train_eval":
             return self._count_train_eval
-        counts = self._stores[split].counts
+        counts = self.stores[split].counts
         if counts.end_marks:
             marks = counts.end_marks
             return ScoredText(counts.tokens - 1, counts.chars + marks, counts.bytes + marks, marks)
-        first = self.tokenizer.decode([int(self._stores[split].tokens[0])])  # nothing comes before it: never a target
+        first = self.tokenizer.decode([int(self.stores[split].tokens[0])])  # nothing comes before it: never a target
         return ScoredText(counts.tokens - 1, counts.chars - len(first), counts.bytes - len(first.encode()), 0)
 
     # Stores
@@ -194,7 +199,7 @@ class TextDataModule(LightningDataModule):
         return self.block_size
 
     def _need(self, split: str) -> None:
-        if split not in self._stores:
+        if split not in self.stores:
             raise UserError(f"There is no {split} split: set {split}_fraction.")
 
     def _block_size_of_model(self) -> int:
@@ -213,7 +218,7 @@ class TextDataModule(LightningDataModule):
             raise UserError(
                 f"rows {self.rows!r} need a tokenizer with an end mark, and this one has none; use windows."
             )
-        for split, store in self._stores.items():
+        for split, store in self.stores.items():
             needed = self._size + 1 if self.rows == "windows" else 2
             if len(store) < needed:
                 raise UserError(
@@ -221,8 +226,8 @@ class TextDataModule(LightningDataModule):
                     f"{needed} (block_size {self._size} + 1): give more text, a smaller block_size or another split."
                 )
 
-    def _make_rows(self, split: str, seed: int | None = None) -> Rows:
-        store, training = self._stores[split], seed is not None
+    def make_rows(self, split: str, seed: int | None = None) -> Rows:
+        store, training = self.stores[split], seed is not None
         mask_first = self.mask_first if training else 0
         if self.rows == "windows":
             return Windows(store, self._size, self.stride if training else None, seed, mask_first)
@@ -230,10 +235,10 @@ class TextDataModule(LightningDataModule):
 
     @cached_property
     def _train_rows(self) -> Rows:
-        return self._make_rows("train", self.seed)
+        return self.make_rows("train", self.seed)
 
     def _eval_rows(self, split: str) -> Rows:
-        return self._make_rows(split)
+        return self.make_rows(split)
 
     @cached_property
     def _train_eval(self) -> tuple[Rows, np.ndarray]:

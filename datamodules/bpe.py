@@ -41,7 +41,7 @@ class BPEDataModule(TextDataModule):
     """Any text with any tokenizer, split into contiguous parts, with an end mark between and around its documents.
 
     Args:
-        source: ``embedded``, a file, folder or glob, or the name of a download, or a list of such.
+        source: ``embedded`` (what None means), a file, folder or glob, or the name of a download, or a list of such.
         val_source: text for validation, instead of a part of ``source``.
         test_source: text for the test split, instead of a part of ``source``.
         val_fraction: share of the characters of ``source`` that is validation; it follows the training part.
@@ -51,7 +51,7 @@ class BPEDataModule(TextDataModule):
         vocab_size: number of tokens of a trained tokenizer, the end mark included; None is 16,000.
         train_tokenizer_on: the text a tokenizer is trained on: ``train``, or ``all`` splits, which leaks a little.
         pattern: where text is split before a tokenizer is trained: as ``cl100k`` or ``gpt2`` do, or ``none``, nowhere.
-        documents: what a document is: a whole ``file``, a ``line``, or a ``column`` of a table.
+        documents: what a document is: a whole ``file`` (what None means), a ``line``, or a ``column`` of a table.
         column: the column to read with ``documents: column``.
         strip: whether to drop white space at both ends of each document.
         **options: what every datamodule takes.
@@ -59,7 +59,7 @@ class BPEDataModule(TextDataModule):
 
     def __init__(
         self,
-        source: str | list[str] = "embedded",
+        source: str | list[str] | None = None,
         val_source: str | list[str] | None = None,
         test_source: str | list[str] | None = None,
         val_fraction: float = 0.1,
@@ -68,17 +68,17 @@ class BPEDataModule(TextDataModule):
         vocab_size: int | None = None,
         train_tokenizer_on: Literal["train", "all"] = "train",
         pattern: PatternName = "cl100k",
-        documents: Documents = "file",
+        documents: Documents | None = None,
         column: str | None = None,
         strip: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.source, self.val_source, self.test_source = source, val_source, test_source
+        self.source, self.val_source, self.test_source = source or "embedded", val_source, test_source
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.tokenizer_name, self.wanted_vocab_size = tokenizer, vocab_size
         self.train_tokenizer_on, self.pattern = train_tokenizer_on, pattern
-        self.documents, self.column, self.strip = documents, column, strip
+        self.documents, self.column, self.strip = documents or "file", column, strip
 
     def recipe(self) -> Recipe:
         """The text cut at character positions."""

@@ -15,7 +15,8 @@ class CharDataModule(TextDataModule):
     its characters exist, and a person's first run does not fail on a rare sign near the end of their file.
 
     Args:
-        source: ``embedded``, a file, folder or glob, or the name of a download; of several, each starts on a new line.
+        source: ``embedded`` (what None means), a file, folder or glob, or the name of a download; of several, each
+            starts on a new line.
         val_source: text for validation, instead of a part of ``source``.
         test_source: text for the test split, instead of a part of ``source``.
         val_fraction: share of the characters of ``source`` that is validation; it follows the training part.
@@ -27,7 +28,7 @@ class CharDataModule(TextDataModule):
 
     def __init__(
         self,
-        source: str | list[str] = "embedded",
+        source: str | list[str] | None = None,
         val_source: str | list[str] | None = None,
         test_source: str | list[str] | None = None,
         val_fraction: float = 0.1,
@@ -36,7 +37,7 @@ class CharDataModule(TextDataModule):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.source, self.val_source, self.test_source = source, val_source, test_source
+        self.source, self.val_source, self.test_source = source or "embedded", val_source, test_source
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.unknown = unknown
 

@@ -14,8 +14,9 @@ class HeadlinesDataModule(TextDataModule):
     """Documents kept whole: each in one split, and packed into rows that attend inside a document only.
 
     Args:
-        source: ``embedded_headlines`` (synthetic), a file, folder or glob, the name of a download, or a list of such.
-        documents: what a document is: a ``line``, a whole ``file``, or a ``column`` of a table.
+        source: ``embedded_headlines`` (synthetic; what None means), a file, folder or glob, the name of a download, or
+            a list of such.
+        documents: what a document is: a ``line`` (what None means), a whole ``file``, or a ``column`` of a table.
         column: the column to read with ``documents: column``.
         strip: whether to drop white space at both ends of each document.
         deduplicate: whether only the first of equal documents is kept; this happens before the split.
@@ -29,16 +30,17 @@ class HeadlinesDataModule(TextDataModule):
         vocab_size: as in `BPEDataModule`.
         train_tokenizer_on: as in `BPEDataModule`.
         pattern: as in `BPEDataModule`.
-        rows: ``packed``, ``padded`` (one document a row) or ``windows`` (which look across documents).
         **options: what every datamodule takes.
     """
 
+    default_rows: RowKind = "packed"
+
     def __init__(
         self,
-        source: str | list[str] = "embedded_headlines",
-        documents: Documents = "line",
+        source: str | list[str] | None = None,
+        documents: Documents | None = None,
         column: str | None = None,
-        strip: bool = True,
+        strip: bool = False,
         deduplicate: bool = False,
         split: Literal["order", "shuffle"] = "order",
         split_seed: int = 1337,
@@ -46,15 +48,15 @@ class HeadlinesDataModule(TextDataModule):
         test_fraction: float = 0.0,
         val_documents: int | None = None,
         test_documents: int | None = None,
-        tokenizer: str = "unigram",
+        tokenizer: str = "bpe",
         vocab_size: int | None = None,
         train_tokenizer_on: Literal["train", "all"] = "train",
         pattern: PatternName = "cl100k",
-        rows: RowKind = "packed",
         **options: Any,
     ) -> None:
-        super().__init__(rows=rows, **options)
-        self.source, self.documents, self.column, self.strip = source, documents, column, strip
+        super().__init__(**options)
+        self.source, self.documents = source or "embedded_headlines", documents or "line"
+        self.column, self.strip = column, strip
         self.split = Split(
             by="documents",
             val=val_fraction if val_documents is None else val_documents,

@@ -22,7 +22,7 @@ from datamodules.encoding import Encoded, encode_all, useful_workers
 from datamodules.errors import UserError
 from datamodules.progress import progress
 from datamodules.sources import Source
-from datamodules.splitting import Scan, Split, SplitPiece, scan, split_documents, split_text
+from datamodules.splitting import Scan, Scanner, Split, SplitPiece, scan, split_documents, split_text
 from datamodules.tokenizers import (
     CharTokenizer,
     PatternName,
@@ -89,10 +89,22 @@ class Recipe:
         made = self.tokenizer
         return made.eos if isinstance(made, NewTokenizer) else made.eos_id is not None
 
-    @cached_property
+    @property
     def scanned(self) -> Scan:
         """Sizes of the source, which a split needs."""
-        return scan(self.source, self.split)
+        return self.survey[0]
+
+    @cached_property
+    def survey(self) -> tuple[Scan, CharTokenizer | None]:
+        """Sizes of the source and, from the same reading, the character vocabulary of all splits if that is wanted."""
+        made = self.tokenizer
+        if not isinstance(made, NewTokenizer) or (made.kind, made.train_on) != ("char", "all"):
+            return scan(self.source, self.split), None
+        scanners = [
+            Scanner(source, self.split) for source in (self.source, self.val_source, self.test_source) if source
+        ]
+        vocabulary = CharTokenizer.from_texts(_texts_and_joints(scanners, made.eos), made.unknown, made.eos)
+        return scanners[0].result(), vocabulary
 
     def pieces(self) -> Iterator[SplitPiece]:
         """Every piece of every split, each document's pieces together and in order."""
@@ -204,10 +216,19 @@ def _grouped(pieces: Iterable[SplitPiece]) -> Iterator[list[SplitPiece]]:
 
 
 def _train(made: NewTokenizer, recipe: Recipe) -> Tokenizer:
+    if recipe.survey[1] is not None:
+        return recipe.survey[1]
     texts = (piece.text for piece in recipe.pieces() if made.train_on == "all" or piece.split == "train")
     if made.kind == "char":
         return CharTokenizer.from_texts(texts, made.unknown, made.eos)
     return train_tokenizer(made.kind, texts, made.vocab_size, pattern=made.pattern, eos=made.eos)
+
+
+def _texts_and_joints(scanners: list[Scanner], eos: bool) -> Iterator[str]:
+    for scanner in scanners:
+        yield from scanner.texts()
+    if not eos and any(scanner.documents > 1 for scanner in scanners):
+        yield "\n"
 
 
 def _joined(pieces: Iterable[SplitPiece]) -> Iterator[SplitPiece]:

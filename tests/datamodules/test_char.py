@@ -56,7 +56,7 @@ def test_the_embedded_corpus_needs_nothing() -> None:
     assert batch["input_ids"].shape == (32, 64)
     assert batch["input_ids"].dtype == batch["targets"].dtype == torch.int64
     assert torch.equal(batch["input_ids"][1, 1:], batch["targets"][1, :-1]) or not batch["attention_mask"][1].all()
-    assert "def" in data.tokenizer.decode(data._stores["train"].tokens.tolist())
+    assert "def" in data.tokenizer.decode(data.stores["train"].tokens.tolist())
 
 
 def test_the_vocabulary_is_the_sorted_characters_of_all_splits(text: str) -> None:

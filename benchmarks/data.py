@@ -1,0 +1,215 @@
+"""Speed, memory and exactness of the data side: ``python -m benchmarks.data`` prints each figure, then one line of JSON.
+
+Uses the real text in ``../shared/data`` and gpt2's ranks in ``../shared/tiktoken_cache`` where they are, else the embedded
+corpus and whatever tiktoken finds. Rates that are compared are measured in one run, the peer's before and after ours.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from datamodules import BPEDataModule, HeadlinesDataModule, TextDataModule
+from datamodules.base import RowKind
+from datamodules.sources import open_source
+from datamodules.tokenizers import Tokenizer, open_tokenizer, train_tokenizer
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+TITLES = SHARED / "data" / "hn_titles_100k.txt"
+SENTENCE = "I love machine learning."
+PREPARE = """
+import sys, time
+from datamodules.prepare import NewTokenizer, Recipe, prepare
+from datamodules.sources import open_source
+from datamodules.splitting import Split
+from datamodules.tokenizers import open_tokenizer
+kind, text, cache = sys.argv[1:]
+char = NewTokenizer("char", train_on="all", eos=False)
+started = time.perf_counter()
+prepare(Recipe(open_source(text), char if kind == "char" else open_tokenizer(kind), Split(val=0.1)), cache)
+assert "torch" not in sys.modules
+print(time.perf_counter() - started)
+"""
+
+
+def main() -> None:
+    """Runs every measurement."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=1000, help="size of the text that is prepared")
+    size = parser.parse_args().megabytes * 1_000_000
+    if (SHARED / "tiktoken_cache").exists():
+        os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(SHARED / "tiktoken_cache"))
+    figures: dict[str, object] = {"cores": len(os.sched_getaffinity(0))}
+    with tempfile.TemporaryDirectory() as folder:
+        figures |= sentence(Path(folder))
+        figures |= preparation(Path(folder), size)
+        figures |= batches(Path(folder))
+        figures |= trained_tokenizers()
+    print(json.dumps(figures))
+
+
+def sentence(folder: Path) -> dict[str, object]:
+    """The three windows of one sentence."""
+    (folder / "sentence.txt").write_text(SENTENCE)
+    options = {"tokenizer": "gpt2", "block_size": 4, "stride": 1, "val_fraction": 0.0, "cache_dir": str(folder / "one")}
+    data = _ready(BPEDataModule(str(folder / "sentence.txt"), **options))  # type: ignore[arg-type]
+    batch = data.make_rows("train", seed=0).batch(0, np.arange(3))
+    print(f"{SENTENCE!r}, gpt2, block 4, stride 1:")
+    for x, y, mask in zip(batch["input_ids"], batch["targets"], batch["attention_mask"], strict=True):
+        print(f"  {x.tolist()} -> {y.tolist()}  {mask.tolist()}")
+    stream = np.array([50256, 40, 1842, 4572, 4673, 13, 50256])
+    windows = np.lib.stride_tricks.sliding_window_view(stream, 5)
+    exact = np.array_equal(batch["input_ids"], windows[:, :-1]) and np.array_equal(batch["targets"], windows[:, 1:])
+    return {"sentence_exact": bool(exact and batch["attention_mask"].all())}
+
+
+def preparation(folder: Path, size: int) -> dict[str, object]:
+    """A large text to tokens, against tiktoken on one thread; and to characters."""
+    text = folder / "large.txt"
+    sample = _write_large(text, size)
+    gpt2 = open_tokenizer("gpt2")
+    before = _single_thread_rate(gpt2, sample)
+    seconds, peak = _prepare("gpt2", text, folder / "gpt2")
+    single = statistics.mean([before, _single_thread_rate(gpt2, sample)])
+    cores = len(os.sched_getaffinity(0))
+    ratio = size / seconds / 1e6 / (single * cores)
+    print(f"gpt2, {size / 1e6:,.0f} MB: {size / seconds / 1e6:.1f} MB/s on {cores} cores; one thread {single:.1f} MB/s")
+    print(f"  ratio to cores x one thread {ratio:.3f} (wanted: 0.9); peak of all processes {peak:.0f} MB (wanted: 600)")
+    char_seconds, char_peak = _prepare("char", text, folder / "char")
+    text.unlink()
+    print(f"characters: {size / char_seconds / 1e6:.0f} MB/s (wanted: 80); peak {char_peak:.0f} MB")
+    return {
+        "gpt2_ratio": round(ratio, 3),
+        "gpt2_mb_per_s": round(size / seconds / 1e6, 2),
+        "single_thread_mb_per_s": round(single, 2),
+        "gpt2_peak_mb": round(peak),
+        "char_mb_per_s": round(size / char_seconds / 1e6, 1),
+        "char_peak_mb": round(char_peak),
+    }
+
+
+def batches(folder: Path) -> dict[str, object]:
+    """Rows a second from one process without workers, B 64, T 256."""
+    source = str(TITLES) if TITLES.exists() else "embedded_headlines"
+    figures: dict[str, object] = {}
+    wanted: dict[RowKind, int] = {"windows": 20, "packed": 5, "padded": 5}
+    for rows, least in wanted.items():
+        data = _ready(
+            HeadlinesDataModule(
+                source, tokenizer="byte", rows=rows, block_size=256, tokens_per_step=64 * 256, cache_dir=str(folder)
+            )
+        )
+        rate = statistics.median(_batch_rate(data) for _ in range(5)) / 1e6
+        print(f"{rows}: {rate:.1f} million tokens/s (wanted: {least})")
+        figures[f"{rows}_million_tokens_per_s"] = round(rate, 1)
+    return figures
+
+
+def trained_tokenizers() -> dict[str, object]:
+    """16k tokenizers of 90,000 titles, and whether all 100,000 come back exactly."""
+    titles = list(open_source(str(TITLES) if TITLES.exists() else "embedded_headlines", documents="line").documents())
+    figures: dict[str, object] = {"titles": len(titles)}
+    for kind in ("bpe", "unigram"):
+        started = time.perf_counter()
+        tokenizer = train_tokenizer(kind, titles[: len(titles) * 9 // 10], 16_000)  # type: ignore[arg-type]
+        seconds = time.perf_counter() - started
+        different = sum(tokenizer.decode(tokenizer.encode(title)) != title for title in titles)
+        print(f"{kind} of {tokenizer.vocab_size:,}: {seconds:.2f} s; {different} of {len(titles):,} titles come back changed")
+        figures |= {f"{kind}_seconds": round(seconds, 2), f"{kind}_changed_titles": different}
+    return figures
+
+
+def _ready(data: TextDataModule) -> TextDataModule:
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def _write_large(path: Path, size: int) -> str:
+    """Fills ``path`` with ``size`` bytes of repeated text; returns 30 MB of it."""
+    files = sorted((SHARED / "data").glob("*.txt")) or None
+    texts = [file.read_text(encoding="utf-8") for file in files] if files else list(open_source("embedded").documents())
+    unit = "\n".join(texts)
+    data = unit.encode()
+    with path.open("wb") as file:
+        for _ in range(size // len(data)):
+            file.write(data)
+        file.write(data[: size % len(data)].decode("utf-8", "ignore").encode())
+    return (unit * (30_000_000 // len(data) + 1))[:30_000_000]
+
+
+def _single_thread_rate(tokenizer: Tokenizer, sample: str) -> float:
+    """MB/s of tiktoken's ``encode_ordinary`` on one thread, over pieces of 1 MB."""
+    import tiktoken
+
+    del tokenizer
+    encoding = tiktoken.get_encoding("gpt2")
+    pieces = [sample[i : i + 1_000_000] for i in range(0, len(sample), 1_000_000)]
+    started = time.perf_counter()
+    for piece in pieces:
+        encoding.encode_ordinary(piece)
+    return len(sample.encode()) / (time.perf_counter() - started) / 1e6
+
+
+def _prepare(kind: str, text: Path, cache: Path) -> tuple[float, float]:
+    """Seconds of the preparation in a process of its own, and the peak MB of it and its children together."""
+    command = [sys.executable, "-c", PREPARE, kind, str(text), str(cache)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    with _watched(process.pid) as peak:
+        out, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"the preparation with {kind} failed")
+    return float(out), peak()
+
+
+@contextmanager
+def _watched(pid: int) -> Iterator[Callable[[], float]]:
+    """Samples the resident memory of a process and its children, 20 times a second; shared pages count once each."""
+    import psutil
+
+    highest, over = 0.0, threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not over.wait(0.05):
+            total = 0
+            try:
+                root = psutil.Process(pid)
+                for process in [root, *root.children(recursive=True)]:
+                    total += process.memory_info().rss
+            except psutil.NoSuchProcess:
+                continue
+            highest = max(highest, total / 1e6)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield lambda: highest
+    finally:
+        over.set()
+        thread.join()
+
+
+def _batch_rate(data: TextDataModule) -> float:
+    """Tokens a second over at most 300 batches."""
+    loader = iter(data.train_dataloader())
+    next(loader)
+    started, tokens = time.perf_counter(), 0
+    for _, batch in zip(range(300), loader, strict=False):
+        tokens += batch["input_ids"].numel()
+    return tokens / (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()
