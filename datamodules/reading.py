@@ -48,7 +48,8 @@ class TextFile:
             UserError: not UTF-8 (names the byte offset), or a broken gzip file.
         """
         newlines = io.IncrementalNewlineDecoder(None, translate=True)
-        with self._decompressed() as stream:
+        with self.raw() as raw:
+            stream = gzip.GzipFile(fileobj=raw) if self.name.endswith(".gz") else raw
             for text in _decoded(stream, self.name, size):
                 # The newline decoder takes text when it wraps no other decoder; its stub says bytes.
                 yield newlines.decode(cast(bytes, text))
@@ -62,9 +63,6 @@ class TextFile:
             yield from lines
         if held:
             yield held
-
-    def _decompressed(self) -> io.BufferedIOBase:
-        return gzip.GzipFile(fileobj=self.raw()) if self.name.endswith(".gz") else self.raw()
 
 
 def _decoded(stream: io.BufferedIOBase, name: str, size: int) -> Iterator[str]:

@@ -487,3 +487,15 @@ def test_all_titles_round_trip_at_16k(titles: list[str], kind: str, tokens_per_t
     assert sum(map(len, encoded)) / len(titles) < tokens_per_title
     library = library_of(tokenizer)
     assert [library.encode(title).ids for title in titles[::10]] == encoded[::10]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", ["cl100k", "gpt2"])
+def test_both_regular_expression_engines_class_every_code_point_alike(pattern: str) -> None:
+    """Merges of "b", "1" and "." with the first byte of a character show which of these it was split from."""
+    leads = [first + chr(byte) for first in "b1." for byte in range(0xC2, 0xF5)]
+    tokenizer = BPETokenizer([chr(byte) for byte in range(256)] + leads, PATTERNS[pattern], {})  # type: ignore[index]
+    library = library_of(tokenizer)
+    for code in (*range(0xD800), *range(0xE000, 0x110000)):
+        text = f"b{chr(code)} 1{chr(code)} .{chr(code)}"
+        assert library.encode(text).ids == tokenizer.encode(text), hex(code)

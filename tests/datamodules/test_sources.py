@@ -1,0 +1,351 @@
+"""Sources: the same documents on every reading, in bounded memory, and one sentence for what cannot be read."""
+
+import gzip
+import json
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datamodules import downloads
+from datamodules.errors import UserError
+from datamodules.reading import CHUNK, TextFile, cut, stripped
+from datamodules.sources import Source, open_source
+
+TITLES = ["one", "two, or three", 'a "quoted"\nvalue', "é中👍"]
+
+
+def joined(source: Source, size: int = CHUNK) -> list[str]:
+    """Documents put together from pieces."""
+    documents, held = [], ""
+    for text, end in source.pieces(size):
+        assert len(text) <= size
+        held += text
+        if end:
+            documents.append(held)
+            held = ""
+    assert held == ""
+    return documents
+
+
+def write(path: Path, content: str | bytes) -> str:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+# Names
+
+
+def test_embedded_is_this_pythons_documentation_without_repeats() -> None:
+    (text,) = open_source("embedded").documents()
+    assert len(text) > 300_000
+    if sys.version_info[:3] == (3, 11, 7):
+        assert len(text) == 357_713
+    paragraphs = text.split("\n\n")
+    assert len(set(paragraphs)) == len(paragraphs)
+    long_lines = [line for line in text.split("\n") if len(line) >= 20]
+    assert len(set(long_lines)) == len(long_lines)
+    assert text == next(open_source("embedded").documents())
+
+
+def test_the_last_tenth_of_embedded_is_new() -> None:
+    (text,) = open_source("embedded").documents()
+    at = len(text) * 9 // 10
+    known = {text[i : i + 50] for i in range(at - 50)}
+    assert sum(text[i : i + 50] in known for i in range(at, len(text) - 50)) / (len(text) - at) < 0.01
+
+
+def test_embedded_headlines_are_lines_of_a_size_of_choice() -> None:
+    assert len(list(open_source("embedded_headlines", documents="line").documents())) == 10_000
+    few = list(open_source("embedded_headlines:3", documents="line").documents())
+    assert len(few) == 3
+    assert next(open_source("embedded_headlines:3").documents()) == "\n".join(few)
+    with pytest.raises(UserError, match="whole number, not 'x'"):
+        open_source("embedded_headlines:x")
+
+
+def test_a_named_download_comes_from_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "downloads").mkdir()
+    write(tmp_path / "downloads" / "moby_dick.txt", "Call me Ishmael.")
+    assert list(open_source("moby_dick", cache_dir=tmp_path).documents()) == ["Call me Ishmael."]
+    (tmp_path / "lit_gpt" / "downloads").mkdir(parents=True)
+    write(tmp_path / "lit_gpt" / "downloads" / "tiny_shakespeare.txt", "First Citizen:")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert list(open_source("tiny_shakespeare").documents()) == ["First Citizen:"]
+
+
+def test_the_recorded_hashes_are_those_of_the_files() -> None:
+    data = Path(__file__).parents[3] / "shared" / "data"
+    if not data.exists():
+        pytest.skip("the files are not in ../shared/data")
+    for name, file in downloads.DOWNLOADS.items():
+        downloads._check(name, file, data / f"{name}.txt")
+        assert (data / f"{name}.txt").stat().st_size == file.size
+
+
+# Files
+
+
+def test_a_file_is_a_document_with_normal_line_ends_and_no_byte_order_mark(tmp_path: Path) -> None:
+    source = open_source(write(tmp_path / "a.txt", b"\xef\xbb\xbfa\r\nb\rc\n\r\nd\r"))
+    assert list(source.documents()) == joined(source) == joined(source, 1) == ["a\nb\nc\n\nd\n"]
+    assert list(TextFile("x", content=b"\xef\xbb\xbfa\r\n\r\nb").chunks(1)) != []
+    assert "".join(TextFile("x", content=b"\xef\xbb\xbfa\r\n\r\nb").chunks(1)) == "a\n\nb"
+
+
+def test_folders_globs_and_lists_in_order(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("b.txt", "a.md", "sub/c.txt", "d.py", "e.txt.gz"):
+        content = name.encode()
+        write(tmp_path / name, gzip.compress(content) if name.endswith(".gz") else content)
+    assert list(open_source(str(tmp_path)).documents()) == ["a.md", "b.txt", "e.txt.gz", "sub/c.txt"]
+    assert list(open_source(str(tmp_path / "**/*.p*")).documents()) == ["d.py"]
+    two = [str(tmp_path / "d.py"), str(tmp_path / "a.md")]
+    assert list(open_source(two).documents()) == ["d.py", "a.md"]
+
+
+def test_lines_keep_what_only_looks_like_a_line_end(tmp_path: Path) -> None:
+    source = open_source(write(tmp_path / "a.txt", "a\u2028b\x0c\r\n\n  c \nd"), documents="line")
+    assert list(source.documents()) == joined(source) == ["a\u2028b\x0c", "  c ", "d"]
+    stripped_source = open_source(str(tmp_path / "a.txt"), documents="line", strip=True)
+    assert list(stripped_source.documents()) == ["a\u2028b", "c", "d"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".csv.gz", ".jsonl.gz"])
+def test_columns(tmp_path: Path, suffix: str) -> None:
+    if "jsonl" in suffix:
+        text = "\n".join(json.dumps({"n": i, "title": title}) for i, title in enumerate(TITLES)) + "\n\n"
+        text += json.dumps({"title": None}) + "\n"
+    else:
+        separator = "," if "csv" in suffix else "\t"
+        quoted = ['"{}"'.format(title.replace('"', '""')) for title in TITLES]
+        text = "\r\n".join(f"{i}{separator}{title}" for i, title in enumerate(["title", *quoted])) + "\r\n"
+    content = gzip.compress(text.encode()) if suffix.endswith(".gz") else text.encode()
+    source = open_source(write(tmp_path / f"t{suffix}", content), documents="column", column="title")
+    assert list(source.documents()) == joined(source) == TITLES
+
+
+def test_a_long_field(tmp_path: Path) -> None:
+    source = open_source(write(tmp_path / "t.csv", "title\n" + "x" * 200_000), documents="column", column="title")
+    assert [len(document) for document in source.documents()] == [200_000]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the hf extra is not installed")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"title": [*TITLES, None], "n": range(5)}), tmp_path / "t.parquet")
+    options = {"documents": "column", "column": "title"}
+    assert list(open_source(str(tmp_path), **options).documents()) == TITLES  # type: ignore[arg-type]
+    for column, message in (("n", "which is not text"), ("text", "it has title, n")):
+        with pytest.raises(UserError, match=message):
+            list(open_source(str(tmp_path), documents="column", column=column).documents())
+    write(tmp_path / "t.parquet", "no")
+    with pytest.raises(UserError, match="not a parquet file"):
+        list(open_source(str(tmp_path), **options).documents())  # type: ignore[arg-type]
+
+
+# Pieces
+
+
+@given(text=st.text(st.sampled_from("ab \n\t1.é"), max_size=200), size=st.integers(1, 30), chunk=st.integers(1, 40))
+def test_pieces_make_up_the_text_and_end_once(text: str, size: int, chunk: int) -> None:
+    pieces = list(cut([text[i : i + chunk] for i in range(0, len(text), chunk)], size))
+    assert "".join(piece.text for piece in pieces) == text
+    assert [piece.end for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert all(len(piece.text) <= size for piece in pieces)
+    for left, right in pairwise(pieces):
+        between_words = left.text[-1].isalpha() and right.text[0] in " \n"
+        window = left.text + right.text[:1]
+        assert between_words or (len(left.text) == size and not _has_a_cut(window))
+
+
+def _has_a_cut(window: str) -> bool:
+    return any(a.isalpha() and b in " \n" for a, b in pairwise(window))
+
+
+@given(text=st.text(st.sampled_from("ab \n\t"), max_size=60), chunk=st.integers(1, 9))
+def test_stripping_a_stream_is_stripping_the_text(text: str, chunk: int) -> None:
+    assert "".join(stripped([text[i : i + chunk] for i in range(0, len(text), chunk)])) == text.strip()
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "long.txt"
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines("some words on a line, é 中\n" * 100_000 for _ in range(12))
+    tracemalloc.start()
+    characters = sum(len(piece.text) for piece in open_source(str(path)).pieces(1 << 16))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert characters == 12 * 100_000 * 26
+    assert peak < 4 << 20
+
+
+# Fingerprints
+
+
+def test_fingerprints_tell_texts_and_readings_apart_and_not_places(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    first = write(tmp_path / "one" / "a.txt", "ab\ncd")
+    same = write(tmp_path / "two" / "b.txt", "ab\ncd")
+    third = write(tmp_path / "c.txt", "cd")
+    prints = [
+        open_source(first).fingerprint(),
+        open_source(first, documents="line").fingerprint(),
+        open_source(first, strip=True).fingerprint(),
+        open_source(third).fingerprint(),
+        open_source([first, third]).fingerprint(),
+        open_source([third, first]).fingerprint(),
+        open_source("embedded_headlines:3").fingerprint(),
+    ]
+    assert len(set(prints)) == len(prints)
+    assert all(len(one) == 64 for one in prints)
+    assert open_source(same).fingerprint() == prints[0]
+    write(tmp_path / "two" / "b.txt", "ab\ncD")
+    assert open_source(same).fingerprint() != prints[0]
+
+
+def test_two_files_are_not_one_file_of_both(tmp_path: Path) -> None:
+    parts = [write(tmp_path / "a.txt", "ab"), write(tmp_path / "b.txt", "cd")]
+    whole = write(tmp_path / "c.txt", "abcd")
+    assert open_source(parts).fingerprint() != open_source(whole).fingerprint()
+
+
+# Bad input, one sentence each
+
+
+def test_not_utf8_names_the_byte(tmp_path: Path) -> None:
+    content = "é中".encode() * 300_000 + b"ab\xe9d"
+    source = open_source(write(tmp_path / "latin.txt", content))
+    with pytest.raises(UserError, match=r"latin\.txt is not UTF-8: byte 0xe9 at offset 1,500,002"):
+        list(source.pieces())
+    cut_short = open_source(write(tmp_path / "short.txt", "ab中".encode()[:-1]), documents="line")
+    with pytest.raises(UserError, match="byte 0xe4 at offset 2"):
+        list(cut_short.documents())
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (lambda p: str(p / "no.txt"), {}, r"no file, folder or source '.*no\.txt'; the names are embedded"),
+        (lambda p: str(p / "*.txt"), {}, "no file, folder or source"),
+        (lambda p: write(p / "empty.txt", ""), {}, r"empty\.txt is empty"),
+        (str, {}, "has no .md, .rst, .text, .txt files"),
+        (str, {"documents": "column", "column": "a"}, "has no .csv, .jsonl, .parquet, .tsv files"),
+        (lambda p: [], {}, "list of sources is empty"),
+        (lambda p: write(p / "a.txt", "\n \n"), {"strip": True, "documents": "line"}, "every line in it is empty"),
+        (lambda p: write(p / "a.txt", " \n"), {"strip": True}, "every file in it is empty"),
+        (lambda p: write(p / "a.txt", "x"), {"documents": "column"}, "with column=None"),
+        (lambda p: write(p / "a.txt", "x"), {"column": "title"}, "with column='title'"),
+        (lambda p: write(p / "a.txt", "x"), {"documents": "column", "column": "a"}, "has no columns"),
+        (lambda p: write(p / "a.csv", "a,b\n1,2"), {"documents": "column", "column": "c"}, "'c'; it has a, b"),
+        (lambda p: write(p / "a.csv", "a,b\n1"), {"documents": "column", "column": "b"}, r"line 2: 1 fields .* 2"),
+        (lambda p: write(p / "a.csv", 'a,b\n"1'), {"documents": "column", "column": "b"}, r"line 2: 1 fields"),
+        (lambda p: write(p / "a.jsonl", '{"a": 1}'), {"documents": "column", "column": "b"}, "'b'; it has a"),
+        (lambda p: write(p / "a.jsonl", '{"a": 1}'), {"documents": "column", "column": "a"}, "holds 1, which is not"),
+        (lambda p: write(p / "a.jsonl", "[1]"), {"documents": "column", "column": "a"}, "'a'; it has none"),
+        (lambda p: write(p / "a.jsonl", "{\n"), {"documents": "column", "column": "a"}, "line 1 is not JSON"),
+        (lambda p: write(p / "a.gz", b"no"), {}, "not a whole gzip file"),
+        (lambda p: write(p / "a.gz", gzip.compress(b"abc" * 999)[:-9]), {}, "not a whole gzip file"),
+        (lambda p: "hf:owner/name", {"documents": "column", "column": "a"}, "names no revision"),
+        (lambda p: "hf:owner/name@main", {}, "is a table"),
+    ],
+)
+def test_one_sentence_for(tmp_path: Path, make: Callable[[Path], str | list[str]], options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        list(open_source(make(tmp_path), **options).documents())
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=message):
+        list(open_source(make(tmp_path), **options).pieces())
+
+
+def test_formats_of_the_hf_extra_say_so_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("pyarrow", "datasets", "huggingface_hub"):
+        monkeypatch.setitem(sys.modules, module, None)
+    table = write(tmp_path / "t.parquet", "x")
+    for spec, options in ((table, {"documents": "column", "column": "a"}), ("hacker_news", {})):
+        with pytest.raises(UserError, match=r"needs the hf extra: pip install 'lit-gpt\[hf\]'"):
+            list(open_source(spec, **options).documents())  # type: ignore[arg-type]
+
+
+# The hub, replaced by a table in memory
+
+
+class _Table:
+    """As much of a `datasets.Dataset` as is used."""
+
+    column_names = ("title", "score")
+    rows = (" one ", "two\r\nlines", None, "é")
+
+    def select_columns(self, columns: list[str]) -> "_Table":
+        assert columns == ["title"]
+        return self
+
+    def iter(self, batch_size: int) -> object:
+        yield from ({"title": list(self.rows[i : i + 2])} for i in (0, 2))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
+    """The requests that reach the hub."""
+    asked: list[tuple[str, str, str]] = []
+
+    def load_dataset(name: str, split: str, revision: str) -> _Table:
+        asked.append((name, split, revision))
+        return _Table()
+
+    def list_repo_commits(name: str, repo_type: str) -> list[SimpleNamespace]:
+        asked.append((name, repo_type, "commits"))
+        return [SimpleNamespace(commit_id="aaaa" * 10), SimpleNamespace(commit_id="9e21b0f3" * 5)]
+
+    for module, function in (("datasets", load_dataset), ("huggingface_hub", list_repo_commits)):
+        stand_in = ModuleType(module)
+        setattr(stand_in, function.__name__, function)
+        monkeypatch.setitem(sys.modules, module, stand_in)
+    return asked
+
+
+def test_hacker_news_is_read_at_its_commit_and_recorded_once(hub: list, tmp_path: Path) -> None:
+    source = open_source("hacker_news", documents="line", strip=True, cache_dir=tmp_path)
+    fingerprint = source.fingerprint()
+    assert hub == [
+        ("julien040/hacker-news-posts", "dataset", "commits"),
+        ("julien040/hacker-news-posts", "train", "9e21b0f3" * 5),
+    ]
+    del hub[:]
+    assert list(source.documents()) == joined(source) == ["one", "two\nlines", "é"]
+    assert all(request[1:] == ("train", "9e21b0f3" * 5) for request in hub)  # the record names the commit
+    del hub[:]
+    assert open_source("hacker_news", strip=True, cache_dir=tmp_path).fingerprint() == fingerprint
+    assert hub == []
+    assert open_source("hacker_news", cache_dir=tmp_path).fingerprint() != fingerprint
+
+
+def test_hub_errors_are_one_sentence(hub: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"documents": "column", "cache_dir": tmp_path}
+    with pytest.raises(UserError, match="'text'; it has title, score"):
+        list(open_source("hf:a/b@main", column="text", **options).documents())  # type: ignore[arg-type]
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(sys.modules["datasets"], "load_dataset", fail)
+    with pytest.raises(UserError, match="a/b at main could not be read from the hub: no network"):
+        list(open_source("hf:a/b@main", column="title", **options).documents())  # type: ignore[arg-type]
+
+
+def test_texts_need_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "import datamodules.sources, datamodules.downloads, datamodules.synthetic, datamodules.tokenizers\n"
+        "print([m for m in ('torch', 'lightning', 'tokenizers', 'tiktoken') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
