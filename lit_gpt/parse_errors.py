@@ -37,6 +37,10 @@ def sentence(report: str, known: Iterable[str]) -> str:
     found = re.search(WRONG_VALUE, report)
     if found:
         return f"option {_dotted(prefix, found)!r} cannot be {found['value']!r}: {_readable(found['what'])}."
+    found = re.search(r"required: (?P<keys>[\w., ]+)", report)
+    if found:
+        keys = [f"--{key.strip().split('.')[-1]}" for key in found["keys"].split(",")]
+        return f"{' and '.join(keys)} must be given."
     lines = [line.strip(" -") for line in report.splitlines() if not re.match(rf"\s*{NOISE}", line)]
     return " ".join(lines).rstrip(".") + "."
 

@@ -1,14 +1,38 @@
-"""Our own verbs: one typed function a file; jsonargparse turns its signature and docstring into flags and help."""
+"""Our own verbs, one file each: a typed function whose signature and docstring become flags and help."""
 
 import importlib
+import inspect
+from argparse import ArgumentError
 from collections.abc import Callable
 from typing import Any
 
+from datamodules.errors import UserError
+from lit_gpt.parse_errors import sentence
+
+Function = Callable[..., None]
+
 
 def run(verb: str, arguments: list[str]) -> None:
-    """Run ``VERB`` with its command line. A file with several functions (``VERBS``) has verbs of a second level."""
+    """Run ``verb`` with its command line.
+
+    A file with a ``main`` parses for itself; one with ``VERBS`` has a second level of verbs; any other holds a function
+    of the verb's name (``import_`` for import).
+    """
     from jsonargparse import auto_cli
 
-    module = importlib.import_module(f"lit_gpt.commands.{'import_' if verb == 'import' else verb}")
-    target: Callable[..., Any] | dict[str, Any] = getattr(module, "VERBS", None) or getattr(module, verb)
-    auto_cli(target, args=arguments, as_positional=False)
+    name = {"import": "import_"}.get(verb, verb)
+    module = importlib.import_module(f"lit_gpt.commands.{name}")
+    if hasattr(module, "main"):
+        module.main(arguments)
+        return
+    target: Function | dict[str, Function] = getattr(module, "VERBS", None) or getattr(module, name)
+    prog = f"python -m lit_gpt {verb}"
+    try:
+        auto_cli(target, args=arguments, as_positional=False, exit_on_error=False, prog=prog)
+    except ArgumentError as error:
+        raise UserError(sentence(str(error), _options(target))) from error
+
+
+def _options(target: Function | dict[str, Function]) -> list[str]:
+    functions: list[Any] = list(target.values()) if isinstance(target, dict) else [target]
+    return [name for function in functions for name in inspect.signature(function).parameters]
