@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, Any
 from datamodules.errors import UserError
 
 if TYPE_CHECKING:
-    from datamodules.base import ScoredText, TextDataModule
+    from datamodules.base import TextDataModule
     from datamodules.bpe import BPEDataModule
     from datamodules.char import CharDataModule
     from datamodules.headlines import HeadlinesDataModule
+    from datamodules.scoring import ScoredText
 
 _HOME = {
     "BPEDataModule": "datamodules.bpe",
     "CharDataModule": "datamodules.char",
     "HeadlinesDataModule": "datamodules.headlines",
-    "ScoredText": "datamodules.base",
+    "ScoredText": "datamodules.scoring",
     "TextDataModule": "datamodules.base",
 }
 

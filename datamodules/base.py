@@ -1,7 +1,8 @@
 """What the three datamodules share: a prepared store, rows of one kind, and loaders that fit their Trainer."""
 
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -12,25 +13,13 @@ from lightning.pytorch import LightningDataModule, Trainer
 from datamodules.batches import IGNORED, BatchLoader, MicroBatches, Packed, Padded, Rows, Share, TrainLoader, Windows
 from datamodules.errors import UserError
 from datamodules.prepare import NewTokenizer, Recipe, load_tokenizer_of, prepare, store_folder
+from datamodules.scoring import ScoredText, scored_split, scored_targets
 from datamodules.sources import Source
 from datamodules.tokenizers import Tokenizer
 from datamodules.tokens import TokenStore, is_complete, read_meta
 
 RowKind = Literal["windows", "padded", "packed"]
 _DEFAULT_ROWS = 32
-
-
-@dataclass(frozen=True)
-class ScoredText:
-    """What one evaluation pass scores: ``tokens`` targets, ``end_marks`` of them end marks, and the text behind them.
-
-    ``chars`` and ``bytes`` (UTF-8) are of the raw text, with one newline for each end mark.
-    """
-
-    tokens: int
-    chars: int
-    bytes: int
-    end_marks: int
 
 
 class TextDataModule(LightningDataModule):
@@ -118,7 +107,8 @@ class TextDataModule(LightningDataModule):
         meta = read_meta(folder)
         self.tokenizer, self.fingerprints = load_tokenizer_of(folder), meta["fingerprints"]
         self.stores = {split: TokenStore(folder, split) for split in meta["splits"]}
-        self.block_size = self.block_size or self._block_size_of_model()
+        self._size = self.block_size or self._block_size_of_model()
+        self._scored: dict[str, ScoredText] = {}
         self._check_rows()
         if stage == "fit" and self.trainer is not None and self.trainer is not self._fitted:
             self._set_accumulation(self.trainer)
@@ -128,20 +118,21 @@ class TextDataModule(LightningDataModule):
 
     def train_dataloader(self) -> BatchLoader:
         """Micro-batches of the epoch; the same few rows over and over under ``overfit_batches``."""
-        dataset = MicroBatches(self._train_rows, self._train_share)
+        rows = self.make_rows("train", self.seed)
+        dataset = MicroBatches(rows, self._share(rows.count))
         fixed = bool(getattr(self.trainer, "overfit_batches", 0))
         return (BatchLoader if fixed else TrainLoader)(dataset, self.num_workers)
 
     def val_dataloader(self) -> list[BatchLoader]:
         """The validation split, and the evaluated part of the training split."""
         self._need("val")
-        rows, subset = self._train_eval
-        return [self._eval_loader(self._eval_rows("val")), self._eval_loader(rows, subset)]
+        rows, subset = self._train_eval()
+        return [self._eval_loader(self.make_rows("val")), self._eval_loader(rows, subset)]
 
     def test_dataloader(self) -> BatchLoader:
         """The test split."""
         self._need("test")
-        return self._eval_loader(self._eval_rows("test"))
+        return self._eval_loader(self.make_rows("test"))
 
     def predict_dataloader(self) -> BatchLoader:
         """Padded rows of the documents of ``predict_source``; ``document`` (B,) says which document a row is of."""
@@ -152,14 +143,14 @@ class TextDataModule(LightningDataModule):
 
     def scored_text(self, split: str) -> ScoredText:
         """What one whole evaluation pass scores. ``split`` is train_eval, val or test."""
-        if split == "train_eval":
-            return self._count_train_eval
-        counts = self.stores[split].counts
-        if counts.end_marks:
-            marks = counts.end_marks
-            return ScoredText(counts.tokens - 1, counts.chars + marks, counts.bytes + marks, marks)
-        first = self.tokenizer.decode([int(self.stores[split].tokens[0])])  # nothing comes before it: never a target
-        return ScoredText(counts.tokens - 1, counts.chars - len(first), counts.bytes - len(first.encode()), 0)
+        if split not in self._scored:
+            train_eval = split == "train_eval"
+            self._scored[split] = (
+                scored_targets(self._train_eval_targets(), self.tokenizer)
+                if train_eval
+                else scored_split(self.stores[split], self.tokenizer)
+            )
+        return self._scored[split]
 
     # Stores
 
@@ -193,11 +184,6 @@ class TextDataModule(LightningDataModule):
 
     # Rows
 
-    @property
-    def _size(self) -> int:
-        assert self.block_size is not None
-        return self.block_size
-
     def _need(self, split: str) -> None:
         if split not in self.stores:
             raise UserError(f"There is no {split} split: set {split}_fraction.")
@@ -227,39 +213,24 @@ class TextDataModule(LightningDataModule):
                 )
 
     def make_rows(self, split: str, seed: int | None = None) -> Rows:
+        """The split cut into rows: for training with a seed, for evaluation without."""
         store, training = self.stores[split], seed is not None
         mask_first = self.mask_first if training else 0
         if self.rows == "windows":
             return Windows(store, self._size, self.stride if training else None, seed, mask_first)
         return (Padded if self.rows == "padded" else Packed)(store, self._size, seed, mask_first)
 
-    @cached_property
-    def _train_rows(self) -> Rows:
-        return self.make_rows("train", self.seed)
-
-    def _eval_rows(self, split: str) -> Rows:
-        return self.make_rows(split)
-
-    @cached_property
     def _train_eval(self) -> tuple[Rows, np.ndarray]:
-        rows = self._eval_rows("train")
-        wanted = self.train_eval_rows or self._eval_rows("val").count
-        count = min(wanted, rows.count)
+        """Rows of the training split, and which of them are evaluated."""
+        rows = self.make_rows("train")
+        count = min(self.train_eval_rows or self.make_rows("val").count, rows.count)
         return rows, np.arange(count) * rows.count // count
 
-    @cached_property
-    def _count_train_eval(self) -> ScoredText:
-        """Counted target by target: the bytes of tokens add up to the text's, and so do its characters' first bytes."""
-        rows, subset = self._train_eval
-        used = np.zeros(self.tokenizer.vocab_size, np.int64)
-        for part in np.array_split(subset, -(-len(subset) // 1024)):
-            targets = rows.batch(0, part)["targets"]
-            used += np.bincount(targets[targets != IGNORED], minlength=len(used))
-        marks = int(used[self.tokenizer.eos_id]) if self.tokenizer.eos_id is not None else 0
-        text = [b"\n" if i == self.tokenizer.eos_id else self.tokenizer.token_bytes(i) for i in range(len(used))]
-        chars = np.array([sum(byte & 0xC0 != 0x80 for byte in token) for token in text])
-        sizes = np.array([len(token) for token in text])
-        return ScoredText(int(used.sum()), int(used @ chars), int(used @ sizes), marks)
+    def _train_eval_targets(self) -> Iterator[np.ndarray]:
+        rows, subset = self._train_eval()
+        for start in range(0, len(subset), 1024):
+            targets = rows.batch(0, subset[start : start + 1024])["targets"]
+            yield targets[targets != IGNORED]
 
     # Processes
 
@@ -269,17 +240,17 @@ class TextDataModule(LightningDataModule):
         kwargs = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
         return (kwargs["rank"], kwargs["num_replicas"]) if kwargs else (0, 1)
 
-    @property
-    def _train_share(self) -> Share:
+    def _share(self, rows: int) -> Share:
+        """This process's part of an epoch of training."""
         rank, world = self._place
-        rows = self._rows_per_step()
-        micro = self.micro_batch_size or rows // world
-        if micro * world == 0 or rows % (micro * world):
+        step = self._rows_per_step()
+        micro = self.micro_batch_size or step // world
+        if micro * world == 0 or step % (micro * world):
             raise UserError(
-                f"A step of {rows} rows (tokens_per_step / block_size) cannot be divided among {world} process(es) in "
+                f"A step of {step} rows (tokens_per_step / block_size) cannot be divided among {world} process(es) in "
                 f"micro-batches of {micro or 1} row(s): choose another tokens_per_step or micro_batch_size."
             )
-        return Share(self._train_rows.count, rows, micro, rank, world)
+        return Share(rows, step, micro, rank, world)
 
     def _rows_per_step(self) -> int:
         if self.tokens_per_step is None:
@@ -294,7 +265,7 @@ class TextDataModule(LightningDataModule):
 
     def _eval_loader(self, rows: Rows, subset: np.ndarray | None = None) -> BatchLoader:
         rank, world = self._place
-        micro = self._train_share.micro
+        micro = self.micro_batch_size or -(-self._rows_per_step() // world)
         count = rows.count if subset is None else len(subset)
         return BatchLoader(
             MicroBatches(rows, Share(count, micro * world, micro, rank, world), subset), self.num_workers
@@ -305,7 +276,7 @@ class TextDataModule(LightningDataModule):
 
         Lightning counts that in micro-batches, and a checkpoint saved between two steps would not resume exactly.
         """
-        accumulation = self._train_share.accumulation
+        accumulation = self._share(0).accumulation
         if trainer.accumulate_grad_batches not in (1, accumulation):
             raise UserError(
                 f"accumulate_grad_batches {trainer.accumulate_grad_batches} contradicts tokens_per_step and "

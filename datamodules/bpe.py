@@ -100,4 +100,6 @@ class BPEDataModule(TextDataModule):
         return self._open(spec)
 
     def _open(self, spec: str | list[str]) -> Source:
-        return open_source(spec, documents=self.documents, column=self.column, strip=self.strip)
+        return open_source(
+            spec, documents=self.documents, column=self.column, strip=self.strip, cache_dir=self.cache_dir
+        )

@@ -44,16 +44,19 @@ class CharDataModule(TextDataModule):
     def recipe(self) -> Recipe:
         """The text cut at character positions, and a vocabulary of all of it."""
         return Recipe(
-            source=open_source(self.source),
+            source=self._open(self.source),
             tokenizer=NewTokenizer("char", train_on="all", eos=False, unknown=self.unknown),
             split=Split(
                 val=0.0 if self.val_source else self.val_fraction,
                 test=0.0 if self.test_source else self.test_fraction,
             ),
-            val_source=open_source(self.val_source) if self.val_source else None,
-            test_source=open_source(self.test_source) if self.test_source else None,
+            val_source=self._open(self.val_source) if self.val_source else None,
+            test_source=self._open(self.test_source) if self.test_source else None,
         )
 
     def open_predict_source(self, spec: str) -> Source:
         """Each file is a document."""
-        return open_source(spec)
+        return self._open(spec)
+
+    def _open(self, spec: str | list[str]) -> Source:
+        return open_source(spec, cache_dir=self.cache_dir)

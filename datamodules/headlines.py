@@ -74,4 +74,6 @@ class HeadlinesDataModule(TextDataModule):
 
     def open_predict_source(self, spec: str | list[str]) -> Source:
         """Read like the training text."""
-        return open_source(spec, documents=self.documents, column=self.column, strip=self.strip)
+        return open_source(
+            spec, documents=self.documents, column=self.column, strip=self.strip, cache_dir=self.cache_dir
+        )

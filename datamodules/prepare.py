@@ -6,10 +6,8 @@ killed leaves a folder that the next one removes. Imports no torch.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +18,7 @@ from typing import Literal
 
 from datamodules.encoding import Encoded, encode_all, useful_workers
 from datamodules.errors import UserError
+from datamodules.files import default_cache_dir, locked
 from datamodules.progress import progress
 from datamodules.sources import Source
 from datamodules.splitting import Scan, Scanner, Split, SplitPiece, scan, split_documents, split_text
@@ -119,11 +118,6 @@ class Recipe:
                 yield from (SplitPiece(name, *piece) for piece in source.pieces())
 
 
-def default_cache_dir() -> Path:
-    """``$XDG_CACHE_HOME/lit_gpt``, or ``~/.cache/lit_gpt``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit_gpt"
-
-
 def store_folder(recipe: Recipe, cache_dir: str | Path | None = None) -> Path:
     """Where the recipe's store is, or would be."""
     return (Path(cache_dir).expanduser() if cache_dir else default_cache_dir()) / recipe.key
@@ -144,7 +138,7 @@ def prepare(recipe: Recipe, cache_dir: str | Path | None = None) -> Path:
     folder = store_folder(recipe, cache_dir)
     if is_complete(folder):
         return folder
-    with _writable(folder.parent), _locked(folder.with_suffix(".lock")):
+    with _writable(folder.parent), locked(folder.with_suffix(".lock")):
         if not is_complete(folder):
             part = folder.with_suffix(".part")
             _remove(part, folder)
@@ -238,14 +232,6 @@ def _joined(pieces: Iterable[SplitPiece]) -> Iterator[SplitPiece]:
         prefix = "\n" if ended.get(piece.split) else ""
         ended[piece.split] = piece.end
         yield piece._replace(text=prefix + piece.text)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released by the system however this process ends
-        yield
 
 
 @contextmanager

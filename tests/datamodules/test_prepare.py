@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from datamodules import prepare as prepare_module
 from datamodules.encoding import encode_all, useful_workers
 from datamodules.errors import UserError
-from datamodules.prepare import NewTokenizer, Recipe, default_cache_dir, load_tokenizer_of, prepare
+from datamodules.files import default_cache_dir
+from datamodules.prepare import NewTokenizer, Recipe, load_tokenizer_of, prepare
 from datamodules.reading import Piece
 from datamodules.sources import Source, open_source
 from datamodules.splitting import Split, scan, split_documents, split_text

@@ -1,0 +1,45 @@
+"""How much text an evaluation scores: the denominators of bits per byte and nats per character."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from datamodules.tokenizers import Tokenizer
+from datamodules.tokens import TokenStore
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """What one evaluation pass scores: ``tokens`` targets, ``end_marks`` of them end marks, and the text behind them.
+
+    ``chars`` and ``bytes`` (UTF-8) are of the raw text, with one newline for each end mark.
+    """
+
+    tokens: int
+    chars: int
+    bytes: int
+    end_marks: int
+
+
+def scored_split(store: TokenStore, tokenizer: Tokenizer) -> ScoredText:
+    """A whole split: every token but the first, before which nothing comes, counted in the raw text as it was read."""
+    counts, marks = store.counts, store.counts.end_marks
+    if marks:  # the first token is a mark, and no text
+        return ScoredText(counts.tokens - 1, counts.chars + marks, counts.bytes + marks, marks)
+    first = scored_targets([store.tokens[:1]], tokenizer)
+    return ScoredText(counts.tokens - 1, counts.chars - first.chars, counts.bytes - first.bytes, 0)
+
+
+def scored_targets(targets: Iterable[np.ndarray], tokenizer: Tokenizer) -> ScoredText:
+    """Some targets (n,), token by token: sizes of tokens add up to the text's, and so do first bytes of characters."""
+    used = np.zeros(tokenizer.vocab_size, np.int64)
+    for part in targets:
+        used += np.bincount(part, minlength=len(used))
+    chars = size = 0
+    for token_id in np.flatnonzero(used).tolist():
+        token = b"\n" if token_id == tokenizer.eos_id else tokenizer.token_bytes(token_id)
+        size += len(token) * int(used[token_id])
+        chars += sum(byte & 0xC0 != 0x80 for byte in token) * int(used[token_id])
+    marks = 0 if tokenizer.eos_id is None else int(used[tokenizer.eos_id])
+    return ScoredText(int(used.sum()), chars, size, marks)
