@@ -3,6 +3,7 @@
 import hashlib
 import http
 import http.client
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ _GITHUB = "https://raw.githubusercontent.com"
 _ATTEMPTS = 5
 _TIMEOUT = 30.0  # seconds without a byte
 _BLOCK = 1 << 16
+_NETWORK_ERRORS = (urllib.error.URLError, ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException)
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,15 @@ def fetch(name: str, file: Download, folder: Path | None = None, wait: Callable[
     path = (folder or default_cache_dir() / "downloads") / f"{name}.txt"
     if path.exists():  # only whole files are renamed to this place
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    with locked(path.with_suffix(".lock")):
-        if not path.exists():
-            _fetch_part(name, file, part, wait)
-            _check(name, file, part)
-            part.replace(path)
+    try:
+        with locked(path.with_suffix(".lock")):
+            if not path.exists():
+                _fetch_part(name, file, part, wait)
+                _check(name, file, part)
+                part.replace(path)
+    except OSError as error:  # those of the network have become sentences further down
+        raise UserError(f"{name} cannot be kept in {path.parent} ({error.strerror}); set cache_dir.") from None
     return path
 
 
@@ -88,7 +92,7 @@ def _fetch_part(name: str, file: Download, part: Path, wait: Callable[[float], N
                     part.unlink()  # the start of some other file
                 elif error.code < 500 or attempt == _ATTEMPTS:
                     raise UserError(_advice(name, file, f"the server answered {error.code} {error.reason}")) from None
-            except (OSError, http.client.HTTPException) as error:
+            except _NETWORK_ERRORS as error:
                 if attempt == _ATTEMPTS:
                     raise UserError(_advice(name, file, getattr(error, "reason", None) or error)) from None
             wait(2.0**attempt)

@@ -42,7 +42,10 @@ class ByteLevelTokenizer(Tokenizer):
         check_unicode(text)  # the libraries below replace a lone surrogate in silence, or stop with a TypeError
         if len(text) <= _LONGEST:
             return self._encode_short(text)
-        return [token_id for piece in cut([text], _LONGEST) for token_id in self._encode_short(piece.text)]
+        ids: list[int] = []
+        for piece in cut([text], _LONGEST):
+            ids += self._encode_short(piece.text)
+        return ids
 
     def token_bytes(self, token_id: int) -> bytes:
         """See `Tokenizer`; an unused id stands for nothing."""

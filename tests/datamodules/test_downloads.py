@@ -161,6 +161,12 @@ def test_no_connection(tmp_path: Path) -> None:
     assert waits == [2, 4, 8, 16]
 
 
+def test_a_folder_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "folder").write_text("a file")
+    with pytest.raises(UserError, match=r"novel cannot be kept in .*folder \(Not a directory|File exists"):
+        get(server, tmp_path / "folder")
+
+
 def test_threads_that_start_together_download_once(server: Server, tmp_path: Path) -> None:
     threads = [threading.Thread(target=get, args=(server, tmp_path)) for _ in range(4)]
     for thread in threads:

@@ -426,6 +426,13 @@ def test_files_that_hold_no_tokenizer(tmp_path: Path, content: str, message: str
         load_tokenizer(tmp_path / "t.json")
 
 
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "t.json").mkdir()
+    with pytest.raises(UserError, match=r"t\.json cannot be written \(Is a directory\)"):
+        save_tokenizer(ByteTokenizer(), tmp_path / "t.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["t.json"]
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="tokenizer train"):
         load_tokenizer(tmp_path / "t.json")

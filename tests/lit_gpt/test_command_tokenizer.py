@@ -47,7 +47,7 @@ def test_lines_of_a_table_and_an_alphabet_that_lacks_some(tmp_path: Path, capsys
     run("tokenizer", ["train", *column, "--out", str(tmp_path / "c.json"), "--kind", "char"])
     run("tokenizer", ["eval", *column, "--tokenizer", str(tmp_path / "c.json")])
     assert "exact" in capsys.readouterr().out
-    with pytest.raises(UserError, match="'é' .* not among"):
+    with pytest.raises(UserError, match=r"'é' .* not among"):
         run("tokenizer", ["eval", *column[:-1], "n", "--tokenizer", str(tmp_path / "c.json")])
 
 
