@@ -1,0 +1,196 @@
+"""Published encodings, files, and Hugging Face's tokenizer.json: equal ids on both sides or a refusal."""
+
+import json
+import pickle
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiktoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Library
+
+from datamodules.errors import UserError
+from datamodules.reading import cut
+from datamodules.tokenizers import (
+    END_MARK,
+    PATTERNS,
+    BPETokenizer,
+    ByteTokenizer,
+    UnigramTokenizer,
+    from_huggingface,
+    load_tokenizer,
+    open_tokenizer,
+    save_tokenizer,
+    to_huggingface,
+    tokenizer_from_dict,
+)
+from tests.datamodules.tokenizers.cases import TEXTS, VALID, library_of
+
+# tiktoken's encodings
+
+
+def test_gpt2_ids(gpt2: BPETokenizer) -> None:
+    assert gpt2.encode("I love machine learning.") == [40, 1842, 4572, 4673, 13]
+    assert (gpt2.vocab_size, gpt2.eos_id) == (50257, 50256)
+    assert gpt2.encode(END_MARK) == tiktoken.get_encoding("gpt2").encode_ordinary(END_MARK)
+
+
+def test_gpt2_encodes_a_novel_as_tiktoken_does(gpt2: BPETokenizer) -> None:
+    text = "\n".join(TEXTS * 8)
+    assert len(text) > 1 << 20  # longer than what is matched in one go
+    assert gpt2.encode(text) == tiktoken.get_encoding("gpt2").encode_ordinary(text)
+
+
+def test_gpt2_reloads_fast_and_without_a_network(gpt2: BPETokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "/nowhere")
+    state = pickle.loads(pickle.dumps(gpt2.to_dict()))
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        ids = tokenizer_from_dict(state).encode("I love machine learning.")
+        seconds.append(time.perf_counter() - start)
+    assert ids == [40, 1842, 4572, 4673, 13]
+    assert min(seconds) < 0.1
+
+
+def test_gpt2_goes_to_hugging_face_and_back(gpt2: BPETokenizer) -> None:
+    state = json.loads(json.dumps(to_huggingface(gpt2)))
+    library = Library.from_str(json.dumps(state))
+    assert library.token_to_id("Ġthe") == 262
+    assert all(library.encode(text).ids == gpt2.encode(text) for text in TEXTS[:200])
+    assert from_huggingface(state).fingerprint == gpt2.fingerprint
+
+
+@pytest.fixture(scope="module")
+def split_by_every_pattern(gpt2: BPETokenizer) -> list[BPETokenizer]:
+    """gpt2's ranks with all patterns, published and ours: ranks do not matter to where text splits."""
+    patterns = {gpt2.pattern, _published("cl100k_base"), _published("o200k_base"), PATTERNS["cl100k"], PATTERNS["gpt2"]}
+    assert len(patterns) == 5
+    return [BPETokenizer(gpt2.tokens, pattern, gpt2.specials, END_MARK) for pattern in patterns]
+
+
+def test_pieces_have_the_tokens_of_the_whole(
+    split_by_every_pattern: list[BPETokenizer], unigram: UnigramTokenizer
+) -> None:
+    text = " ".join(TEXTS[:300]) + "\n".join(TEXTS[300:500]) + "  I'll  \n\n x  yz\t\n a\u0301 é 12 b?! \n c"
+    for tokenizer in [*split_by_every_pattern, unigram]:
+        for size in (50, 101, 1000):
+            pieces = list(cut([text], size))
+            assert len(pieces) > len(text) // size
+            assert "".join(piece.text for piece in pieces) == text
+            assert [i for piece in pieces for i in tokenizer.encode(piece.text)] == tokenizer.encode(text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(left=VALID, letter=st.characters(categories=["L"]), space=st.sampled_from(" \n"), right=VALID)
+def test_no_token_reaches_across_a_space_after_a_letter(
+    split_by_every_pattern: list[BPETokenizer], left: str, letter: str, space: str, right: str
+) -> None:
+    left, right = left + letter, space + right
+    for tokenizer in split_by_every_pattern:
+        assert tokenizer.encode(left) + tokenizer.encode(right) == tokenizer.encode(left + right)
+
+
+def _published(name: str) -> str:
+    """The pattern of an encoding without its ranks, which need a network."""
+    import tiktoken_ext.openai_public as public
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(public, "load_tiktoken_bpe", lambda *_, **__: {})
+        return str(public.ENCODING_CONSTRUCTORS[name]()["pat_str"])
+
+
+def test_ranks_that_cannot_be_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"o200k_base .* TIKTOKEN_CACHE_DIR"):
+        open_tokenizer("o200k_base")
+
+
+# Files and other people's tokenizers
+
+
+def test_an_unknown_name_lists_the_known() -> None:
+    with pytest.raises(UserError, match="'gpt3' is neither a file nor one of gpt2"):
+        open_tokenizer("gpt3")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not JSON"),
+        ("\udcff", "not JSON"),
+        ("[1]", "is no tokenizer"),
+        ('{"kind": "wordpiece"}', "'wordpiece' is not known"),
+        ('{"model": {"type": "WordPiece"}}', "model is WordPiece"),
+    ],
+)
+def test_files_that_hold_no_tokenizer(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "t.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(tmp_path / "t.json")
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "t.json").mkdir()
+    with pytest.raises(UserError, match=r"t\.json cannot be written \(Is a directory\)"):
+        save_tokenizer(ByteTokenizer(), tmp_path / "t.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["t.json"]
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="tokenizer train"):
+        load_tokenizer(tmp_path / "t.json")
+
+
+Change = Callable[[dict], None]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update(normalizer={"type": "Lowercase"}), "not plain byte-level"),
+        (lambda s: s["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True), "not plain byte-level"),
+        (lambda s: s["pre_tokenizer"]["pretokenizers"].pop(), "pre-tokenizer"),
+        (lambda s: s["model"]["merges"].reverse(), "order of its merges"),
+        (lambda s: s["model"]["vocab"].update({"▁of": 1000}), "not byte-level"),
+        (lambda s: s["model"]["vocab"].pop("Ġ"), "lacks 1 of the 256"),
+    ],
+)
+def test_what_would_not_have_equal_ids_is_refused(bpe: BPETokenizer, change: Change, message: str) -> None:
+    state = json.loads(json.dumps(to_huggingface(bpe)))
+    change(state)
+    with pytest.raises(UserError, match=message):
+        from_huggingface(state)
+
+
+@pytest.mark.parametrize("model", ["BPE", "Unigram"])
+def test_a_tokenizer_that_others_trained_with_marks_in_front(model: str) -> None:
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    library = Library(getattr(models, model)())
+    library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    make = trainers.BpeTrainer if model == "BPE" else trainers.UnigramTrainer
+    marks = ["<pad>", "</s>"]
+    trainer = make(vocab_size=400, special_tokens=marks, initial_alphabet=alphabet, show_progress=False)
+    library.train_from_iterator(TEXTS, trainer)
+    tokenizer = from_huggingface(json.loads(library.to_str()))
+    assert (tokenizer.eos_id, tokenizer.vocab_size) == (1, 400)
+    assert all(tokenizer.encode(text) == library.encode(text).ids for text in TEXTS[:200])
+    assert tokenizer.decode(tokenizer.encode("<pad>a</s>")) == "<pad>a</s>"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", ["cl100k", "gpt2"])
+def test_both_regular_expression_engines_class_every_code_point_alike(pattern: str) -> None:
+    """Merges of "b", "1" and "." with the first byte of a character show which of these it was split from."""
+    leads = [first + chr(byte) for first in "b1." for byte in range(0xC2, 0xF5)]
+    tokenizer = BPETokenizer([chr(byte) for byte in range(256)] + leads, PATTERNS[pattern], {})  # type: ignore[index]
+    library = library_of(tokenizer)
+    for code in (*range(0xD800), *range(0xE000, 0x110000)):
+        text = f"b{chr(code)} 1{chr(code)} .{chr(code)}"
+        assert library.encode(text).ids == tokenizer.encode(text), hex(code)
