@@ -135,7 +135,7 @@ def _pad_left(prompts: Sequence[Sequence[int]], room: int, device: torch.device)
 
 @contextmanager
 def _ready(net: nn.Module, rows: int, device: torch.device) -> Iterator[None]:
-    """Eval mode; on a CPU, for more than 2 rows, also packed weights (24 ms for 10 million, if torch has the kernel)."""
+    """Eval mode; on a CPU, for more than 2 rows, packed weights too (24 ms for 10 million, where torch has the kernel)."""
     training = net.training
     layers = [m for m in net.modules() if isinstance(m, Linear) and m.weight.dtype == torch.float32]
     packs = device.type == "cpu" and rows > 2 and hasattr(torch.ops.mkldnn, "_linear_pointwise")
