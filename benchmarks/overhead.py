@@ -1,0 +1,108 @@
+"""What `fit` costs over a bare PyTorch loop: the same network, batches and optimizer, timed in turn in one process.
+
+    python -m benchmarks.overhead [--rounds 5] [--threads 2]
+
+Prints the seconds of a step of each, by round, and the median of the rounds' ratios; the last line is JSON.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from datamodules import CharDataModule
+from lit_gpt.cli import run
+from lit_gpt.model import GPT, GPTConfig
+
+#: Shape, rows of a step, steps that are timed.
+SIZES: dict[str, tuple[dict[str, int], int, int]] = {
+    "0.8M": ({"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64}, 12, 100),
+    "10.7M": ({"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256}, 16, 10),
+}
+WARMUP = 5
+TARGETS = {"0.8M": 1.10, "10.7M": 1.03}
+OPTIMIZER = {"lr": 1e-3, "weight_decay": 0.1, "betas": (0.9, 0.95)}
+
+
+class StepTimer(Callback):
+    """Notes the time at the end of every step."""
+
+    ends: list[float]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the last run."""
+        StepTimer.ends = []
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Note the time."""
+        StepTimer.ends.append(time.perf_counter())
+
+
+def fit_seconds(shape: dict[str, int], rows: int, steps: int, folder: str) -> float:
+    """Mean seconds of a step through `fit` with everything that is on by default."""
+    flags = [f"--model.config.{name}={value}" for name, value in shape.items()]
+    flags += [f"--data.tokens_per_step={rows * shape['block_size']}", f"--trainer.max_steps={steps + WARMUP}"]
+    flags += ["--model.optimizer.kind=adamw", f"--model.optimizer.lr={OPTIMIZER['lr']}", f"--logs_dir={folder}"]
+    flags += ["--model.optimizer.schedule=constant", "--trainer.gradient_clip_val=1.0", "--trainer.accelerator=cpu"]
+    run("fit", [*flags, "--trainer.val_check_interval=100000", "--trainer.callbacks+=benchmarks.overhead.StepTimer"])
+    return (StepTimer.ends[-1] - StepTimer.ends[WARMUP - 1]) / steps
+
+
+def bare_seconds(shape: dict[str, int], rows: int, steps: int) -> float:
+    """Mean seconds of a step of a loop written by hand."""
+    data = CharDataModule(block_size=shape["block_size"], tokens_per_step=rows * shape["block_size"])
+    data.prepare_data()
+    data.setup("fit")
+    net = GPT(GPTConfig(**shape, vocab_size=data.vocab_size))  # type: ignore[arg-type]
+    optimizer = torch.optim.AdamW(net.parameters(), fused=True, **OPTIMIZER)  # type: ignore[arg-type]
+    batches = endless(data)
+    for step in range(steps + WARMUP):
+        if step == WARMUP:
+            start = time.perf_counter()
+        batch = next(batches)
+        logits = net(batch["input_ids"])
+        loss = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), ignore_index=-100)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return (time.perf_counter() - start) / steps
+
+
+def endless(data: CharDataModule) -> Iterator[dict[str, torch.Tensor]]:
+    """Epoch after epoch."""
+    loader = data.train_dataloader()
+    while True:
+        yield from loader
+
+
+def main() -> None:
+    """Time both sizes and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    results = {}
+    for name, (shape, rows, steps) in SIZES.items():
+        pairs = []
+        for _ in range(options.rounds):
+            with tempfile.TemporaryDirectory() as folder:
+                pairs.append((fit_seconds(shape, rows, steps, str(Path(folder))), bare_seconds(shape, rows, steps)))
+        ratio = statistics.median(fit / bare for fit, bare in pairs)
+        results[name] = {"ratio": round(ratio, 4), "target": TARGETS[name], "seconds": pairs}
+        rounds = ", ".join(f"{1000 * fit:.1f}/{1000 * bare:.1f}" for fit, bare in pairs)
+        print(f"{name}: fit / bare {ratio:.3f} (target {TARGETS[name]}); ms a step by round: {rounds}", flush=True)
+    print(json.dumps({"benchmark": "overhead", "threads": options.threads, "torch": torch.__version__, **results}))
+
+
+if __name__ == "__main__":
+    main()
