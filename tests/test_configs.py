@@ -1,0 +1,24 @@
+"""Every shipped config builds its model, data and trainer."""
+
+from pathlib import Path
+
+import pytest
+
+from lit_gpt.cli import LitCLI
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+
+
+class BuildOnly(LitCLI):
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing: the objects are all that is asked for."""
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_builds(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    on_cpu = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "auto"]
+    cli = BuildOnly("fit", ["--config", str(path), *on_cpu])
+    assert cli.config.fit.name != "run", "a config names its folder below logs"
+    assert cli.model.config.block_size > 0
+    assert cli.datamodule is not None
