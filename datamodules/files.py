@@ -1,13 +1,13 @@
 """The file system: where caches are, locks between processes, files that appear whole."""
 
 import fcntl
+import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from datamodules.errors import UserError
+from typing import IO, Any
 
 
 def default_cache_dir() -> Path:
@@ -24,22 +24,33 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes beside ``path`` and renames, so that a reader sees the old file or the whole new one.
+def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Lets ``write`` fill a temporary file in the folder of ``path``, flushes it to the disk, and renames it to
+    ``path``.
 
-    Raises:
-        UserError: no room, no permission.
+    A reader, or a start after a kill at any moment, sees the old file or the whole new one. The temporary file must
+    be on the same file system: a rename across two is a copy, and a kill in the middle of that leaves half a file.
     """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.chmod(name, 0o644)  # mkstemp's 0600 would hide it from colleagues
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
-    except OSError as error:
-        raise UserError(f"The file {path} cannot be written ({error.strerror}); choose another place.") from None
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp's 0600 would hide it from colleagues
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes indented JSON atomically."""
+    write_text(path, json.dumps(value, indent=2) + "\n")

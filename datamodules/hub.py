@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import UserError
-from datamodules.files import default_cache_dir, write_atomically
+from datamodules.files import default_cache_dir, write_text
 from datamodules.reading import as_text, needs_hf_extra, normalised, unknown_column
 from datamodules.sources import Source
 
@@ -47,7 +47,7 @@ class HubSource(Source):
             for text in self._texts(record["commit"]):
                 digest.update(json.dumps(text).encode())
             record["sha256"] = digest.hexdigest()
-            write_atomically(self._record_path, json.dumps(record))
+            write_text(self._record_path, json.dumps(record))
         return hashlib.sha256(json.dumps([record["sha256"], self.strip]).encode()).hexdigest()
 
     def documents(self) -> Iterator[str]:

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 import datamodules  # noqa: F401 (its classes become known to --data by name)
 from datamodules.errors import UserError
+from datamodules.files import write_text
 from datamodules.tokenizers import tokenizer_from_dict
 from lit_gpt import checkpoint
 from lit_gpt import run as runs
@@ -31,7 +32,6 @@ from lit_gpt.callbacks.resume import ExactResume
 from lit_gpt.callbacks.samples import SampleText
 from lit_gpt.callbacks.summary import RunSummary
 from lit_gpt.callbacks.throughput import Throughput
-from lit_gpt.files import write_text
 from lit_gpt.loggers import MetricsCSV
 from lit_gpt.model import PRESETS
 from lit_gpt.parse_errors import sentence

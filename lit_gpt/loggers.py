@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_gpt.files import write_text
+from datamodules.files import write_text
 
 
 class MetricsCSV(Logger):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import UserError
-from datamodules.files import write_atomically
+from datamodules.files import write_text
 from datamodules.tokenizers.base import Tokenizer
 from datamodules.tokenizers.bpe import ENCODINGS, BPETokenizer
 from datamodules.tokenizers.huggingface import from_huggingface
@@ -46,7 +46,7 @@ def open_tokenizer(spec: str) -> Tokenizer:
 
 def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
     """Writes a JSON file, whole or not at all, that `load_tokenizer` reads."""
-    write_atomically(Path(path), json.dumps(tokenizer.to_dict(), ensure_ascii=False))
+    write_text(path, json.dumps(tokenizer.to_dict(), ensure_ascii=False))
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

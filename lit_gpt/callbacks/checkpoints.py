@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_gpt.files import save_tensors, write_atomically
+from datamodules.files import write_atomically
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -25,7 +25,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Save ``checkpoint`` to ``path``."""
-        save_tensors(checkpoint, path)
+        write_atomically(path, lambda file: torch.save(checkpoint, file))
 
 
 class Interrupted(SystemExit):

@@ -1,7 +1,6 @@
 """``predict`` writes what the model thought of every token, one document a line."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from datamodules.errors import UserError
-from lit_gpt.files import write_atomically
+from datamodules.files import write_atomically
 from lit_gpt.loss import IGNORE
 
 
@@ -53,7 +52,7 @@ class WritePredictions(Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file whole."""
         lines = (_line(document, tokens) for document, tokens in sorted(self._documents.items()))
-        write_atomically(Path(self.path), lambda file: file.writelines(lines))
+        write_atomically(self.path, lambda file: file.writelines(lines))
         scored = sum(map(len, self._documents.values()))
         print(f"wrote {len(self._documents)} documents, {scored} tokens to {self.path}")
 

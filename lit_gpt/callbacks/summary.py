@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from datamodules.files import write_json
 from lit_gpt.callbacks.checkpoints import RunCheckpoints
 from lit_gpt.callbacks.throughput import Throughput
-from lit_gpt.files import write_json
 from lit_gpt.run import SUMMARY, read_json
 from lit_gpt.version import __version__
 

@@ -3,12 +3,11 @@
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from datamodules.files import write_atomically
+from datamodules.files import write_text
 from datamodules.sources import Documents, open_source
 from datamodules.tokenizers import (
     PatternName,
@@ -78,7 +77,7 @@ def export(tokenizer: str, out: str) -> None:
         tokenizer: a file of ``tokenizer train``, or gpt2, cl100k_base, o200k_base, byte.
         out: the file to write.
     """
-    write_atomically(Path(out), json.dumps(to_huggingface(open_tokenizer(tokenizer)), ensure_ascii=False))
+    write_text(out, json.dumps(to_huggingface(open_tokenizer(tokenizer)), ensure_ascii=False))
     print(f"Read it with transformers.PreTrainedTokenizerFast(tokenizer_file={out!r}), or with --data.tokenizer {out}")
 
 
