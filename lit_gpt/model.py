@@ -7,14 +7,9 @@
     ids = torch.randint(65, (2, 16))
     logits = model(ids)  # (2, 16, 65)
 
-Every option is a field of `GPTConfig`; `PRESETS` names the combinations that people know. The defaults are the modern
-recipe at a laptop's size. Shape letters: B rows, T time, C channels, H heads, D head size, V vocabulary.
+Every option is a field of `GPTConfig` in config.py. Nothing here knows of Lightning, data or text.
+Shape letters: B rows, T time, C channels, H heads, D head size, V vocabulary.
 """
-
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -32,196 +27,15 @@ from lit_gpt.attention import (
     rotate,
     rotation,
 )
+from lit_gpt.config import PRESETS, GPTConfig
 
-GPT2 = {
-    "block_size": 1024,
-    "norm": "layernorm",
-    "norm_gain": True,
-    "activation": "gelu_tanh",
-    "learned_positions": True,
-    "rope": False,
-    "bias_qkv": True,
-    "bias": True,
-    "tied_head": True,
-    "qk_norm": False,
-    "softcap": None,
-    "init": "gpt2",
-}
-SMALL = {"block_size": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768}
-
-#: Architectures by name; `GPTConfig.from_preset` applies them. The vocabulary is the data's (GPT-2's own has 50257
-#: tokens). `llama` and `modern` have the depth and width of GPT-2's smallest, so that the three compare.
-PRESETS: dict[str, dict[str, Any]] = {
-    "gpt2": GPT2 | SMALL,
-    "gpt2-medium": GPT2 | {"n_layer": 24, "n_head": 16, "n_embd": 1024},
-    "gpt2-large": GPT2 | {"n_layer": 36, "n_head": 20, "n_embd": 1280},
-    "gpt2-xl": GPT2 | {"n_layer": 48, "n_head": 25, "n_embd": 1600},
-    "llama": SMALL
-    | {"n_kv_head": 4, "norm_gain": True, "activation": "swiglu", "qk_norm": False, "softcap": None, "init": "gpt2"},
-    "modern": SMALL,
-}
-
-
-@dataclass
-class GPTConfig:
-    """Size and architecture of a GPT. Raises ValueError for a combination that makes no model."""
-
-    block_size: int = 256
-    """Longest context, in tokens."""
-    vocab_size: int | None = None
-    """Number of tokens in the vocabulary; left out, the data decides."""
-    n_layer: int = 6
-    """Number of transformer blocks."""
-    n_head: int = 6
-    """Number of attention heads; each is n_embd / n_head channels wide."""
-    n_kv_head: int | None = None
-    """Number of key/value heads, each shared by n_head / n_kv_head query heads; left out, one for each head."""
-    n_embd: int = 384
-    """Width of the residual stream, in channels."""
-    mlp_width: int | None = None
-    """Hidden width of the MLP; left out, 4 * n_embd (swiglu: 8/3 * n_embd, rounded up to a multiple of 64)."""
-    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
-    """Normalisation before attention, MLP and head."""
-    norm_gain: bool = False
-    """Learn a gain for each channel of a norm (and a bias, with layernorm and bias)."""
-    activation: Literal["gelu", "gelu_tanh", "relu", "relu2", "swiglu"] = "relu2"
-    """Non-linearity of the MLP; gelu_tanh is GPT-2's approximation, relu2 the square of relu, swiglu a gated SiLU."""
-    learned_positions: bool = False
-    """Add a learned vector for each position to the token's."""
-    rope: bool = True
-    """Rotate queries and keys by their position (RoPE)."""
-    rope_base: float = 10000.0
-    """Wavelength of RoPE's slowest pair of channels, in tokens / 2 pi."""
-    bias_qkv: bool = False
-    """Give the query, key and value projections a bias."""
-    bias: bool = False
-    """Give the attention output, the MLP and layernorms a bias."""
-    bias_head: bool = False
-    """Give the head a bias."""
-    tied_head: bool = False
-    """Use the token embedding as the head's weight: pays when the vocabulary dominates the model's size."""
-    qk_norm: bool = True
-    """Normalise queries and keys to unit root mean square, which bounds the attention scores."""
-    softcap: float | None = 15.0
-    """Bound logits smoothly to +-softcap by softcap * tanh(logits / softcap)."""
-    dropout: float = 0.0
-    """Probability of dropping a channel of the embedding or of a block's outputs, or an attention weight."""
-    init: Literal["gpt2", "normal", "zero_proj", "torch"] = "zero_proj"
-    """Initial weights. normal: N(0, 0.02), biases 0. gpt2: the same, with outputs of blocks divided by sqrt(2 n_layer).
-    zero_proj: the same, with outputs of blocks and an untied head 0. torch: the layers' own default."""
-    position_std: float = 0.02
-    """Standard deviation of the initial learned positions (not with init torch)."""
-    pad_vocab_to: int = 1
-    """Round the rows of embedding and head up to a multiple of this; a GPU likes 64. Logits have no extra rows."""
-    activation_checkpointing: bool = False
-    """Recompute blocks in the backward pass instead of keeping their activations: a third more time, less memory."""
-
-    @classmethod
-    def from_preset(cls, name: str, **explicit: Any) -> Self:
-        """The architecture called `name` in `PRESETS`, with fields overridden by explicit values."""
-        if name not in PRESETS:
-            raise ValueError(f"preset '{name}' is unknown: choose one of {', '.join(PRESETS)}.")
-        return cls(**{**PRESETS[name], **explicit})
-
-    @property
-    def head_size(self) -> int:
-        """Channels of one attention head (D)."""
-        return self.n_embd // self.n_head
-
-    @property
-    def kv_heads(self) -> int:
-        """Number of key/value heads (H_kv)."""
-        return self.n_kv_head or self.n_head
-
-    @property
-    def mlp_hidden(self) -> int:
-        """Hidden width of the MLP in channels."""
-        if self.mlp_width is not None:
-            return self.mlp_width
-        return math.ceil(self.n_embd * 8 / 3 / 64) * 64 if self.activation == "swiglu" else 4 * self.n_embd
-
-    @property
-    def vocab_rows(self) -> int:
-        """Rows of the embedding and of the head: the vocabulary, padded."""
-        assert self.vocab_size is not None, "GPTConfig.vocab_size is not set: the data's tokenizer decides it"
-        return math.ceil(self.vocab_size / self.pad_vocab_to) * self.pad_vocab_to
-
-    def __post_init__(self) -> None:
-        for problem in (*self._wrong_values(), *self._wrong_combinations()):
-            raise ValueError(problem)
-
-    def _wrong_values(self) -> Iterator[str]:
-        for name, hint in get_type_hints(type(self)).items():
-            choices, value = get_args(hint), getattr(self, name)
-            if get_origin(hint) is Literal and value not in choices:
-                yield f"{name} {value!r} is unknown: choose one of {', '.join(choices)}."
-        for name in (
-            "block_size",
-            "vocab_size",
-            "n_layer",
-            "n_head",
-            "n_kv_head",
-            "n_embd",
-            "mlp_width",
-            "pad_vocab_to",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                yield f"{name} is {value}: give at least 1."
-        if not 0 <= self.dropout < 1:
-            yield f"dropout is {self.dropout}: give a probability, at least 0 and below 1."
-        if self.softcap is not None and self.softcap <= 0:
-            yield f"softcap is {self.softcap}: give a positive number, or null for none."
-        if self.rope_base <= 1:
-            yield f"rope_base is {self.rope_base}: give more than 1, usually 10000."
-        if self.position_std < 0:
-            yield f"position_std is {self.position_std}: give 0 or more."
-
-    def _wrong_combinations(self) -> Iterator[str]:
-        if self.n_embd % self.n_head:
-            fits = math.ceil(self.n_embd / self.n_head) * self.n_head
-            yield f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}: try n_embd {fits}."
-        if self.n_head % self.kv_heads:
-            yield f"n_head {self.n_head} is not divisible by n_kv_head {self.n_kv_head}: choose a divisor."
-        if not (self.learned_positions or self.rope):
-            yield "the model would not know the order of its tokens: set rope or learned_positions to true."
-        if self.rope and self.head_size % 2:
-            yield f"rope turns pairs of channels, but n_embd / n_head is {self.head_size}: make it even or rope false."
-        if self.tied_head and self.bias_head:
-            yield "a tied head has no bias of its own: set bias_head or tied_head to false."
-        if self.tied_head and self.init == "torch":
-            yield "init torch draws embeddings from N(0, 1), too large for a tied head: choose init gpt2."
+__all__ = ["GPT", "MLP", "PRESETS", "Attention", "Block", "GPTConfig"]
 
 
 def _norm(config: GPTConfig) -> nn.Module:
     if config.norm == "rmsnorm":
         return nn.RMSNorm(config.n_embd, eps=1e-6, elementwise_affine=config.norm_gain)
     return nn.LayerNorm(config.n_embd, eps=1e-5, elementwise_affine=config.norm_gain, bias=config.bias)
-
-
-class Linear(nn.Linear):
-    """`nn.Linear` that decodes faster on a CPU, where BLAS is slow for the few rows that decoding has.
-
-    For 1 or 2 rows the product runs as a batch of 4 slices of the weight: 2 to 4 times as fast. For more there is
-    `pack`: 1.7 to 2.3 times as fast at 16 rows (24 layers of 384 channels, 1 and 2 threads).
-    """
-
-    packed: Tensor | None = None
-
-    def pack(self, rows: int) -> None:
-        """Keep a copy of the weight in oneDNN's own layout for `rows` rows, used until `packed` is None again."""
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), rows)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) to (..., out_features)."""
-        if self.packed is not None:
-            return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-        rows = x.numel() // self.in_features
-        if torch.is_grad_enabled() or x.is_cuda or rows > 2 or self.out_features % 4:
-            return super().forward(x)
-        columns = x.reshape(1, rows, self.in_features).mT.expand(4, -1, -1)
-        y = torch.bmm(self.weight.view(4, -1, self.in_features), columns).view(self.out_features, rows).t()
-        return (y if self.bias is None else y + self.bias).reshape(*x.shape[:-1], self.out_features)
 
 
 class Attention(nn.Module):
@@ -232,8 +46,8 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         self.heads = config.n_head, config.kv_heads, config.kv_heads
-        self.qkv = Linear(config.n_embd, sum(self.heads) * config.head_size, bias=config.bias_qkv)
-        self.proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.qkv = nn.Linear(config.n_embd, sum(self.heads) * config.head_size, bias=config.bias_qkv)
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor, by: Rotation | None, mask: Mask, cache: LayerCache | None) -> Tensor:
         """(B, T, C) to (B, T, C)."""
@@ -259,10 +73,10 @@ class MLP(nn.Module):
         """`fc` (and `gate`) widen to the hidden width, `proj` returns to the stream."""
         super().__init__()
         self.activation = config.activation
-        self.fc = Linear(config.n_embd, config.mlp_hidden, bias=config.bias)
-        self.proj = Linear(config.mlp_hidden, config.n_embd, bias=config.bias)
+        self.fc = nn.Linear(config.n_embd, config.mlp_hidden, bias=config.bias)
+        self.proj = nn.Linear(config.mlp_hidden, config.n_embd, bias=config.bias)
         if config.activation == "swiglu":
-            self.gate = Linear(config.n_embd, config.mlp_hidden, bias=config.bias)
+            self.gate = nn.Linear(config.n_embd, config.mlp_hidden, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) to (B, T, C)."""
@@ -361,9 +175,8 @@ class GPT(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of features (..., C): softcapped, without the rows that pad the vocabulary."""
-        weight, bias = (self.wte.weight, None) if self.lm_head is None else (self.lm_head.weight, self.lm_head.bias)
-        logits = F.linear(hidden, weight, bias)[..., : self.config.vocab_size]
-        cap = self.config.softcap
+        logits = F.linear(hidden, self.wte.weight) if self.lm_head is None else self.lm_head(hidden)
+        logits, cap = logits[..., : self.config.vocab_size], self.config.softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def new_cache(self, batch_size: int) -> KVCache:

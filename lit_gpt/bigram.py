@@ -1,0 +1,103 @@
+"""The two bigram baselines: how well can a model do that sees one token?
+
+Both answer from a table with a row of V scores for each token. `NeuralBigram` learns the table by gradient descent;
+`CountBigram` counts, which is the exact optimum that the other approaches. A GPT must beat both to be worth its time.
+They have the interface of `lit_gpt.model.GPT`: `hidden`, `head` and `forward`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+IGNORE = -100
+
+
+@dataclass
+class BigramConfig:
+    """Kind and size of a bigram model. Raises ValueError for a value that makes no model."""
+
+    kind: Literal["neural", "counts"] = "neural"
+    """neural: a table learned by gradient descent. counts: a table of counts with add_k smoothing."""
+    block_size: int = 8
+    """Length of the rows to train on, in tokens; each prediction sees one token whatever the length."""
+    vocab_size: int | None = None
+    """Number of tokens in the vocabulary (V); left out, the data decides. The table has V * V numbers."""
+    add_k: float = 1.0
+    """Added to every count, so that pairs never seen keep a probability (Laplace: 1)."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("neural", "counts"):
+            raise ValueError(f"kind {self.kind!r} is unknown: choose neural or counts.")
+        if self.add_k <= 0:
+            raise ValueError(f"add_k is {self.add_k}: give a positive number, or unseen pairs have infinite loss.")
+        for name in ("block_size", "vocab_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}: give at least 1.")
+
+
+class Bigram(nn.Module):
+    """What both kinds share: `hidden` looks up the row of logits of each token, and nothing is left for `head`."""
+
+    def __init__(self, config: BigramConfig) -> None:
+        """`config.vocab_size` must be known."""
+        super().__init__()
+        assert config.vocab_size is not None, "BigramConfig.vocab_size is not set: the data's tokenizer decides it"
+        self.config = config
+        self.vocab_size = config.vocab_size
+
+    def forward(self, input_ids: Tensor, **context: Any) -> Tensor:
+        """Logits of the next token at every position, (B, T, V); see `hidden`."""
+        return self.head(self.hidden(input_ids, **context))
+
+    def hidden(self, input_ids: Tensor, **context: Any) -> Tensor:
+        """Logits after each token, (B, T, V). Masks, documents and caches (`context`) cannot matter to one token."""
+        raise NotImplementedError
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """The features are the logits."""
+        return hidden
+
+
+class NeuralBigram(Bigram):
+    """A table of logits, (V, V), learned by gradient descent."""
+
+    def __init__(self, config: BigramConfig) -> None:
+        """All logits start from N(0, 1), torch's default for a table."""
+        super().__init__(config)
+        self.table = nn.Embedding(self.vocab_size, self.vocab_size)
+
+    def hidden(self, input_ids: Tensor, **context: Any) -> Tensor:
+        """Logits after each token, (B, T, V)."""
+        return self.table(input_ids)
+
+
+class CountBigram(Bigram):
+    """Counts of pairs, (V, V); probabilities are (count + k) / (row sum + k * V)."""
+
+    counts: Tensor
+
+    def __init__(self, config: BigramConfig) -> None:
+        """Nothing is counted yet: every token is equally likely."""
+        super().__init__(config)
+        self.register_buffer("counts", torch.zeros(self.vocab_size, self.vocab_size, dtype=torch.int64))
+
+    @torch.no_grad()
+    def update(self, input_ids: Tensor, targets: Tensor) -> None:
+        """Count the pairs of a batch, (B, T) each; targets of -100 are not counted."""
+        scored = targets != IGNORE
+        V = self.counts.size(0)
+        pairs = input_ids[scored] * V + targets[scored]
+        self.counts += torch.bincount(pairs, minlength=V * V).view(V, V)
+
+    def hidden(self, input_ids: Tensor, **context: Any) -> Tensor:
+        """Log probabilities after each token, (B, T, V)."""
+        smoothed = self.counts.float() + self.config.add_k
+        return (smoothed / smoothed.sum(1, keepdim=True)).log()[input_ids]
+
+
+def bigram(config: BigramConfig) -> Bigram:
+    """The network that `config.kind` asks for."""
+    return CountBigram(config) if config.kind == "counts" else NeuralBigram(config)

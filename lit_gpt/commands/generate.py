@@ -1,0 +1,94 @@
+"""`python -m lit_gpt generate`: write text with a checkpoint."""
+
+import sys
+from typing import Any
+
+import torch
+
+from datamodules.errors import UserError
+from lit_gpt.checkpoint import load
+from lit_gpt.generate import TextModel
+
+
+def generate(
+    ckpt_path: str,
+    prompt: str | None = None,
+    max_new_tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    stop: list[str] | None = None,
+    num_samples: int = 1,
+    seed: int | None = None,
+    device: str = "auto",
+) -> None:
+    """Continue a text, printing it as it is written.
+
+    Args:
+        ckpt_path: A checkpoint that fit saved; it is all that is needed.
+        prompt: Beginning of the text; - reads it from standard input. Left out, a terminal asks for one text after
+            another (Ctrl-D ends), and anywhere else the text starts from nothing.
+        max_new_tokens: The most tokens to write; the end mark ends the text earlier.
+        temperature: Below 1 is safer, above 1 wilder; 0 always takes the likeliest token.
+        top_k: Draw from the k likeliest tokens only.
+        top_p: Draw from the likeliest tokens that together have this probability.
+        min_p: Draw from tokens at least this fraction as likely as the likeliest.
+        stop: Texts that end the sample, as a list; they are not printed.
+        num_samples: How many continuations of each prompt; several appear when all are done.
+        seed: Makes the text repeatable on the same machine.
+        device: Where to run, such as cpu or cuda:1; auto takes a GPU when there is one.
+    """
+    model = load(ckpt_path, _device(device))
+    options = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "stop": stop or (),
+        "seed": seed,
+    }
+    if prompt is None and sys.stdin.isatty():
+        _ask(model, num_samples, options)
+    else:
+        _write(model, _prompt(prompt), num_samples, options)
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used here: try --device cpu.") from error
+    return name
+
+
+def _prompt(prompt: str | None) -> str:
+    return sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt or ""
+
+
+def _write(model: TextModel, prompt: str, num_samples: int, options: dict[str, Any]) -> None:
+    """Print the prompt with its continuation: one as it grows, several with a rule between them."""
+    if num_samples != 1:
+        print("\n-----\n".join(prompt + text for text in model.generate(prompt, num_samples=num_samples, **options)))
+        return
+    for i, piece in enumerate(model.stream(prompt, **options)):
+        print(piece if i else prompt + piece, end="", flush=True)
+    print()
+
+
+def _ask(model: TextModel, num_samples: int, options: dict[str, Any]) -> None:
+    """Continue what is typed, line by line, until Ctrl-D; a wrong character is answered by its sentence."""
+    print("Type the beginning of a text and press Enter; Ctrl-D ends.")
+    while True:
+        try:
+            prompt = input("> ")
+        except EOFError:
+            print()
+            return
+        try:
+            _write(model, prompt, num_samples, options)
+        except UserError as error:
+            print(error)

@@ -1,0 +1,168 @@
+"""What can be chosen about a GPT: the fields of `GPTConfig`, and `PRESETS`, the combinations that people know.
+
+Each field is one idea and combines with the others. The defaults are the modern recipe at a laptop's size.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+
+GPT2 = {
+    "block_size": 1024,
+    "norm": "layernorm",
+    "norm_gain": True,
+    "activation": "gelu_tanh",
+    "learned_positions": True,
+    "rope": False,
+    "bias_qkv": True,
+    "bias": True,
+    "tied_head": True,
+    "qk_norm": False,
+    "softcap": None,
+    "init": "gpt2",
+}
+SMALL = {"block_size": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768}
+
+#: Architectures by name; `GPTConfig.from_preset` applies them. The vocabulary is the data's (GPT-2's own has 50257
+#: tokens). `llama` and `modern` have the depth and width of GPT-2's smallest, so that the three compare.
+PRESETS: dict[str, dict[str, Any]] = {
+    "gpt2": GPT2 | SMALL,
+    "gpt2-medium": GPT2 | {"n_layer": 24, "n_head": 16, "n_embd": 1024},
+    "gpt2-large": GPT2 | {"n_layer": 36, "n_head": 20, "n_embd": 1280},
+    "gpt2-xl": GPT2 | {"n_layer": 48, "n_head": 25, "n_embd": 1600},
+    "llama": SMALL
+    | {"n_kv_head": 4, "norm_gain": True, "activation": "swiglu", "qk_norm": False, "softcap": None, "init": "gpt2"},
+    "modern": SMALL,
+}
+
+
+@dataclass
+class GPTConfig:
+    """Size and architecture of a GPT. Raises ValueError for a combination that makes no model."""
+
+    block_size: int = 256
+    """Longest context, in tokens."""
+    vocab_size: int | None = None
+    """Number of tokens in the vocabulary; left out, the data decides."""
+    n_layer: int = 6
+    """Number of transformer blocks."""
+    n_head: int = 6
+    """Number of attention heads; each is n_embd / n_head channels wide."""
+    n_kv_head: int | None = None
+    """Number of key/value heads, each shared by n_head / n_kv_head query heads; left out, one for each head."""
+    n_embd: int = 384
+    """Width of the residual stream, in channels."""
+    mlp_width: int | None = None
+    """Hidden width of the MLP; left out, 4 * n_embd (swiglu: 8/3 * n_embd, rounded up to a multiple of 64)."""
+    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
+    """Normalisation before attention, MLP and head."""
+    norm_gain: bool = False
+    """Learn a gain for each channel of a norm (and a bias, with layernorm and bias)."""
+    activation: Literal["gelu", "gelu_tanh", "relu", "relu2", "swiglu"] = "relu2"
+    """Non-linearity of the MLP; gelu_tanh is GPT-2's approximation, relu2 the square of relu, swiglu a gated SiLU."""
+    learned_positions: bool = False
+    """Add a learned vector for each position to the token's."""
+    rope: bool = True
+    """Rotate queries and keys by their position (RoPE)."""
+    rope_base: float = 10000.0
+    """Wavelength of RoPE's slowest pair of channels, in tokens / 2 pi."""
+    bias_qkv: bool = False
+    """Give the query, key and value projections a bias."""
+    bias: bool = False
+    """Give the attention output, the MLP and layernorms a bias."""
+    bias_head: bool = False
+    """Give the head a bias."""
+    tied_head: bool = False
+    """Use the token embedding as the head's weight: pays when the vocabulary dominates the model's size."""
+    qk_norm: bool = True
+    """Normalise queries and keys to unit root mean square, which bounds the attention scores."""
+    softcap: float | None = 15.0
+    """Bound logits smoothly to +-softcap by softcap * tanh(logits / softcap)."""
+    dropout: float = 0.0
+    """Probability of dropping a channel of the embedding or of a block's outputs, or an attention weight."""
+    init: Literal["gpt2", "normal", "zero_proj", "torch"] = "zero_proj"
+    """Initial weights. normal: N(0, 0.02), biases 0. gpt2: the same, with outputs of blocks divided by sqrt(2 n_layer).
+    zero_proj: the same, with outputs of blocks and an untied head 0. torch: the layers' own default."""
+    position_std: float = 0.02
+    """Standard deviation of the initial learned positions (not with init torch)."""
+    pad_vocab_to: int = 1
+    """Round the rows of embedding and head up to a multiple of this; a GPU likes 64. Logits have no extra rows."""
+    activation_checkpointing: bool = False
+    """Recompute blocks in the backward pass instead of keeping their activations: a third more time, less memory."""
+
+    @classmethod
+    def from_preset(cls, name: str, **explicit: Any) -> Self:
+        """The architecture called `name` in `PRESETS`, with fields overridden by explicit values."""
+        if name not in PRESETS:
+            raise ValueError(f"preset '{name}' is unknown: choose one of {', '.join(PRESETS)}.")
+        return cls(**{**PRESETS[name], **explicit})
+
+    @property
+    def head_size(self) -> int:
+        """Channels of one attention head (D)."""
+        return self.n_embd // self.n_head
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key/value heads (H_kv)."""
+        return self.n_kv_head or self.n_head
+
+    @property
+    def mlp_hidden(self) -> int:
+        """Hidden width of the MLP in channels."""
+        if self.mlp_width is not None:
+            return self.mlp_width
+        return math.ceil(self.n_embd * 8 / 3 / 64) * 64 if self.activation == "swiglu" else 4 * self.n_embd
+
+    @property
+    def vocab_rows(self) -> int:
+        """Rows of the embedding and of the head: the vocabulary, padded."""
+        assert self.vocab_size is not None, "GPTConfig.vocab_size is not set: the data's tokenizer decides it"
+        return math.ceil(self.vocab_size / self.pad_vocab_to) * self.pad_vocab_to
+
+    def __post_init__(self) -> None:
+        for problem in (*self._wrong_values(), *self._wrong_combinations()):
+            raise ValueError(problem)
+
+    def _wrong_values(self) -> Iterator[str]:
+        for name, hint in get_type_hints(type(self)).items():
+            choices, value = get_args(hint), getattr(self, name)
+            if get_origin(hint) is Literal and value not in choices:
+                yield f"{name} {value!r} is unknown: choose one of {', '.join(choices)}."
+        for name in (
+            "block_size",
+            "vocab_size",
+            "n_layer",
+            "n_head",
+            "n_kv_head",
+            "n_embd",
+            "mlp_width",
+            "pad_vocab_to",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield f"{name} is {value}: give at least 1."
+        if not 0 <= self.dropout < 1:
+            yield f"dropout is {self.dropout}: give a probability, at least 0 and below 1."
+        if self.softcap is not None and self.softcap <= 0:
+            yield f"softcap is {self.softcap}: give a positive number, or null for none."
+        if self.rope_base <= 1:
+            yield f"rope_base is {self.rope_base}: give more than 1, usually 10000."
+        if self.position_std < 0:
+            yield f"position_std is {self.position_std}: give 0 or more."
+
+    def _wrong_combinations(self) -> Iterator[str]:
+        if self.n_embd % self.n_head:
+            fits = math.ceil(self.n_embd / self.n_head) * self.n_head
+            yield f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}: try n_embd {fits}."
+        if self.n_head % self.kv_heads:
+            yield f"n_head {self.n_head} is not divisible by n_kv_head {self.n_kv_head}: choose a divisor."
+        if not (self.learned_positions or self.rope):
+            yield "the model would not know the order of its tokens: set rope or learned_positions to true."
+        if self.rope and self.head_size % 2:
+            yield f"rope turns pairs of channels, but n_embd / n_head is {self.head_size}: make it even or rope false."
+        if self.tied_head and self.bias_head:
+            yield "a tied head has no bias of its own: set bias_head or tied_head to false."
+        if self.tied_head and self.init == "torch":
+            yield "init torch draws embeddings from N(0, 1), too large for a tied head: choose init gpt2."
