@@ -2,4 +2,4 @@
 
 
 class UserError(ValueError):
-    """A wrong input: one sentence that names the thing, the value and the fix. The command line prints it and exits with 2."""
+    """A wrong input, in one sentence: the thing, the value and the fix. The command line prints it and exits with 2."""

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from datamodules.errors import UserError
+
 
 def default_cache_dir() -> Path:
     """``$XDG_CACHE_HOME/lit_gpt``, or ``~/.cache/lit_gpt``."""
@@ -25,25 +27,34 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Lets ``write`` fill a temporary file in the folder of ``path``, flushes it to the disk, and renames it to
-    ``path``.
+    """Lets ``write`` fill a temporary file beside ``path``, flushes it to the disk, and renames it to ``path``.
 
-    A reader, or a start after a kill at any moment, sees the old file or the whole new one. The temporary file must
-    be on the same file system: a rename across two is a copy, and a kill in the middle of that leaves half a file.
+    A reader, or a start after a kill at any moment, sees the old file or the whole new one. The temporary file must be
+    on the same file system: a rename across two is a copy, and a kill in the middle of that leaves half a file.
+
+    Raises:
+        UserError: no room, no permission.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's 0600 would hide it from colleagues
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            _fill(handle, write)
+            os.chmod(name, 0o644)  # mkstemp's 0600 would hide it from colleagues
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+    except OSError as error:
+        raise UserError(f"The file {path} cannot be written ({error.strerror}); choose another place.") from None
+
+
+def _fill(handle: int, write: Callable[[IO[bytes]], object]) -> None:
+    with os.fdopen(handle, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -68,7 +68,12 @@ class OptimizerConfig:
             raise ValueError(
                 f"optimizer.kind {self.kind!r} is unknown: use adamw, muon, sgd or a class such as torch.optim.NAdam."
             )
-        for name, low, high in (("lr", 0, math.inf), ("warmup", 0, math.inf), ("decay_fraction", 0, 1), ("final_lr", 0, 1)):
+        for name, low, high in (
+            ("lr", 0, math.inf),
+            ("warmup", 0, math.inf),
+            ("decay_fraction", 0, 1),
+            ("final_lr", 0, 1),
+        ):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"optimizer.{name} {getattr(self, name)} is out of range: give {low} to {high}.")
 

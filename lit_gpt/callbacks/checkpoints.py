@@ -131,7 +131,7 @@ class RunCheckpoints(Checkpoint):
         step = trainer.global_step
         stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         better = validated and self._is_best(trainer)
-        # Here and not in on_train_end: by then Lightning counts the epoch as done, and a longer run could not go on in it.
+        # Not in on_train_end: by then Lightning counts the epoch as done, and a longer run could not go on in it.
         if validated or stop or step % self.every_n_steps == 0 or step == trainer.max_steps:
             self._renew_last(trainer)
         if better:
