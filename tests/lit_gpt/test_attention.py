@@ -1,0 +1,153 @@
+"""Every way to attend gives the same answer, and pads and neighbouring documents never leak."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
+
+from lit_gpt.attention import attention, attention_mask_for, positions
+from lit_gpt.model import GPT
+from tests.lit_gpt.test_model import EVERY_ARCHITECTURE, small, tokens
+
+DOCUMENTS = torch.tensor([[0] * 5 + [1] * 9 + [2] * 6, [7] * 12 + [8] * 5 + [-1] * 3], dtype=torch.int32)
+SPANS = [(0, 0, 5), (0, 5, 14), (0, 14, 20), (1, 0, 12), (1, 12, 17)]
+
+
+def gradients(net: GPT, loss: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, list(net.parameters())))
+
+
+def close(a: Any, b: Any) -> None:
+    torch.testing.assert_close(a, b, atol=3e-5, rtol=1e-3)
+
+
+@EVERY_ARCHITECTURE
+def test_packed_documents_equal_the_documents_alone(architecture: dict[str, Any]) -> None:
+    net, ids = small(**architecture), tokens(2, 20)
+    packed = net(ids, document_ids=DOCUMENTS)
+    alone = [net(ids[row : row + 1, start:end])[0] for row, start, end in SPANS]
+    inside = [packed[row, start:end] for row, start, end in SPANS]
+    close(inside, alone)
+    close(gradients(net, torch.cat(inside).square().mean()), gradients(net, torch.cat(alone).square().mean()))
+
+
+@EVERY_ARCHITECTURE
+def test_rows_padded_on_the_right_equal_rows_alone_with_and_without_a_mask(architecture: dict[str, Any]) -> None:
+    net, ids = small(**architecture), tokens(2, 12)
+    ids[1, 7:] = 0
+    real = torch.tensor([[True] * 12, [True] * 7 + [False] * 5])
+    alone = torch.cat((net(ids[:1])[0], net(ids[1:, :7])[0]))
+    wanted = gradients(net, alone.square().mean())
+    for mask in (None, real):
+        padded = net(ids, attention_mask=mask)[real]
+        close(padded, alone)
+        close(gradients(net, padded.square().mean()), wanted)
+
+
+@EVERY_ARCHITECTURE
+def test_rows_padded_on_the_left_equal_rows_alone(architecture: dict[str, Any]) -> None:
+    net, ids = small(**architecture), tokens(2, 12)
+    real = torch.tensor([[True] * 12, [False] * 5 + [True] * 7])
+    padded = net(ids, attention_mask=real)[real]
+    alone = torch.cat((net(ids[:1])[0], net(ids[1:, 5:])[0]))
+    close(padded, alone)
+    close(gradients(net, padded.square().mean()), gradients(net, alone.square().mean()))
+
+
+@EVERY_ARCHITECTURE
+def test_what_pads_and_neighbours_hold_does_not_matter(architecture: dict[str, Any]) -> None:
+    net, ids = small(**architecture), tokens(2, 20)
+    real = torch.ones(2, 20, dtype=torch.bool)
+    real[1, :6] = False
+    other = torch.where(real, ids, (ids + 1) % 37)
+    assert torch.equal(net(ids, attention_mask=real)[real], net(other, attention_mask=real)[real])
+    inside = DOCUMENTS[:, 5:6] == DOCUMENTS  # the second document of row 0 and the first of row 1
+    other = torch.where(inside, ids, (ids + 1) % 37)
+    before, after = (net(x, document_ids=DOCUMENTS)[inside] for x in (ids, other))
+    assert torch.equal(before, after)
+
+
+@EVERY_ARCHITECTURE
+@pytest.mark.parametrize("pads", [0, 4])
+@pytest.mark.parametrize("sizes", [(10, 1, 1, 1), (6, 5, 2), (13,)])
+def test_cached_logits_equal_uncached(architecture: dict[str, Any], pads: int, sizes: tuple[int, ...]) -> None:
+    net, ids = small(**architecture).eval(), tokens(2, 13)
+    real = torch.arange(13) >= torch.tensor([[0], [pads]])
+    cache, parts, done = net.new_cache(2), [], 0
+    with torch.no_grad():
+        for size in sizes:
+            mask = real[:, :size] if pads and done == 0 else None
+            parts.append(net(ids[:, done : done + size], attention_mask=mask, cache=cache))
+            done += size
+        whole = net(ids, attention_mask=real if pads else None)
+    close(torch.cat(parts, dim=1)[real], whole[real])
+    assert cache.length == 13
+
+
+def test_a_cache_has_the_models_dtype_and_the_size_of_the_grouped_heads() -> None:
+    cache = small(n_kv_head=2).bfloat16().new_cache(3)
+    assert cache.layers[0].keys.shape == (3, 2, 32, 8)
+    assert cache.layers[0].keys.dtype == torch.bfloat16
+
+
+def test_a_full_cache_refuses_more() -> None:
+    net = small().eval()
+    cache = net.new_cache(1)
+    net(tokens(1, 32), cache=cache)
+    with pytest.raises(ValueError, match="33 tokens exceed"):
+        net(tokens(1, 1), cache=cache)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_dense_and_causal_attention_agree(kv_heads: int) -> None:
+    torch.manual_seed(0)
+    q = torch.randn(2, 4, 20, 16)
+    k, v = torch.randn(2, 2, kv_heads, 20, 16)
+    ids = torch.zeros(2, 20, dtype=torch.long)
+    for documents in (torch.zeros(2, 20, dtype=torch.int32), DOCUMENTS):
+        dense, flex = (attention_mask_for(ids, document_ids=documents, flex=flex) for flex in (False, True))
+        close(attention(q, k, v, mask=flex), attention(q, k, v, mask=dense))
+        if documents is not DOCUMENTS:
+            close(attention(q, k, v, mask=dense), attention(q, k, v))
+
+
+def test_attention_is_the_textbook_formula() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, 6, 4)
+    scores = (q @ k.mT / 4**0.5).masked_fill(torch.ones(6, 6).triu(1).bool(), -torch.inf)
+    close(attention(q, k, v), F.softmax(scores, -1) @ v)
+
+
+def test_positions_start_anew_in_each_document_and_after_pads() -> None:
+    ids = torch.zeros(2, 20, dtype=torch.long)
+    in_documents = positions(ids, document_ids=DOCUMENTS).tolist()
+    assert in_documents[0] == [*range(5), *range(9), *range(6)]
+    assert in_documents[1][:17] == [*range(12), *range(5)]
+    real = torch.arange(20) >= torch.tensor([[0], [3]])
+    assert positions(ids, attention_mask=real)[1].tolist() == [0, 0, 0, *range(17)]
+    assert positions(ids[:, :2], 18).tolist() == [18, 19]
+
+
+def test_dropout_applies_to_attention_weights() -> None:
+    torch.manual_seed(0)
+    q = k = v = torch.randn(1, 2, 16, 8)
+    assert not torch.equal(attention(q, k, v, dropout=0.5), attention(q, k, v))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_packed_documents_on_a_gpu_use_flex_attention_and_equal_the_cpu() -> None:
+    net, ids = small(), tokens(2, 20)
+    expected = net(ids, document_ids=DOCUMENTS)
+    wanted = gradients(net, expected.square().mean())
+    net, ids, documents = net.cuda(), ids.cuda(), DOCUMENTS.cuda()
+    mask = attention_mask_for(ids, document_ids=documents, flex=True)
+    assert isinstance(mask, type(create_block_mask(lambda b, h, q, k: q >= k, None, None, 20, 20)))
+    logits = net(ids, document_ids=documents)
+    torch.testing.assert_close(logits.cpu(), expected, atol=1e-3, rtol=1e-2)
+    found = [g.cpu() for g in gradients(net, logits.square().mean())]
+    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-2)
