@@ -229,6 +229,7 @@ def test_a_bigram_writes_too() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_a_compiled_network_generates_without_compiling_for_each_length() -> None:
     plain, compiled = small().eval(), small().eval()
     for block in compiled.blocks:

@@ -283,6 +283,7 @@ def test_the_model_needs_torch_only() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
 @EVERY_ARCHITECTURE
 def test_a_block_compiles_without_breaks_and_gives_the_same(architecture: dict[str, Any]) -> None:
     plain, compiled = small(**architecture), small(**architecture)
