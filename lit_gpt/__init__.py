@@ -6,14 +6,24 @@ from typing import TYPE_CHECKING, Any
 from lit_gpt.version import __version__
 
 if TYPE_CHECKING:
+    from lit_gpt.bigram import BigramConfig
     from lit_gpt.checkpoint import load
-    from lit_gpt.model import GPT, GPTConfig
-    from lit_gpt.module import LitGPT
+    from lit_gpt.config import GPTConfig
+    from lit_gpt.model import GPT
+    from lit_gpt.module import LitBigram, LitGPT
     from lit_gpt.optim import OptimizerConfig
 
-__all__ = ["GPT", "GPTConfig", "LitGPT", "OptimizerConfig", "__version__", "load"]
+_HOMES = {
+    "GPT": "model",
+    "GPTConfig": "config",
+    "BigramConfig": "bigram",
+    "LitGPT": "module",
+    "LitBigram": "module",
+    "OptimizerConfig": "optim",
+    "load": "checkpoint",
+}
 
-_HOMES = {"GPT": "model", "GPTConfig": "model", "LitGPT": "module", "OptimizerConfig": "optim", "load": "checkpoint"}
+__all__ = ["GPT", "BigramConfig", "GPTConfig", "LitBigram", "LitGPT", "OptimizerConfig", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,8 +22,14 @@ if TYPE_CHECKING:
 
 KEY = "lit_gpt"
 
-#: Network classes a checkpoint may name: module, network, its configuration.
-NETWORKS = {"GPT": ("lit_gpt.model", "GPTConfig"), "Bigram": ("lit_gpt.bigram", "BigramConfig")}
+BIGRAM = ("lit_gpt.bigram", "bigram", "BigramConfig", "lit_gpt.LitBigram")
+
+#: Networks a checkpoint may name: where they are, what builds them, from which configuration, and the module of `fit`.
+NETWORKS = {
+    "GPT": ("lit_gpt.model", "GPT", "GPTConfig", "lit_gpt.LitGPT"),
+    "NeuralBigram": BIGRAM,
+    "CountBigram": BIGRAM,
+}
 
 PREFIX = "net."
 
@@ -106,9 +112,9 @@ def load(path: str | Path, device: str = "cpu") -> "TextModel":
 def build_network(checkpoint: dict[str, Any]) -> nn.Module:
     """The network of a checkpoint with its weights, in eval mode."""
     ours = checkpoint[KEY]
-    module, config = NETWORKS[ours["network"]]
+    module, builder, config, _ = NETWORKS[ours["network"]]
     home = importlib.import_module(module)
-    net: nn.Module = getattr(home, ours["network"])(getattr(home, config)(**ours["config"]))
+    net: nn.Module = getattr(home, builder)(getattr(home, config)(**ours["config"]))
     weights = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
     net.load_state_dict(weights)
     return net.eval()

@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-import datamodules  # noqa: F401 (its classes become known to --data by name)
+from datamodules import BPEDataModule, CharDataModule, HeadlinesDataModule
 from datamodules.errors import UserError
 from datamodules.files import write_text
 from datamodules.tokenizers import tokenizer_from_dict
@@ -34,6 +34,7 @@ from lit_gpt.callbacks.summary import RunSummary
 from lit_gpt.callbacks.throughput import Throughput
 from lit_gpt.loggers import MetricsCSV
 from lit_gpt.model import PRESETS
+from lit_gpt.module import LitBigram, LitGPT
 from lit_gpt.parse_errors import sentence
 from lit_gpt.suggest import unknown
 
@@ -44,7 +45,11 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,  # RunSummary shows the network
     "max_epochs": -1,
     "check_val_every_n_epoch": None,  # val_check_interval counts optimizer steps, across epochs
+    "val_check_interval": 250,
 }
+#: Imported here, they are known to --model and --data by their short names.
+DATAMODULES = (CharDataModule, BPEDataModule, HeadlinesDataModule)
+MODULES = (LitGPT, LitBigram)
 #: How rank 0 tells the processes that it starts where the run is.
 FOLDER_VARIABLE = "LIT_GPT_RUN_FOLDER"
 Matmul = Literal["highest", "high", "medium"]
@@ -103,8 +108,8 @@ class LitCLI(LightningCLI):
         """Our own keys, and the default classes of the two slots."""
         parser.set_defaults(
             {
-                "model": {"class_path": "lit_gpt.LitGPT", "init_args": {"config": PRESETS.get(self.preset or "", {})}},
-                "data": {"class_path": "datamodules.CharDataModule"},
+                "model": {"class_path": _path(MODULES[0]), "init_args": {"config": PRESETS.get(self.preset or "", {})}},
+                "data": {"class_path": _path(DATAMODULES[0])},
             }
         )
         parser.add_argument(
@@ -170,7 +175,7 @@ class LitCLI(LightningCLI):
             )
         else:
             self.stored = checkpoint.read(config.ckpt_path)[checkpoint.KEY]
-            path = f"lit_gpt.Lit{self.stored['network']}"
+            path = checkpoint.NETWORKS[self.stored["network"]][-1]
             model = {"class_path": path, "init_args": {"config": self.stored["config"]}}
             self.config = self.parser.parse_object({self.verb: {"model": model}}, self.config)
 
@@ -252,6 +257,10 @@ class LitCLI(LightningCLI):
         if _rank() == 0:
             text = self._parser(self.verb).dump(self.config[self.verb], skip_unset=False)
             write_text(self.folder / "config.yaml", text)
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__name__}"
 
 
 def _rank() -> int:

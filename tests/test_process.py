@@ -141,3 +141,17 @@ def losses(folder: Path) -> dict[str, float]:
     names = lines[0]
     wanted = [n for n in names if n.startswith(("train/loss", "val/", "train_eval/", "grad_norm"))]
     return {f"{row[0]} {n}": float(row[names.index(n)]) for row in lines[1:] for n in wanted if row[names.index(n)]}
+
+
+@pytest.mark.slow
+def test_torchrun_equals_one_process(tmp_path: Path, text: Path) -> None:
+    flags = ["fit", *TINY, "--data.source", str(text)]
+    assert finish(lit_gpt(*flags, "--name", "one", cwd=tmp_path))[0] == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "lit_gpt"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [*command, *flags, "--name", "two", *TWO], cwd=tmp_path, env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    one, two = (losses(tmp_path / "logs" / name / "version_0") for name in ("one", "two"))
+    assert one == pytest.approx(two, abs=1e-5)

@@ -95,7 +95,7 @@ class RunCheckpoints(Checkpoint):
             raise KeyboardInterrupt
         self._signal = number
         # A handler may interrupt a print, so it writes to the file descriptor itself.
-        if rank_zero_only.rank == 0:
+        if getattr(rank_zero_only, "rank", 0) == 0:
             os.write(
                 2, f"\n{signal.Signals(number).name}: finishing the step and saving; once more stops at once\n".encode()
             )

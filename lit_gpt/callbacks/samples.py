@@ -3,9 +3,9 @@
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
 
 from lit_gpt.generate import TextModel
-from lit_gpt.model import GPT
 
 
 class SampleText(Callback):
@@ -37,7 +37,7 @@ class SampleText(Callback):
         self._validations += 1
         tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
         net = getattr(pl_module, "net", None)
-        if tokenizer is not None and isinstance(net, GPT) and self._validations % self.every_n_validations == 0:
+        if tokenizer is not None and isinstance(net, nn.Module) and self._validations % self.every_n_validations == 0:
             self._show(trainer, TextModel(net, tokenizer))
 
     def _show(self, trainer: Trainer, model: TextModel) -> None:

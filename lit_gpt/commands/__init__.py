@@ -3,13 +3,10 @@
 import importlib
 import inspect
 from argparse import ArgumentError
-from collections.abc import Callable
 from typing import Any
 
 from datamodules.errors import UserError
 from lit_gpt.parse_errors import sentence
-
-Function = Callable[..., None]
 
 
 def run(verb: str, arguments: list[str]) -> None:
@@ -25,7 +22,7 @@ def run(verb: str, arguments: list[str]) -> None:
     if hasattr(module, "main"):
         module.main(arguments)
         return
-    target: Function | dict[str, Function] = getattr(module, "VERBS", None) or getattr(module, name)
+    target: Any = getattr(module, "VERBS", None) or getattr(module, name)
     prog = f"python -m lit_gpt {verb}"
     try:
         auto_cli(target, args=arguments, as_positional=False, exit_on_error=False, prog=prog)
@@ -33,6 +30,6 @@ def run(verb: str, arguments: list[str]) -> None:
         raise UserError(sentence(str(error), _options(target))) from error
 
 
-def _options(target: Function | dict[str, Function]) -> list[str]:
-    functions: list[Any] = list(target.values()) if isinstance(target, dict) else [target]
+def _options(target: Any) -> list[str]:
+    functions = list(target.values()) if isinstance(target, dict) else [target]
     return [name for function in functions for name in inspect.signature(function).parameters]
