@@ -21,7 +21,7 @@ from datamodules.errors import UserError
 from datamodules.files import default_cache_dir, locked
 from datamodules.progress import progress
 from datamodules.sources import Source
-from datamodules.splitting import Scan, Scanner, Split, SplitPiece, scan, split_documents, split_text
+from datamodules.splitting import PIECE, Scan, Scanner, Split, SplitPiece, scan, split_documents, split_text
 from datamodules.tokenizers import (
     CharTokenizer,
     PatternName,
@@ -115,7 +115,7 @@ class Recipe:
         yield from cut(self.source, self.split, self.scanned)
         for name, source in (("val", self.val_source), ("test", self.test_source)):
             if source is not None:
-                yield from (SplitPiece(name, *piece) for piece in source.pieces())
+                yield from (SplitPiece(name, *piece) for piece in source.pieces(PIECE))
 
 
 def store_folder(recipe: Recipe, cache_dir: str | Path | None = None) -> Path:
