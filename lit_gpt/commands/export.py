@@ -1,0 +1,25 @@
+"""`python -m lit_gpt export`: turn a checkpoint into files that others read."""
+
+from typing import Literal
+
+from lit_gpt.checkpoint import read
+from lit_gpt.interop import export_huggingface, export_safetensors
+
+
+def export(ckpt_path: str, out: str, format: Literal["huggingface", "safetensors"] = "huggingface") -> None:
+    """Write a checkpoint as a Hugging Face folder or as plain safetensors.
+
+    Args:
+        ckpt_path: A checkpoint that fit saved.
+        out: The folder to write.
+        format: huggingface is a model and tokenizer that transformers loads without code of ours (GPT-2's shape or
+            Llama's); safetensors is the tensors of any model, with its configuration in the file's metadata.
+    """
+    checkpoint = read(ckpt_path)
+    if format == "safetensors":
+        export_safetensors(checkpoint, out)
+        print(f"Read it with safetensors.torch.load_file({out + '/model.safetensors'!r})")
+    else:
+        print(f"{export_huggingface(checkpoint, out)}: {out}")
+        print(f"Read it with transformers.AutoModelForCausalLM.from_pretrained({out!r}), AutoTokenizer likewise")
+    print(f"Go on from it:  python -m lit_gpt fit --model.init_from {out}")

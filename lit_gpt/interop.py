@@ -1,0 +1,271 @@
+"""Weights from elsewhere and for elsewhere: Hugging Face folders and names, plain safetensors, our own checkpoints.
+
+    checkpoint = import_checkpoint("gpt2")           # what fit would have saved
+    export_huggingface(read("best.ckpt"), "folder")  # for AutoModelForCausalLM and AutoTokenizer
+    initialise(net, "folder")                        # a fresh run from these weights
+
+Needs the ``hf`` extra. What their architectures have to do with ours is in huggingface.py.
+"""
+
+import importlib.metadata
+import json
+import pickle
+import zipfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datamodules.errors import UserError
+from datamodules.files import write_atomically, write_json
+from datamodules.reading import needs_hf_extra
+from datamodules.tokenizers import Tokenizer, load_tokenizer, open_tokenizer, tokenizer_from_dict
+from datamodules.tokenizers import to_huggingface as tokenizer_to_huggingface
+from lit_gpt.checkpoint import KEY, PREFIX, read
+from lit_gpt.huggingface import Config, State, from_huggingface, to_huggingface, without_padding
+from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.version import CHECKPOINT_FORMAT
+
+WEIGHTS = "model.safetensors"
+#: What of a model on the hub is downloaded; files of weights in other formats would double the size.
+WANTED = ["config.json", "tokenizer.json", "model*.safetensors"]
+#: Fields in which a run may differ from the weights it starts from: they change neither tensors nor the function.
+FREE = ("block_size", "dropout", "init", "position_std", "pad_vocab_to", "activation_checkpointing")
+
+
+# in
+
+
+def load_weights(source: str | Path) -> tuple[Config, State]:
+    """Configuration (fields of `GPTConfig`) and tensors (names of `GPT.state_dict`) of a GPT, no vocabulary padded.
+
+    Args:
+        source: A checkpoint of ours, a folder of Hugging Face's or of our `export`, or the name of a model on the hub.
+
+    Raises:
+        UserError: When there is no such thing, it is damaged, or it holds no GPT of ours.
+    """
+    is_checkpoint = Path(source).is_file()
+    entry, state = _parts(read(source)) if is_checkpoint else _read_folder(_folder(str(source)))
+    if entry["network"] != "GPT":
+        raise UserError(f"{source} holds a {entry['network']}, and only a GPT can be started from.")
+    config = GPTConfig(**entry["config"])
+    return asdict(replace(config, pad_vocab_to=1)), without_padding(config, state)
+
+
+@torch.no_grad()
+def initialise(net: GPT, source: str | Path) -> None:
+    """Put the weights of `source` (see `load_weights`) into `net`.
+
+    A smaller `block_size` than theirs takes the first of their learned positions.
+
+    Raises:
+        UserError: When they are of another architecture or size; the first field that differs is named.
+    """
+    fields, state = load_weights(source)
+    _check_same(net.config, GPTConfig(**fields), str(source))
+    for name, tensor in net.state_dict().items():
+        rows = min(len(tensor), len(state[name]))  # fewer only where a vocabulary is padded or positions are left out
+        tensor[:rows] = state[name][:rows]
+
+
+def import_checkpoint(source: str | Path) -> dict[str, Any]:
+    """A checkpoint of ours, as `fit` would have saved it, from a folder or a name on the hub (see `load_weights`).
+
+    Raises:
+        UserError: As `load_weights`, and when its tokenizer cannot be given the same ids here.
+    """
+    folder = _folder(str(source))
+    entry, state = _read_folder(folder)
+    if entry["tokenizer"] is None:
+        tokenizer = _read_tokenizer(folder, entry["config"])
+        entry |= {"tokenizer": tokenizer.to_dict(), "fingerprints": {"tokenizer": tokenizer.fingerprint}}
+    return {
+        "pytorch-lightning_version": importlib.metadata.version("lightning"),
+        "epoch": 0,
+        "global_step": 0,
+        "hyper_parameters": {"config": entry["config"]},
+        "state_dict": {PREFIX + name: tensor for name, tensor in state.items()},
+        KEY: entry,
+    }
+
+
+def _folder(source: str) -> Path:
+    """A folder on this machine: the one named, or the hub's, downloaded to its library's cache."""
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if path.is_absolute() or source.startswith(".") or source.count("/") > 1:
+        raise UserError(f"{source} does not exist: give a folder with config.json, or a name on the hub, such as gpt2.")
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise needs_hf_extra(f"The model {source}") from None
+    try:
+        folder = Path(huggingface_hub.snapshot_download(source, allow_patterns=WANTED))
+        if not any(folder.glob("*.safetensors")):
+            huggingface_hub.snapshot_download(source, allow_patterns=[*WANTED, "pytorch_model*.bin"])
+    except Exception as error:  # its errors have nothing else in common
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"{source} is no folder here and could not be had from the hub ({reason}).") from None
+    return folder
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Any], State]:
+    """The entry of a checkpoint that describes the model, and its tensors by our names."""
+    files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise UserError(f"{folder} holds neither {WEIGHTS} nor pytorch_model.bin: give a folder with weights.")
+    tensors: State = {}
+    for file in files:
+        tensors |= _read_tensors(file)
+    if ours := _read_metadata(files[0]).get(KEY):
+        return json.loads(ours), tensors
+    config, state = from_huggingface(_read_config(folder), tensors)
+    entry = {"format": CHECKPOINT_FORMAT, "network": "GPT", "config": asdict(config)}
+    return {**entry, "tokenizer": None, "fingerprints": {}}, state
+
+
+def _read_tensors(file: Path) -> State:
+    safetensors = _safetensors()
+    try:
+        if file.suffix == ".safetensors":
+            return safetensors.load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, _damaged()) as error:
+        raise UserError(f"{file} is damaged or cut short ({type(error).__name__}): use a complete copy.") from error
+
+
+def _read_metadata(file: Path) -> dict[str, str]:
+    if file.suffix != ".safetensors":
+        return {}
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        return opened.metadata() or {}
+
+
+def _read_config(folder: Path) -> Config:
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder / 'config.json'} cannot be read ({type(error).__name__}): use a whole copy."
+        ) from None
+
+
+def _read_tokenizer(folder: Path, config: Config) -> Tokenizer:
+    """Its tokenizer.json; copies of GPT-2 may lack one, and tiktoken has the same ids."""
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = load_tokenizer(folder / "tokenizer.json")
+    elif config["vocab_size"] == 50257:
+        tokenizer = open_tokenizer("gpt2")
+    else:
+        raise UserError(f"{folder} holds no tokenizer.json: put the model's there.")
+    if tokenizer.vocab_size > config["vocab_size"]:
+        have = f"{tokenizer.vocab_size} tokens, the model {config['vocab_size']}"
+        raise UserError(f"the tokenizer in {folder} has {have}: use the model's own.")
+    return tokenizer
+
+
+def _check_same(ours: GPTConfig, theirs: GPTConfig, source: str) -> None:
+    here, there = _comparable(ours), _comparable(theirs)
+    differing = [name for name in there if there[name] != here[name]]
+    if differing == ["vocab_size"] or (ours.learned_positions and ours.block_size > theirs.block_size):
+        name = (differing or ["block_size"])[0]
+        fix = "give the data the tokenizer of these weights" if differing else f"set it to {theirs.block_size} or less"
+        raise UserError(f"init_from {source} has {name} {getattr(theirs, name)}, not {getattr(ours, name)}: {fix}.")
+    if differing:
+        name, fix = differing[0], " ".join(f"--model.config.{n} {_typed(there[n])}" for n in differing)
+        raise UserError(f"init_from {source} has {name} {_typed(there[name])}, not {_typed(here[name])}: set {fix}.")
+
+
+def _typed(value: Any) -> str:
+    return json.dumps(value).strip('"')
+
+
+def _comparable(config: GPTConfig) -> Config:
+    """The fields that shape tensors or the function, where two ways to say the same become one."""
+    base = config.rope_base if config.rope else 10000.0
+    config = replace(config, n_kv_head=config.kv_heads, mlp_width=config.mlp_hidden, rope_base=base)
+    return {name: value for name, value in asdict(config).items() if name not in FREE}
+
+
+# out
+
+
+def export_huggingface(checkpoint: dict[str, Any], out: str | Path) -> str:
+    """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` load without code of ours.
+
+    Args:
+        checkpoint: What `lit_gpt.checkpoint.read` returned.
+        out: The folder.
+
+    Returns:
+        The name of the architecture there.
+
+    Raises:
+        UserError: For an option that has no counterpart there; it is named.
+    """
+    out, (entry, state) = Path(out), _parts(checkpoint)
+    if entry["network"] != "GPT":
+        raise UserError(f"a {entry['network']} has no counterpart at Hugging Face: export with --format safetensors.")
+    tokenizer = None if entry["tokenizer"] is None else tokenizer_from_dict(entry["tokenizer"])
+    eos_id = None if tokenizer is None else tokenizer.eos_id
+    config, tensors = to_huggingface(GPTConfig(**entry["config"]), state, eos_id)
+    if tokenizer is not None:
+        _write_tokenizer(tokenizer, entry["config"]["block_size"], out)
+    marks = {name: value for name, value in config.items() if name.endswith("_token_id") and value is not None}
+    _write_tensors(tensors, {}, out)
+    write_json(out / "generation_config.json", marks)
+    write_json(out / "config.json", config)
+    return str(config["architectures"][0])
+
+
+def export_safetensors(checkpoint: dict[str, Any], out: str | Path) -> None:
+    """Write ``model.safetensors``: the tensors of any network by our names, and in its metadata, under ``lit_gpt``, the
+    configuration and the tokenizer as JSON.
+
+    Args:
+        checkpoint: What `lit_gpt.checkpoint.read` returned.
+        out: The folder.
+    """
+    entry, state = _parts(checkpoint)
+    _write_tensors(state, {KEY: json.dumps(entry)}, Path(out))
+
+
+def _parts(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], State]:
+    tensors = checkpoint["state_dict"].items()
+    return checkpoint[KEY], {name.removeprefix(PREFIX): value for name, value in tensors if name.startswith(PREFIX)}
+
+
+def _write_tensors(state: State, metadata: dict[str, str], out: Path) -> None:
+    data = _safetensors().save(
+        {name: tensor.contiguous() for name, tensor in state.items()}, {"format": "pt", **metadata}
+    )
+    write_atomically(out / WEIGHTS, lambda file: file.write(data))
+
+
+def _write_tokenizer(tokenizer: Tokenizer, block_size: int, out: Path) -> None:
+    state = tokenizer_to_huggingface(tokenizer)
+    options = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size}
+    names = {token["id"]: token["content"] for token in state["added_tokens"]}
+    if tokenizer.eos_id is not None:
+        options |= dict.fromkeys(("bos_token", "eos_token"), names[tokenizer.eos_id])
+    write_json(out / "tokenizer.json", state)
+    write_json(out / "tokenizer_config.json", {**options, "clean_up_tokenization_spaces": False})
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise needs_hf_extra("The file model.safetensors") from None
+    return safetensors.torch
+
+
+def _damaged() -> type[Exception]:
+    from safetensors import SafetensorError
+
+    return SafetensorError
