@@ -170,7 +170,7 @@ def _build(recipe: Recipe, folder: Path) -> None:
         counts = {name: writer.close() for name, writer in writers.items()}
     finally:
         for writer in writers.values():
-            with suppress(OSError):  # a full disk refuses the rest of the buffer too
+            with suppress(OSError):
                 writer.abandon()
     prints = {"data": recipe.data_fingerprint, "tokenizer": tokenizer.fingerprint}
     write_meta(

@@ -95,8 +95,10 @@ class TokenWriter:
 
     def abandon(self) -> None:
         """Closes the files as they are."""
-        self._ids.close()
-        self._starts.close()
+        try:
+            self._ids.close()
+        finally:  # a full disk refuses what the buffer still holds
+            self._starts.close()
 
     def _start(self) -> None:
         self._starts.write(self.tokens.to_bytes(8, "little"))
