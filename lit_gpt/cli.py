@@ -32,8 +32,8 @@ from lit_gpt.callbacks.resume import ExactResume
 from lit_gpt.callbacks.samples import SampleText
 from lit_gpt.callbacks.summary import RunSummary
 from lit_gpt.callbacks.throughput import Throughput
+from lit_gpt.config import PRESETS
 from lit_gpt.loggers import MetricsCSV
-from lit_gpt.model import PRESETS
 from lit_gpt.module import LitBigram, LitGPT
 from lit_gpt.parse_errors import sentence
 from lit_gpt.suggest import unknown
@@ -66,11 +66,7 @@ NOT_FOR_US = (
 
 def run(verb: str, arguments: list[str]) -> None:
     """Run one of Lightning's verbs with its command line."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    for message in NOT_FOR_US:
-        warnings.filterwarnings("ignore", message=message)
-    LitCLI(verb, _with_packaged_configs(arguments))
+    LitCLI(verb, with_packaged_configs(arguments))
 
 
 class LitCLI(LightningCLI):
@@ -82,6 +78,7 @@ class LitCLI(LightningCLI):
     """
 
     def __init__(self, verb: str, arguments: list[str]) -> None:
+        _quieten_lightning()
         self.verb = verb
         self.preset = _preset(arguments)
         super().__init__(
@@ -259,6 +256,13 @@ class LitCLI(LightningCLI):
             write_text(self.folder / "config.yaml", text)
 
 
+def _quieten_lightning() -> None:
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in NOT_FOR_US:
+        warnings.filterwarnings("ignore", message=message)
+
+
 def _path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__name__}"
 
@@ -299,7 +303,7 @@ def _pairs(arguments: list[str]) -> list[tuple[str, str]]:
     return [*itertools.pairwise(arguments), *joined]  # type: ignore[list-item]
 
 
-def _with_packaged_configs(arguments: list[str]) -> list[str]:
+def with_packaged_configs(arguments: list[str]) -> list[str]:
     """Configs that are not found from the current folder come from the package."""
     found = list(arguments)
     for i, (name, value) in enumerate(itertools.pairwise(arguments)):

@@ -37,6 +37,9 @@ def sentence(report: str, known: Iterable[str]) -> str:
     found = re.search(WRONG_VALUE, report)
     if found:
         return f"option {_dotted(prefix, found)!r} cannot be {found['value']!r}: {_readable(found['what'])}."
+    found = re.search(r"File does not exist: '(?P<path>[^']*)'", report)
+    if found:
+        return f"There is no configuration {found['path']}; give the path of a YAML file, such as configs/char.yaml."
     found = re.search(r"required: (?P<keys>[\w., ]+)", report)
     if found:
         keys = [f"--{key.strip().split('.')[-1]}" for key in found["keys"].split(",")]

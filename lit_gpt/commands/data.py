@@ -1,34 +1,50 @@
 """``data``: the first batches of a configuration, as a person wants to see them, and what its corpus is like."""
 
-from argparse import ArgumentError
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import torch
-import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
+from lightning.pytorch.cli import LightningArgumentParser
 
-# Imported, the classes are known to --data by their short names.
-from datamodules import BPEDataModule, CharDataModule, HeadlinesDataModule, TextDataModule
+from datamodules import TextDataModule
 from datamodules.batches import IGNORED, Batch
-from datamodules.errors import UserError
 from datamodules.facts import document_lengths, overlap, token_counts
 from datamodules.tokenizers import Tokenizer
-from lit_gpt.parse_errors import sentence
+from datamodules.tokens import TokenStore
+from lit_gpt.cli import LitCLI, with_packaged_configs
 
-_CLASSES = (CharDataModule, BPEDataModule, HeadlinesDataModule)
 _BATCHES_FOR_PADDING = 50
 
 
+class DataCLI(LitCLI):
+    """The command line of `fit`, of which only the data and the block size are used."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        super().__init__("fit", arguments)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What to print."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--batches", type=int, default=1, help="How many batches to print.")
+        parser.add_argument("--rows", type=int, default=3, help="How many rows of each.")
+
+    def _parse_ckpt_path(self) -> None:
+        """No run, no folder."""
+
+    def instantiate_classes(self) -> None:
+        """The datamodule alone."""
+        self.config_init = self.parser.instantiate(self.config)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        config = self.config_init[subcommand]
+        module: TextDataModule = config.data
+        module.block_size = module.block_size or config.model.config.block_size
+        module.prepare_data()
+        module.setup("fit")
+        show(module, config.batches, config.rows)
+
+
 def main(arguments: list[str]) -> None:
-    """Runs the verb: ``--config`` files are those of ``fit``, of which only the data and the block size are read."""
-    given = _parse(arguments)
-    module: TextDataModule = given.data
-    module.block_size = module.block_size or given.block_size
-    module.prepare_data()
-    module.setup("fit")
-    show(module, given.batches, given.rows)
+    """Run the verb with its command line."""
+    DataCLI(with_packaged_configs(arguments))
 
 
 def show(module: TextDataModule, batches: int = 1, rows: int = 3) -> None:
@@ -84,7 +100,7 @@ def row_lines(batch: Batch, row: int, tokenizer: Tokenizer) -> list[str]:
     ]
 
 
-def _vocabulary_lines(train: Any, tokenizer: Tokenizer) -> list[str]:
+def _vocabulary_lines(train: TokenStore, tokenizer: Tokenizer) -> list[str]:
     counts = token_counts(train, tokenizer.vocab_size)
     top = np.argsort(-counts, kind="stable")[:12]
     used = int((counts > 0).sum())
@@ -107,54 +123,3 @@ def _share(value: float | None) -> str:
 def _spans(document_ids: torch.Tensor) -> str:
     numbers, lengths = torch.unique_consecutive(document_ids[document_ids >= 0], return_counts=True)
     return " ".join(f"{number}:{length}" for number, length in zip(numbers.tolist(), lengths.tolist(), strict=True))
-
-
-def _parse(arguments: list[str]) -> Namespace:
-    parser = ArgumentParser(prog="python -m lit_gpt data", description=__doc__, exit_on_error=False)
-    parser.add_argument("--config", action=ActionConfigFile, help="A configuration of `fit`; may be repeated.")
-    parser.add_subclass_arguments(TextDataModule, "data", required=True)
-    parser.add_argument("--block_size", type=int, default=64, help="Tokens in a row, where no configuration says it.")
-    parser.add_argument("--batches", type=int, default=1, help="How many batches to print.")
-    parser.add_argument("--rows", type=int, default=3, help="How many rows of each.")
-    parser.set_defaults({"data": {"class_path": "datamodules.CharDataModule"}})
-    try:
-        return parser.instantiate(parser.parse_args(_data_only(arguments)))
-    except ArgumentError as error:
-        raise UserError(sentence(str(error), _known_options())) from error
-
-
-def _known_options() -> list[str]:
-    parser = ArgumentParser()
-    for kind in _CLASSES:
-        parser.add_class_arguments(kind, kind.__name__)
-    return [
-        "config",
-        "batches",
-        "rows",
-        "block_size",
-        *{"data." + key.split(".", 1)[1] for key in vars(parser.get_defaults().as_flat())},
-    ]
-
-
-def _data_only(arguments: list[str]) -> list[str]:
-    """The arguments with each ``--config FILE`` replaced by what this verb needs of it."""
-    result = list(arguments)
-    for i, argument in enumerate(arguments):
-        if argument == "--config" and i + 1 < len(arguments):
-            result[i + 1] = _needed(Path(arguments[i + 1]))
-        elif argument.startswith("--config="):
-            result[i] = "--config=" + _needed(Path(argument.removeprefix("--config=")))
-    return result
-
-
-def _needed(path: Path) -> str:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise UserError(f"There is no configuration {path}; give the path of a YAML file.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"The configuration {path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    needed = {key: config[key] for key in ("data",) if key in config}
-    model = config.get("model") or {}
-    block_size = (model.get("init_args", model).get("config") or {}).get("block_size")
-    return yaml.safe_dump({**needed, **({"block_size": block_size} if block_size else {})})

@@ -104,7 +104,7 @@ def test_the_verb_prints_facts_and_batches_of_a_configuration(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config", "missing.yaml"], "There is no configuration missing.yaml"),
+        (["--config", "missing.yaml"], "There is no configuration .*missing.yaml"),
         (["--data.sorce", "x"], "did you mean data.source"),
         (["--data.source", "missing.txt"], "There is no file, folder or source 'missing.txt'"),
     ],
