@@ -4,6 +4,7 @@ Both directions walk over the same table of names. What is the same function in 
 bias is a bias of zeros, a norm without a gain has gains of one); what would be another function is refused by name.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -109,16 +110,17 @@ def _check_options(family: Family, config: GPTConfig) -> None:
     config = replace(config, n_kv_head=None) if config.kv_heads == config.n_head else config
     wrong = {name: good for name, good in family.needs.items() if getattr(config, name) not in good}
     if wrong:
-        have = ", ".join(f"{name} {_yaml(getattr(config, name))}" for name in wrong)
-        need = ", ".join(f"{name} {' or '.join(map(_yaml, good))}" for name, good in wrong.items())
+        have = ", ".join(f"{name} {as_typed(getattr(config, name))}" for name in wrong)
+        need = ", ".join(f"{name} {' or '.join(map(as_typed, good))}" for name, good in wrong.items())
         raise UserError(
             f"{have} cannot be expressed in Hugging Face's {family.architecture}, which needs {need}: train with that, "
             "or export with --format safetensors."
         )
 
 
-def _yaml(value: Any) -> str:
-    return {None: "null", True: "true", False: "false"}.get(value, str(value))
+def as_typed(value: Any) -> str:
+    """A value as people type it in YAML and on the command line: null, true, 0.5, gelu."""
+    return json.dumps(value).strip('"')
 
 
 def _with_every_tensor(family: Family, config: GPTConfig) -> GPTConfig:

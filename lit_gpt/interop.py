@@ -23,7 +23,7 @@ from datamodules.reading import needs_hf_extra
 from datamodules.tokenizers import Tokenizer, load_tokenizer, open_tokenizer, tokenizer_from_dict
 from datamodules.tokenizers import to_huggingface as tokenizer_to_huggingface
 from lit_gpt.checkpoint import KEY, PREFIX, read
-from lit_gpt.huggingface import Config, State, from_huggingface, to_huggingface, without_padding
+from lit_gpt.huggingface import Config, State, as_typed, from_huggingface, to_huggingface, without_padding
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.version import CHECKPOINT_FORMAT
 
@@ -177,12 +177,10 @@ def _check_same(ours: GPTConfig, theirs: GPTConfig, source: str) -> None:
         fix = "give the data the tokenizer of these weights" if differing else f"set it to {theirs.block_size} or less"
         raise UserError(f"init_from {source} has {name} {getattr(theirs, name)}, not {getattr(ours, name)}: {fix}.")
     if differing:
-        name, fix = differing[0], " ".join(f"--model.config.{n} {_typed(there[n])}" for n in differing)
-        raise UserError(f"init_from {source} has {name} {_typed(there[name])}, not {_typed(here[name])}: set {fix}.")
-
-
-def _typed(value: Any) -> str:
-    return json.dumps(value).strip('"')
+        name, fix = differing[0], " ".join(f"--model.config.{n} {as_typed(there[n])}" for n in differing)
+        raise UserError(
+            f"init_from {source} has {name} {as_typed(there[name])}, not {as_typed(here[name])}: set {fix}."
+        )
 
 
 def _comparable(config: GPTConfig) -> Config:

@@ -72,17 +72,9 @@ def assert_same(ours: GPT, theirs: Any) -> None:
     logits = theirs(ids).logits
     assert logits.std() > 0.1
     torch.testing.assert_close(ours(ids), logits, atol=1e-4, rtol=0)
-    assert (
-        continued(ours, ids[:, :9])
-        == theirs.generate(
-            ids[:, :9],
-            attention_mask=torch.ones(3, 9),
-            max_new_tokens=20,
-            do_sample=False,
-            pad_token_id=0,
-            eos_token_id=None,
-        )[:, 9:].T.tolist()
-    )
+    greedy = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    longer = theirs.generate(ids[:, :9], attention_mask=torch.ones(3, 9), **greedy)  # (3, 29)
+    assert continued(ours, ids[:, :9]) == longer[:, 9:].T.tolist()
 
 
 def continued(net: GPT, ids: torch.Tensor) -> list[list[int]]:
