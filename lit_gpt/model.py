@@ -235,7 +235,9 @@ class GPT(nn.Module):
             nn.init.normal_(self.wte.weight, std=1 / self.config.n_embd)
 
     def _flex_allowed(self, input_ids: Tensor) -> bool:
-        return input_ids.is_cuda and not (self.training and self.config.dropout > 0)
+        """FlexAttention has no dropout, and its kernel wants heads of 16 channels or more."""
+        dropout = self.training and self.config.dropout > 0
+        return input_ids.is_cuda and self.config.head_size >= 16 and not dropout
 
     def _rotation(self, past: int, T: int, device: torch.device) -> Rotation | None:
         if not self.config.rope:

@@ -141,7 +141,7 @@ def test_dropout_applies_to_attention_weights() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_packed_documents_on_a_gpu_use_flex_attention_and_equal_the_cpu() -> None:
-    net, ids = small(), tokens(2, 20)
+    net, ids = small(n_embd=64), tokens(2, 20)
     expected = net(ids, document_ids=DOCUMENTS)
     wanted = gradients(net, expected.square().mean())
     net, ids, documents = net.cuda(), ids.cuda(), DOCUMENTS.cuda()
