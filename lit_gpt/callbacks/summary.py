@@ -9,6 +9,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +20,12 @@ from lit_gpt.callbacks.checkpoints import RunCheckpoints
 from lit_gpt.callbacks.throughput import Throughput
 from lit_gpt.run import SUMMARY, read_json
 from lit_gpt.version import __version__
+
+#: A page of TensorBoard (Custom Scalars) where curves that belong together share a chart.
+CHARTS = {
+    title: {name: ["Multiline", [f"^train_eval/{name}$", f"^val/{name}$"]] for name in names}
+    for title, names in (("loss", ("loss", "bpb")), ("accuracy", ("top1", "top5")))
+}
 
 
 class RunSummary(Callback):
@@ -52,6 +59,9 @@ class RunSummary(Callback):
         net: Any = getattr(pl_module, "net", pl_module)
         if trainer.is_global_zero:
             Console().print(network_table(net))
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_custom_scalars(CHARTS)
         self._write(trainer, pl_module, finished=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
