@@ -1,85 +1,120 @@
-"""Tokens per second of decoding on the CPU: `lit_gpt`, `transformers` and `lit_gpt` without a cache, in turn.
+"""Tokens per second of decoding on a CPU: ours with and without its cache, `transformers` and nanoGPT, in turn.
 
-    python -m benchmarks.generate [--rounds 5] [--threads 2]
+    python -m benchmarks.generate [--rounds 5] [--threads 2] [--nanogpt CLONE]
 
-A GPT-2 of 6 layers, 384 channels and random weights, the same shape on both sides, writes 255 tokens after one.
-Prints the rates of each round and the medians of the rounds' ratios; the last line is JSON.
+A GPT-2 of 6 layers and 384 channels with random weights writes 255 tokens after one, greedily. `transformers` runs the
+same weights, exported, and must write the same tokens. nanoGPT, from a clone of it, has weights of its own and samples.
+Prints the rates of each round and the medians of the rounds' ratios; the last line is JSON. Needs the `bench` extra.
 """
 
 import argparse
+import importlib.util
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from torch import Tensor
 
+from datamodules.tokenizers import CharTokenizer
+from lit_gpt.checkpoint import KEY, PREFIX
 from lit_gpt.decode import Sampling, decode
+from lit_gpt.interop import export_huggingface
 from lit_gpt.model import GPT, GPTConfig
 
-SHAPE: dict[str, Any] = {"n_layer": 6, "n_head": 6, "n_embd": 384}
-V, BLOCK, NEW = 65, 256, 255
-TARGETS = {"transformers": 1.5, "uncached": 10.0}
+SHAPE = {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "vocab_size": 65}
+NEW = 255
+TARGETS = {"transformers": 1.5}
+
+#: Continues ids (B, 1) to (B, 1 + NEW).
+Decoder = Callable[[Tensor], Tensor]
 
 
-def ours(net: GPT, B: int, cache: bool) -> None:
-    """Sample `NEW` tokens for each of `B` rows."""
-    generator = torch.Generator().manual_seed(0)
-    for _ in decode(
-        net, [[0]] * B, max_new_tokens=NEW, sampling=Sampling(1.0), generator=generator, vocab_size=V, cache=cache
-    ):
-        pass
+def ours(net: GPT, cache: bool) -> Decoder:
+    """Our decoding loop."""
+    greedy, generator = Sampling(temperature=0), torch.Generator()
+
+    def run(ids: Tensor) -> Tensor:
+        steps = decode(net, ids.tolist(), max_new_tokens=NEW, sampling=greedy, generator=generator, cache=cache)
+        return torch.cat((ids, torch.tensor(list(steps)).T), dim=1)
+
+    return run
 
 
-def theirs(net: GPT2LMHeadModel, B: int) -> None:
-    """The same with `transformers`."""
-    ids = torch.zeros(B, 1, dtype=torch.long)
-    net.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=True, top_k=0, pad_token_id=0)
+def transformers(net: GPT) -> Decoder:
+    """`generate` of `GPT2LMHeadModel` on our weights."""
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = CharTokenizer(map(chr, range(32, 32 + SHAPE["vocab_size"])))
+    entry = {"network": "GPT", "config": asdict(net.config), "tokenizer": tokenizer.to_dict()}
+    state = {PREFIX + name: tensor for name, tensor in net.state_dict().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        export_huggingface({KEY: entry, "state_dict": state}, folder)
+        peer = AutoModelForCausalLM.from_pretrained(folder).eval()
+    options = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
+    return lambda ids: peer.generate(ids, attention_mask=torch.ones_like(ids), **options)
 
 
-def rate(run: Callable[[], None], B: int) -> float:
-    """Tokens per second of one call."""
+def nanogpt(clone: Path) -> Decoder:
+    """`generate` of the model.py in a clone of nanoGPT, which has no cache."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", clone / "model.py")
+    assert spec is not None and spec.loader is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    net = module.GPT(module.GPTConfig(**SHAPE, dropout=0.0, bias=True)).eval()
+    return lambda ids: net.generate(ids, NEW)
+
+
+def contestants(clone: Path | None) -> dict[str, Decoder]:
+    """All that are timed, by name."""
+    torch.manual_seed(0)
+    net = GPT(GPTConfig.from_preset("gpt2", **SHAPE)).eval()
+    runs = {"ours": ours(net, cache=True), "transformers": transformers(net), "uncached": ours(net, cache=False)}
+    return runs | ({"nanogpt": nanogpt(clone)} if clone else {})
+
+
+def tokens_per_second(run: Decoder, ids: Tensor) -> float:
+    """Rate of one call, all rows counted."""
     start = time.perf_counter()
-    run()
-    return B * NEW / (time.perf_counter() - start)
+    run(ids)
+    return ids.size(0) * NEW / (time.perf_counter() - start)
 
 
-def measure(B: int, rounds: int) -> dict[str, list[float]]:
-    """Tokens per second of each contestant in each round."""
-    net = GPT(GPTConfig.from_preset("gpt2", vocab_size=V, **{"block_size": BLOCK, **SHAPE})).eval()
-    peer = GPT2LMHeadModel(
-        GPT2Config(vocab_size=V, n_positions=BLOCK, bos_token_id=0, eos_token_id=None, **SHAPE)
-    ).eval()
-    contestants: dict[str, Callable[[], None]] = {
-        "ours": lambda: ours(net, B, cache=True),
-        "transformers": lambda: theirs(peer, B),
-        "uncached": lambda: ours(net, B, cache=False),
-    }
-    rates: dict[str, list[float]] = {name: [] for name in contestants}
+def measure(runs: dict[str, Decoder], B: int, rounds: int) -> dict[str, float]:
+    """Print each round's rates of batch `B`; return the medians of our rate over each peer's, and of our rate."""
+    ids = torch.arange(B)[:, None]  # (B, 1)
+    assert torch.equal(runs["ours"](ids), runs["transformers"](ids)), "the same weights wrote other tokens"
+    rates: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
-        for name, run in contestants.items():
-            rates[name].append(rate(run, B))
-        print(f"batch {B:<3}", *(f"{name} {values[-1]:8.0f} tokens/s" for name, values in rates.items()), flush=True)
-    return rates
+        for name, run in runs.items():
+            rates[name].append(tokens_per_second(run, ids))
+        print(f"batch {B:<3}" + "".join(f"  {name} {rate[-1]:,.0f}" for name, rate in rates.items()), flush=True)
+    figures = {"tokens_per_second": round(statistics.median(rates["ours"]))}
+    for peer in list(runs)[1:]:
+        ratio = statistics.median(a / b for a, b in zip(rates["ours"], rates[peer], strict=True))
+        figures[f"over_{peer}"] = round(ratio, 3)
+        target = f" (target {TARGETS[peer]})" if peer in TARGETS else ""
+        print(f"batch {B}: {ratio:.2f} times {peer}{target}", flush=True)
+    return figures
 
 
 def main() -> None:
     """Measure batch 1 and 16."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--nanogpt", type=Path, help="folder of a clone of nanoGPT")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    figures = {}
-    for B in (1, 16):
-        rates = measure(B, options.rounds)
-        for peer, target in TARGETS.items():
-            ratio = statistics.median(a / b for a, b in zip(rates["ours"], rates[peer], strict=True))
-            figures[f"batch_{B}_over_{peer}"] = round(ratio, 2)
-            print(f"batch {B}: {ratio:.2f} times {peer} (target {target})")
-    print(json.dumps(figures))
+    with torch.inference_mode():
+        runs = contestants(options.nanogpt)
+        figures = {f"batch_{B}": measure(runs, B, options.rounds) for B in (1, 16)}
+    print(json.dumps({"benchmark": "generate", "threads": options.threads, "torch": torch.__version__, **figures}))
 
 
 if __name__ == "__main__":
