@@ -10,7 +10,7 @@ token and layer: Korthikanti et al. 2022, without the attention scores that SDPA
 import torch
 
 from lit_gpt.callbacks.throughput import PEAK_FLOPS
-from lit_gpt.model import GPT, PRESETS, GPTConfig
+from lit_gpt.model import GPT, GPTConfig
 
 MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "llama", "modern")
 DEVICES = ("RTX 4090", "A100", "H100")

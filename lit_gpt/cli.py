@@ -56,6 +56,7 @@ Matmul = Literal["highest", "high", "medium"]
 
 #: Lightning's warnings that do not apply: our loaders are fast without workers, and batches are dicts of one size.
 NOT_FOR_US = (
+    ".*isinstance.treespec, LeafSpec.. is deprecated.*",
     ".*does not have many workers.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*The number of training batches .* is smaller than the logging interval.*",
