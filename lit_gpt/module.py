@@ -232,6 +232,11 @@ class LitLanguageModel(LightningModule):
     def on_load_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
         """Refuse files that are not ours, of a newer format, or with another tokenizer than the data's."""
         checkpoint.check(checkpoint_)
+        if "optimizer_states" not in checkpoint_ and self._trainer is not None and self._trainer.state.fn == "fit":
+            raise UserError(
+                "the checkpoint holds weights alone, so there is no run to go on with: start a new one from them with "
+                "--model.init_from instead of --ckpt_path."
+            )
         data = self._data()
         here = getattr(data, "fingerprints", {}).get("tokenizer")
         stored = checkpoint_[checkpoint.KEY]["fingerprints"].get("tokenizer")

@@ -116,6 +116,14 @@ def test_the_fine_tuning_config_trains(fit: Fit, tmp_path: Path) -> None:
 # Weights that a run starts from
 
 
+def test_an_imported_checkpoint_is_no_run_to_resume(fit: Fit, tmp_path: Path) -> None:
+    exported(tmp_path / "hf", n_embd=16)
+    run("import", ["--source", str(tmp_path / "hf"), "--out", "imported.ckpt"])
+    data = ["--data", "BPEDataModule", "--data.tokenizer", str(tmp_path / "hf" / "tokenizer.json")]
+    with pytest.raises(UserError, match=r"holds weights alone.*--model\.init_from instead of --ckpt_path"):
+        fit("--preset", "gpt2", *data, "--ckpt_path", "imported.ckpt")
+
+
 def test_fewer_positions_and_another_padding(tmp_path: Path) -> None:
     theirs = exported(tmp_path, pad_vocab_to=32)
     ours = GPT(small(block_size=8, pad_vocab_to=64, dropout=0.5, init="normal")).eval()
