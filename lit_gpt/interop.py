@@ -9,8 +9,6 @@ Needs the ``hf`` extra. What their architectures have to do with ours is in hugg
 
 import importlib.metadata
 import json
-import pickle
-import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -128,12 +126,13 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], State]:
 
 
 def _read_tensors(file: Path) -> State:
-    safetensors = _safetensors()
     try:
-        if file.suffix == ".safetensors":
-            return safetensors.load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, _damaged()) as error:
+        if file.suffix == ".bin":
+            return torch.load(file, map_location="cpu", weights_only=True)
+        return _safetensors().load_file(file)
+    except UserError:
+        raise
+    except Exception as error:  # the two libraries' own have nothing else in common
         raise UserError(f"{file} is damaged or cut short ({type(error).__name__}): use a complete copy.") from error
 
 
@@ -261,9 +260,3 @@ def _safetensors() -> Any:
     except ImportError:
         raise needs_hf_extra("The file model.safetensors") from None
     return safetensors.torch
-
-
-def _damaged() -> type[Exception]:
-    from safetensors import SafetensorError
-
-    return SafetensorError

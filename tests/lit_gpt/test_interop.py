@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -269,6 +270,23 @@ def test_tokenizers_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"holds no tokenizer\.json"):
         import_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(("module", "source"), [("safetensors.torch", "folder"), ("huggingface_hub", "gpt2")])
+def test_without_the_extra(module: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exported(tmp_path / "folder")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=r"needs the hf extra: pip install 'lit-gpt\[hf\]'"):
+        load_weights(source)
+
+
+def test_a_damaged_pickle(tmp_path: Path) -> None:
+    exported(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(b"PK" * 50)
+    with pytest.raises(UserError, match=r"pytorch_model\.bin is damaged or cut short"):
+        load_weights(tmp_path)
 
 
 # The hub
