@@ -136,6 +136,35 @@ def test_two_processes_equal_one_and_hand_over(tmp_path: Path, text: Path) -> No
             assert value == pytest.approx(other[key], abs=1e-5), key
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", ["padded", "packed"])
+def test_two_processes_equal_one_on_documents(tmp_path: Path, text: Path, rows: str) -> None:
+    flags = [*TINY, "--data", "HeadlinesDataModule", "--data.source", str(text), "--data.tokenizer", "char"]
+    flags += ["--data.rows", rows, "--trainer.max_steps", "20", "--trainer.val_check_interval", "10"]
+    for name, more in (("one", []), ("two", TWO)):
+        status, _, err = finish(lit_gpt("fit", *flags, "--name", name, *more, cwd=tmp_path))
+        assert status == 0, err
+    one, two = (losses(tmp_path / "logs" / name / "version_0") for name in ("one", "two"))
+    assert one == pytest.approx(two, abs=1e-5)
+    keys = [keys_of(tmp_path / "logs" / name / "version_0") for name in ("one", "two")]
+    assert keys[0] == keys[1]
+
+
+@pytest.mark.slow
+def test_compiled_checkpoints_have_the_same_keys(tmp_path: Path, text: Path) -> None:
+    for name, more in (("eager", []), ("compiled", ["--model.compile", "true"])):
+        flags = [*TINY, "--data.source", str(text), "--name", name, *more]
+        status, _, err = finish(lit_gpt("fit", *flags, cwd=tmp_path))
+        assert status == 0, err
+    eager, compiled = (tmp_path / "logs" / name / "version_0" for name in ("eager", "compiled"))
+    assert keys_of(eager) == keys_of(compiled)
+    assert losses(eager) == pytest.approx(losses(compiled), abs=1e-3)
+
+
+def keys_of(folder: Path) -> list[str]:
+    return list(torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
+
+
 def losses(folder: Path) -> dict[str, float]:
     lines = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
     names = lines[0]
