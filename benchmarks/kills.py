@@ -37,7 +37,7 @@ def flags(options: argparse.Namespace, text: Path) -> list[str]:
     ]
     given += ["--data.tokens_per_step=512", f"--data.micro_batch_size={8 // options.accumulation}"]
     given += [f"--model.optimizer.kind={options.optimizer}", f"--trainer.max_steps={options.steps}"]
-    given += ["--trainer.val_check_interval=20", "--checkpoint.every_n_steps=5", "--trainer.log_every_n_steps=1"]
+    given += ["--trainer.val_check_interval=40", "--checkpoint.every_n_steps=5", "--trainer.log_every_n_steps=1"]
     return [*given, "--trainer.accelerator=cpu", "--samples.max_new_tokens=0", "--trainer.limit_val_batches=4"]
 
 
@@ -55,17 +55,27 @@ def finish(process: "subprocess.Popen[bytes]") -> None:
 
 
 def kill_until_done(folder: Path, given: list[str], kills: int, rng: random.Random) -> list[int]:
-    """Kill `fit` that often and return the steps it had logged each time; then let it finish."""
-    steps = []
+    """Kill `fit` that often and return how many rows it had logged each time; then let it finish."""
+    rows = []
     log = folder / "logs" / "killed" / "version_0" / "metrics.csv"
     for _ in range(kills):
         process = start(folder, "killed", given)
-        time.sleep(rng.uniform(4.0, 9.0))
+        before = lines(log)
+        in_start_up = rng.random() < 0.1
+        while not in_start_up and lines(log) <= before and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 4 if in_start_up else 1))
+        assert process.poll() is None, "the run ended before its last kill: give more --steps"
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        steps.append(log.read_text().count("\n") if log.is_file() else 0)
+        rows.append(lines(log))
     finish(start(folder, "killed", given))
-    return steps
+    return rows
+
+
+def lines(path: Path) -> int:
+    """Lines of a text file, 0 where there is none."""
+    return path.read_text().count("\n") if path.is_file() else 0
 
 
 def differences(straight: Path, killed: Path) -> list[str]:
@@ -95,7 +105,7 @@ def main() -> None:
     """Run both, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--rows", choices=("windows", "padded", "packed"), default="windows")
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default="muon")
     parser.add_argument("--accumulation", type=int, default=2)

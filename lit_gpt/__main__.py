@@ -48,9 +48,10 @@ def main() -> None:
 def _guarded(arguments: list[str]) -> None:
     from datamodules.errors import UserError
 
-    # OpenMP's threads wait for each other by spinning; with anything else running on the machine that costs ten times
-    # the time of a step (docs/LOG.md). Read when torch is loaded, so it is set here.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP's threads wait for each other by spinning, which costs several times a step's time when anything else
+    # runs on the machine; a short spin, then sleep, is the fastest of three on a quiet one too (docs/LOG.md). Read when
+    # torch is loaded, so it is set here.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         _dispatch(arguments[0], arguments[1:])
     except UserError as error:
