@@ -6,18 +6,19 @@ Prints the seconds of a step of each, by round, and the median of the rounds' ra
 """
 
 import argparse
+import contextlib
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, LightningModule, Trainer
 
+from benchmarks.timing import StepTimer
 from datamodules import CharDataModule
 from lit_gpt.cli import run
 from lit_gpt.model import GPT, GPTConfig
@@ -32,27 +33,15 @@ TARGETS = {"0.8M": 1.10, "10.7M": 1.03}
 OPTIMIZER = {"lr": 1e-3, "weight_decay": 0.1, "betas": (0.9, 0.95)}
 
 
-class StepTimer(Callback):
-    """Notes the time at the end of every step."""
-
-    ends: list[float]
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the last run."""
-        StepTimer.ends = []
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Note the time."""
-        StepTimer.ends.append(time.perf_counter())
-
-
 def fit_seconds(shape: dict[str, int], rows: int, steps: int, folder: str) -> float:
     """Mean seconds of a step through `fit` with everything that is on by default."""
     flags = [f"--model.config.{name}={value}" for name, value in shape.items()]
     flags += [f"--data.tokens_per_step={rows * shape['block_size']}", f"--trainer.max_steps={steps + WARMUP}"]
     flags += ["--model.optimizer.kind=adamw", f"--model.optimizer.lr={OPTIMIZER['lr']}", f"--logs_dir={folder}"]
     flags += ["--model.optimizer.schedule=constant", "--trainer.gradient_clip_val=1.0", "--trainer.accelerator=cpu"]
-    run("fit", [*flags, "--trainer.val_check_interval=100000", "--trainer.callbacks+=benchmarks.overhead.StepTimer"])
+    flags += ["--trainer.val_check_interval=100000", "--trainer.callbacks+=benchmarks.timing.StepTimer"]
+    with contextlib.redirect_stdout(sys.stderr):
+        run("fit", flags)
     return (StepTimer.ends[-1] - StepTimer.ends[WARMUP - 1]) / steps
 
 
