@@ -49,7 +49,8 @@ def sentence(report: str, known: Iterable[str]) -> str:
 
 
 def _dotted(prefix: str, found: re.Match[str]) -> str:
-    parts = [prefix, found.groupdict().get("group") or "", found["key"]]
+    own = found["key"].startswith(f"{prefix}.") or found["key"] == prefix
+    parts = ["" if own else prefix, found.groupdict().get("group") or "", found["key"]]
     key = ".".join(part for part in parts if part)
     return key.replace("init_args.", "")
 

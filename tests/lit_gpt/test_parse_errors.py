@@ -1,0 +1,35 @@
+"""One sentence out of a parser's report, whatever its form."""
+
+import pytest
+
+from lit_gpt.parse_errors import sentence
+
+KNOWN = ["model.config.n_layer", "trainer.max_steps", "format", "source"]
+SLOT = 'Parser key "model":\n  Does not validate against any of the Union subtypes\n  Errors:\n    - Problem:\n        '
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        (
+            "unrecognized arguments: --trainer.max_stps 3",
+            "'trainer.max_stps' is unknown: did you mean trainer.max_steps?",
+        ),
+        (SLOT + "unrecognized arguments: --config.n_layr=4", "did you mean model.config.n_layer?"),
+        (SLOT + "Group 'config' does not accept option 'n_layr'", "'model.config.n_layr' is unknown"),
+        (
+            SLOT + "Parser key \"config.n_layer\":\n Expected a <class 'int'>. Got value: x",
+            "cannot be 'x': give an int.",
+        ),
+        (
+            "Parser key \"format\":\n  Expected a typing.Literal['a', 'b']. Got value: c",
+            "'format' cannot be 'c': use a, b.",
+        ),
+        ("the following arguments are required: train.source, train.out", "--source and --out must be given."),
+        ("Parser key \"config\": File does not exist: 'x.yaml'", "There is no configuration x.yaml"),
+    ],
+)
+def test_reports_become_sentences(report: str, expected: str) -> None:
+    found = sentence(report, KNOWN)
+    assert expected in found
+    assert "\n" not in found
