@@ -69,7 +69,7 @@ def test_a_signal_saves_and_leaves_with_its_status(tmp_path: Path, text: Path, n
 
 
 RESUMED = [
-    *("--trainer.max_steps", "40", "--trainer.val_check_interval", "10", "--checkpoint.every_n_steps", "4"),
+    *("--trainer.max_steps", "600", "--trainer.val_check_interval", "100", "--checkpoint.every_n_steps", "20"),
     *("--model.config.dropout", "0.2", "--model.optimizer.kind", "muon", "--data.micro_batch_size", "4"),
 ]
 
@@ -78,10 +78,11 @@ def test_killed_three_times_and_resumed_equals_straight(tmp_path: Path, text: Pa
     flags = [*TINY, "--data.source", str(text), *RESUMED]
     assert finish(lit_gpt("fit", *flags, "--name", "straight", cwd=tmp_path))[0] == 0
     killed = tmp_path / "logs" / "killed" / "version_0"
-    for lines in (8, 20, 34):
+    for lines in (150, 450, 750):  # of 1,200: a late kill must not find the run at its end
         process = lit_gpt("fit", *flags, "--name", "killed", "--resume", "auto", cwd=tmp_path)
-        while process.poll() is None and steps_logged(killed) < lines:
-            time.sleep(0.01)
+        while process.poll() is None and lines_logged(killed) < lines:
+            time.sleep(0.005)
+        assert process.poll() is None, "the run ended before it was killed"
         process.send_signal(signal.SIGKILL)
         process.communicate()
     status, out, err = finish(lit_gpt("fit", *flags, "--name", "killed", "--resume", "auto", cwd=tmp_path))
@@ -91,7 +92,7 @@ def test_killed_three_times_and_resumed_equals_straight(tmp_path: Path, text: Pa
     same_ends(tmp_path / "logs" / "straight" / "version_0", killed)
 
 
-def steps_logged(folder: Path) -> int:
+def lines_logged(folder: Path) -> int:
     path = folder / "metrics.csv"
     return path.read_text().count("\n") if path.is_file() else 0
 
