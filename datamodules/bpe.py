@@ -6,7 +6,6 @@ from datamodules.base import TextDataModule
 from datamodules.errors import UserError
 from datamodules.prepare import Kind, NewTokenizer, Recipe
 from datamodules.sources import Documents, Source, open_source
-from datamodules.splitting import Split
 from datamodules.tokenizers import PatternName, Tokenizer, open_tokenizer
 
 
@@ -82,17 +81,10 @@ class BPEDataModule(TextDataModule):
 
     def recipe(self) -> Recipe:
         """The text cut at character positions."""
-        return Recipe(
-            source=self._open(self.source),
-            tokenizer=choose_tokenizer(
-                self.tokenizer_name, self.wanted_vocab_size, self.train_tokenizer_on, self.pattern
-            ),
-            split=Split(
-                val=0.0 if self.val_source else self.val_fraction,
-                test=0.0 if self.test_source else self.test_fraction,
-            ),
-            val_source=self._open(self.val_source) if self.val_source else None,
-            test_source=self._open(self.test_source) if self.test_source else None,
+        tokenizer = choose_tokenizer(self.tokenizer_name, self.wanted_vocab_size, self.train_tokenizer_on, self.pattern)
+        val, test = (self._open(spec) if spec else None for spec in (self.val_source, self.test_source))
+        return Recipe.contiguous(
+            tokenizer, (self._open(self.source), val, test), (self.val_fraction, self.test_fraction)
         )
 
     def open_predict_source(self, spec: str) -> Source:

@@ -5,7 +5,6 @@ from typing import Any, Literal
 from datamodules.base import TextDataModule
 from datamodules.prepare import NewTokenizer, Recipe
 from datamodules.sources import Source, open_source
-from datamodules.splitting import Split
 
 
 class CharDataModule(TextDataModule):
@@ -43,15 +42,10 @@ class CharDataModule(TextDataModule):
 
     def recipe(self) -> Recipe:
         """The text cut at character positions, and a vocabulary of all of it."""
-        return Recipe(
-            source=self._open(self.source),
-            tokenizer=NewTokenizer("char", train_on="all", eos=False, unknown=self.unknown),
-            split=Split(
-                val=0.0 if self.val_source else self.val_fraction,
-                test=0.0 if self.test_source else self.test_fraction,
-            ),
-            val_source=self._open(self.val_source) if self.val_source else None,
-            test_source=self._open(self.test_source) if self.test_source else None,
+        tokenizer = NewTokenizer("char", train_on="all", eos=False, unknown=self.unknown)
+        val, test = (self._open(spec) if spec else None for spec in (self.val_source, self.test_source))
+        return Recipe.contiguous(
+            tokenizer, (self._open(self.source), val, test), (self.val_fraction, self.test_fraction)
         )
 
     def open_predict_source(self, spec: str) -> Source:

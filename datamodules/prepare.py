@@ -68,6 +68,18 @@ class Recipe:
     test_source: Source | None = None
     joined: bool = True  # documents without end marks are one stream, each after the first on a new line
 
+    @classmethod
+    def contiguous(
+        cls,
+        tokenizer: Tokenizer | NewTokenizer,
+        sources: tuple[Source, Source | None, Source | None],
+        fractions: tuple[float, float],
+    ) -> "Recipe":
+        """Text cut at character positions; val and test are fractions of the source, or sources of their own."""
+        source, val, test = sources
+        split = Split(val=0.0 if val else fractions[0], test=0.0 if test else fractions[1])
+        return cls(source, tokenizer, split, val, test)
+
     @cached_property
     def data_fingerprint(self) -> str:
         """SHA-256 of the text of all splits; reads every source once."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-IGNORE = -100
+from lit_gpt.loss import IGNORE
 
 
 @dataclass
