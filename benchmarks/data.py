@@ -78,7 +78,7 @@ def sentence(folder: Path) -> dict[str, object]:
     (folder / "sentence.txt").write_text(SENTENCE)
     options = {"tokenizer": "gpt2", "block_size": 4, "stride": 1, "val_fraction": 0.0, "cache_dir": str(folder / "one")}
     data = _ready(BPEDataModule(str(folder / "sentence.txt"), **options))  # type: ignore[arg-type]
-    batch = data.make_rows("train", seed=0).batch(0, np.arange(3))
+    batch = data.make_rows("train", training=True).batch(0, np.arange(3))
     print(f"{SENTENCE!r}, gpt2, block 4, stride 1:")
     for x, y, mask in zip(batch["input_ids"], batch["targets"], batch["attention_mask"], strict=True):
         print(f"  {x.tolist()} -> {y.tolist()}  {mask.tolist()}")

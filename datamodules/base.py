@@ -38,11 +38,13 @@ class TextDataModule(LightningDataModule):
         tokens_per_step: tokens of an optimizer step over all processes; None is 32 rows.
         micro_batch_size: rows of one process in one forward pass; None is all of the process's rows of a step.
         rows: how text becomes rows: ``windows``, ``padded`` or ``packed``; None is what the class is for.
-        stride: distance of two training windows; None puts them side by side from a random offset in each epoch.
+        stride: distance of two training windows; None puts them side by side, from a random offset if shuffled.
+        shuffle: whether training rows come in another order in each epoch; if not, they follow the text from its first
+            token on, in every epoch alike: without random offset, batch after batch.
         mask_first: training targets at the start of each window (or document) that are left out of the loss.
         train_eval_rows: rows of the training split that are evaluated too; None is as many as the validation split has.
         predict_source: the text that ``predict`` scores; None is the validation split.
-        seed: decides the order of the training rows, with the epoch.
+        seed: decides the order of shuffled training rows, with the epoch.
         num_workers: processes that build batches; 0 builds them in this one.
         cache_dir: where token stores are kept; None is ``$XDG_CACHE_HOME/lit_gpt`` or ``~/.cache/lit_gpt``.
     """
@@ -62,6 +64,7 @@ class TextDataModule(LightningDataModule):
         micro_batch_size: int | None = None,
         rows: RowKind | None = None,
         stride: int | None = None,
+        shuffle: bool = True,
         mask_first: int = 0,
         train_eval_rows: int | None = None,
         predict_source: str | None = None,
@@ -73,6 +76,7 @@ class TextDataModule(LightningDataModule):
         self.block_size = block_size
         self.tokens_per_step, self.micro_batch_size = tokens_per_step, micro_batch_size
         self.rows, self.stride, self.mask_first = rows or self.default_rows, stride, mask_first
+        self.shuffle = shuffle
         self.train_eval_rows, self.predict_source = train_eval_rows, predict_source
         self.seed, self.num_workers, self.cache_dir = seed, num_workers, cache_dir
         self._given: Tokenizer | None = None
@@ -118,7 +122,7 @@ class TextDataModule(LightningDataModule):
 
     def train_dataloader(self) -> BatchLoader:
         """Micro-batches of the epoch; the same few rows over and over under ``overfit_batches``."""
-        rows = self.make_rows("train", self.seed)
+        rows = self.make_rows("train", training=True)
         dataset = MicroBatches(rows, self._share(rows.count))
         fixed = bool(getattr(self.trainer, "overfit_batches", 0))
         return (BatchLoader if fixed else TrainLoader)(dataset, self.num_workers)
@@ -212,9 +216,9 @@ class TextDataModule(LightningDataModule):
                     f"{needed} (block_size {self._size} + 1): give more text, a smaller block_size or another split."
                 )
 
-    def make_rows(self, split: str, seed: int | None = None) -> Rows:
-        """The split cut into rows: for training with a seed, for evaluation without."""
-        store, training = self.stores[split], seed is not None
+    def make_rows(self, split: str, training: bool = False) -> Rows:
+        """The split cut into rows, for training or for evaluation."""
+        store, seed = self.stores[split], self.seed if training and self.shuffle else None
         mask_first = self.mask_first if training else 0
         if self.rows == "windows":
             return Windows(store, self._size, self.stride if training else None, seed, mask_first)

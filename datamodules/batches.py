@@ -28,7 +28,7 @@ class Rows(ABC):
     Args:
         store: the split.
         block_size: T.
-        seed: None for evaluation: no shuffling and no offset, each target scored once.
+        seed: None for evaluation and ordered training: no shuffling and no offset, each target scored once.
         mask_first: targets at the start of each row (or document) that are left out of the loss.
     """
 
@@ -45,7 +45,7 @@ class Rows(ABC):
         """Builds the given rows (B,) of an epoch; -1 is an empty row, in which nothing is scored."""
 
     def offset(self, epoch: int) -> int:
-        """Length of the first row, 1 to T: where the epoch's cuts lie. T, that is no offset, in evaluation."""
+        """Length of the first row, 1 to T: where the epoch's cuts lie. T, that is no offset, without a seed."""
         if self.seed is None:
             return self.block_size
         return 1 + int(random_words(self.seed, epoch, _OFFSET, words=1)[0] % np.uint64(self.block_size))
@@ -84,7 +84,7 @@ class Windows(Rows):
         store: the split.
         block_size: T.
         stride: distance of two windows, 1 to T, starting at 0 in every epoch; the last one is clipped at the end. None:
-            windows side by side, from another random offset in each epoch, so that every target is scored exactly once.
+            windows side by side, with a seed from another offset in each epoch: every target is scored exactly once.
         seed: as in `Rows`.
         mask_first: as in `Rows`, of each window.
     """

@@ -117,6 +117,23 @@ def test_every_target_is_scored_exactly_once_with_its_own_input(
 
 
 @settings(deadline=None, max_examples=40)
+@given(n=st.integers(2, 300), block_size=st.integers(1, 17), rows_per_batch=st.integers(1, 9))
+def test_without_a_seed_every_epoch_is_the_text_in_its_order(
+    tmp_path_factory: pytest.TempPathFactory, n: int, block_size: int, rows_per_batch: int
+) -> None:
+    rows = Windows(store_of(tmp_path_factory.mktemp("store"), [n], None), block_size)
+    first, later = (batches_of(rows, rows_per_batch, rows_per_batch, 1, epoch) for epoch in (0, 7))
+    for i, ((batch,), (same,)) in enumerate(zip(first, later, strict=True)):
+        assert all(torch.equal(batch[name], same[name]) for name in batch)
+        for b in range(rows_per_batch):
+            start = (i * rows_per_batch + b) * block_size  # token number k of the store is k + 1
+            length = min(max(n - 1 - start, 0), block_size)
+            assert batch["input_ids"][b, :length].tolist() == list(range(start + 1, start + 1 + length))
+            assert batch["attention_mask"][b].tolist() == [True] * length + [False] * (block_size - length)
+    assert scored(first)[0] == Counter(range(2, n + 1))
+
+
+@settings(deadline=None, max_examples=40)
 @given(n=st.integers(2, 60), block_size=st.integers(1, 17), stride=st.integers(1, 17), seed=st.integers(0, 9))
 def test_strided_windows_start_at_every_multiple_and_reach_the_end(
     tmp_path_factory: pytest.TempPathFactory, n: int, block_size: int, stride: int, seed: int

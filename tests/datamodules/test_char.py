@@ -104,6 +104,19 @@ def test_accumulation_makes_the_step_and_validation_counts_steps(
     assert (trainer.accumulate_grad_batches, trainer.val_check_interval) == (4, 16)
 
 
+def test_without_shuffling_training_follows_the_text_in_every_epoch(
+    text: str, recorder: Callable, make_trainer: Callable
+) -> None:
+    module, data = recorder(block_size=8), CharDataModule(text, tokens_per_step=32, shuffle=False)
+    make_trainer(max_epochs=2).fit(module, datamodule=data)
+    ids = data.tokenizer.encode(LETTERS)[:360]
+    assert scored(module.seen["train"]) == ids[1:] * 2
+    half = len(module.seen["train"]) // 2
+    for i, batch in enumerate(module.seen["train"][:half]):
+        starts = [(i * 4 + row) * 8 for row in range(4) if (i * 4 + row) * 8 < 359]
+        assert batch["input_ids"][: len(starts), 0].tolist() == [ids[start] for start in starts]
+
+
 def test_overfitting_sees_the_same_batches_in_each_epoch(text: str, recorder: Callable, make_trainer: Callable) -> None:
     module = recorder(block_size=8)
     make_trainer(max_epochs=3, overfit_batches=2).fit(module, datamodule=CharDataModule(text, tokens_per_step=16))

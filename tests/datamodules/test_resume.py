@@ -18,6 +18,7 @@ from datamodules.tokens import TokenStore
 ROOT = Path(__file__).parents[2]
 KINDS: dict[str, Callable[[TokenStore], Rows]] = {
     "windows": lambda store: Windows(store, 8, seed=3),
+    "ordered": lambda store: Windows(store, 8),
     "strided": lambda store: Windows(store, 8, stride=3, seed=3),
     "padded": lambda store: Padded(store, 8, seed=3),
     "packed": lambda store: Packed(store, 8, seed=3),
