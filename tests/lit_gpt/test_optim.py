@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from lit_gpt import optim
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.optim import (
     OptimizerConfig,
@@ -76,7 +77,8 @@ def test_adamw_equals_torch(fused: bool) -> None:
 
 
 @pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])
-def test_muon_equals_torch_on_single_matrices(shape: tuple[int, int]) -> None:
+def test_muon_equals_torch_on_single_matrices(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optim, "has_bfloat16", lambda _: True)  # torch's own always takes bfloat16
     torch.manual_seed(0)
     ours, theirs = nn.Linear(*shape, bias=False), nn.Linear(*shape, bias=False)
     theirs.load_state_dict(ours.state_dict())
@@ -91,9 +93,13 @@ def test_muon_equals_torch_on_single_matrices(shape: tuple[int, int]) -> None:
     torch.testing.assert_close(ours.weight, theirs.weight, rtol=0, atol=2e-3 * 0.02 * 5)
 
 
-def test_orthogonalize_brings_singular_values_near_one() -> None:
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_orthogonalize_brings_singular_values_near_one(bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optim, "has_bfloat16", lambda _: bfloat16)
     torch.manual_seed(0)
-    values = torch.linalg.svdvals(orthogonalize(torch.randn(3, 32, 16)).float())
+    update = orthogonalize(torch.randn(3, 32, 16))
+    assert update.dtype == (torch.bfloat16 if bfloat16 else torch.float32)
+    values = torch.linalg.svdvals(update.float())
     assert values.min() > 0.5
     assert values.max() < 1.4
 
