@@ -190,7 +190,7 @@ class TextDataModule(LightningDataModule):
 
     def _need(self, split: str) -> None:
         if split not in self.stores:
-            raise UserError(f"There is no {split} split: set {split}_fraction.")
+            raise UserError(f"There is no {split} split: set {split}_fraction or {split}_source.")
 
     def _block_size_of_model(self) -> int:
         module = self.trainer.lightning_module if self.trainer is not None else None

@@ -13,13 +13,24 @@ from datamodules.tokens import TokenStore
 class ScoredText:
     """What one evaluation pass scores: ``tokens`` targets, ``end_marks`` of them end marks, and the text behind them.
 
-    ``chars`` and ``bytes`` (UTF-8) are of the raw text, with one newline for each end mark.
+    ``chars`` and ``bytes`` (UTF-8) are of the raw text, with one newline for each end mark. ``coverage`` is the share
+    of the split that the headline challenge's original convention would score (see `challenge_coverage`), or None.
     """
 
     tokens: int
     chars: int
     bytes: int
     end_marks: int
+    coverage: float | None = None
+
+
+def challenge_coverage(tokens: int, step: int) -> float:
+    """Share of a split of ``tokens`` that the original convention of the headline challenge scores.
+
+    It takes whole spans of ``step`` targets (a batch), each one token further than the end of the last, and leaves out
+    the rest: with a large enough batch, everything.
+    """
+    return tokens // (step + 1) * step / tokens
 
 
 def scored_split(store: TokenStore, tokenizer: Tokenizer) -> ScoredText:

@@ -93,6 +93,31 @@ def test_predictions_know_their_document(lines: str) -> None:
     assert seen == list(range(20))
 
 
+def test_other_sources_validate_whole_and_nothing_is_taken_from_the_training_text(lines: str, tmp_path: Path) -> None:
+    (tmp_path / "val.txt").write_text("one\ntwo\ntwo\n")
+    (tmp_path / "test.txt").write_text("three")
+    others = {"val_source": str(tmp_path / "val.txt"), "test_source": str(tmp_path / "test.txt")}
+    data = module(lines, split="shuffle", deduplicate=True, **others)
+    assert documents(data, "train") == list(dict.fromkeys(title.strip() for title in TITLES))
+    assert documents(data, "val") == ["one", "two", "two"]
+    assert documents(data, "test") == ["three"]
+    half = module(lines, val_source=others["val_source"], test_fraction=0.1)
+    assert (len(documents(half, "train")), documents(half, "val")) == (180, ["one", "two", "two"])
+    with pytest.raises(UserError, match="val_source and val_documents=3 contradict"):
+        module(lines, val_source=others["val_source"], val_documents=3)
+
+
+@pytest.mark.parametrize(("rows_per_step", "scored"), [(1, 2016), (4, 2048), (40, 1280), (128, 0)])
+def test_coverage_is_the_share_that_whole_spans_of_a_batch_reach(lines: str, rows_per_step: int, scored: int) -> None:
+    (Path(lines).parent / "val.txt").write_text("abcdefghi\n" * 208)
+    data = module(lines, val_source=str(Path(lines).parent / "val.txt"), tokens_per_step=32 * rows_per_step)
+    n = 208 * 10 + 1
+    spans = range(0, n - 32 * rows_per_step, 32 * rows_per_step + 1)  # of a step's targets and the input before them
+    assert len(spans) * 32 * rows_per_step == scored
+    assert data.scored_text("val").coverage == pytest.approx(scored / n)
+    assert data.scored_text("train_eval").coverage is None
+
+
 def test_a_split_by_documents_needs_enough_of_them(lines: str) -> None:
     with pytest.raises(UserError, match="leave nothing to train on"):
         module(lines, val_documents=200)
