@@ -73,7 +73,17 @@ def per_text(nats: float, tokens: float, text: ScoredText) -> dict[str, float]:
     """Loss in units that do not depend on the tokenizer: bits per UTF-8 byte and nats per character of the raw text.
 
     When only a part of the split was scored (``--trainer.limit_val_batches``), the text counts in proportion to its
-    tokens.
+    tokens. A text with a ``coverage`` adds the figures of the headline challenge, see `_challenge`.
     """
     whole_nats = nats * text.tokens / tokens
-    return {"bpb": whole_nats / math.log(2) / text.bytes, "nats_per_char": whole_nats / text.chars}
+    figures = {"bpb": whole_nats / math.log(2) / text.bytes, "nats_per_char": whole_nats / text.chars}
+    coverage = getattr(text, "coverage", None)
+    return figures if coverage is None else figures | _challenge(whole_nats, text, coverage)
+
+
+def _challenge(nats: float, text: ScoredText, coverage: float) -> dict[str, float]:
+    """Nats per character where each end mark, as ``<eos>``, is 5 characters long: over every token, and as the
+    challenge first counted, where the share ``coverage`` of the tokens is scored but all characters divide.
+    """
+    loss = nats / (text.chars + 4 * text.end_marks)  # text.chars holds one newline for each mark
+    return {"challenge_loss": loss, "challenge_loss_uncovered": loss * coverage, "challenge_coverage": coverage}

@@ -17,6 +17,9 @@ SHOWN = (
     ("val/top5", "top-5 {:.1%}"),
     ("val/nats_per_char", "{:.4f} nats/char"),
     ("val/bpb", "{:.4f} bits/byte"),
+    ("val/challenge_loss", "challenge {:.4f}"),
+    ("val/challenge_loss_uncovered", "as first counted {:.4f}"),
+    ("val/challenge_coverage", "at {:.1%} of the tokens"),
 )
 
 
