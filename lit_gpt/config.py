@@ -77,6 +77,12 @@ class GPTConfig:
     """Use the token embedding as the head's weight: pays when the vocabulary dominates the model's size."""
     qk_norm: bool = True
     """Normalise queries and keys to unit root mean square, which bounds the attention scores."""
+    attention_gate: bool = False
+    """Scale what each attention head found by 2 * sigmoid of a learned function of the token, so that a head can stay
+    silent (Qiu et al. 2025). The gate starts at 1, where the model is the one without it (not with init torch)."""
+    layer_scale: float | None = None
+    """Learn a factor for each channel of what attention and MLP add, from this initial value, such as 0.1 (Touvron et
+    al. 2021); null for none."""
     softcap: float | None = 15.0
     """Bound logits smoothly to +-softcap by softcap * tanh(logits / softcap)."""
     dropout: float = 0.0
@@ -147,6 +153,8 @@ class GPTConfig:
             yield f"dropout is {self.dropout}: give a probability, at least 0 and below 1."
         if self.softcap is not None and self.softcap <= 0:
             yield f"softcap is {self.softcap}: give a positive number, or null for none."
+        if self.layer_scale is not None and self.layer_scale <= 0:
+            yield f"layer_scale is {self.layer_scale}: give a positive number, such as 0.1, or null for none."
         if self.rope_base <= 1:
             yield f"rope_base is {self.rope_base}: give more than 1, usually 10000."
         if self.position_std < 0:

@@ -39,7 +39,13 @@ class Family:
     """Weights of blocks are (in, out): GPT-2's Conv1D."""
 
 
-SAME = {"qk_norm": (False,), "softcap": (None,), "bias_head": (False,)}
+SAME = {
+    "qk_norm": (False,),
+    "softcap": (None,),
+    "bias_head": (False,),
+    "attention_gate": (False,),
+    "layer_scale": (None,),
+}
 GPT2 = Family(
     model_type="gpt2",
     architecture="GPT2LMHeadModel",

@@ -11,6 +11,8 @@ Every option is a field of `GPTConfig` in config.py. Nothing here knows of Light
 Shape letters: B rows, T time, C channels, H heads, D head size, V vocabulary.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,8 +40,12 @@ def _norm(config: GPTConfig) -> nn.Module:
     return nn.LayerNorm(config.n_embd, eps=1e-5, elementwise_affine=config.norm_gain, bias=config.bias)
 
 
+def _layer_scale(config: GPTConfig) -> nn.Parameter | None:
+    return None if config.layer_scale is None else nn.Parameter(torch.full((config.n_embd,), config.layer_scale))
+
+
 class Attention(nn.Module):
-    """Causal self-attention with grouped key/value heads, RoPE and QK-norm."""
+    """Causal self-attention with grouped key/value heads, RoPE, QK-norm and a gate on what each head found."""
 
     def __init__(self, config: GPTConfig) -> None:
         """One projection `qkv` gives H query, H_kv key and H_kv value heads, in this order; `proj` mixes the result."""
@@ -48,6 +54,7 @@ class Attention(nn.Module):
         self.heads = config.n_head, config.kv_heads, config.kv_heads
         self.qkv = nn.Linear(config.n_embd, sum(self.heads) * config.head_size, bias=config.bias_qkv)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.gate = nn.Linear(config.n_embd, config.n_head, bias=False) if config.attention_gate else None
 
     def forward(self, x: Tensor, by: Rotation | None, mask: Mask, cache: LayerCache | None) -> Tensor:
         """(B, T, C) to (B, T, C)."""
@@ -63,7 +70,10 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.append(k, v)
         y = attention(q, k, v, mask=mask, dropout=self.config.dropout if self.training else 0.0)
-        return self.proj(y.transpose(1, 2).reshape(B, T, C))
+        y = y.transpose(1, 2)  # (B, T, H, D)
+        if self.gate is not None:
+            y = y * (2 * self.gate(x).sigmoid())[..., None]
+        return self.proj(y.reshape(B, T, C))
 
 
 class MLP(nn.Module):
@@ -100,20 +110,24 @@ class Block(nn.Module):
     """Attention, then MLP, each on the normalised stream and added to it."""
 
     def __init__(self, config: GPTConfig) -> None:
-        """Dropout applies to what each half adds."""
+        """Dropout applies to what each half adds, after its scale (Touvron et al. 2021)."""
         super().__init__()
         self.norm1 = _norm(config)
         self.attn = Attention(config)
         self.norm2 = _norm(config)
         self.mlp = MLP(config)
+        self.scale1, self.scale2 = _layer_scale(config), _layer_scale(config)
         self.dropout = config.dropout
 
     def forward(
         self, x: Tensor, by: Rotation | None = None, mask: Mask = None, cache: LayerCache | None = None
     ) -> Tensor:
         """(B, T, C) to (B, T, C)."""
-        x = x + F.dropout(self.attn(self.norm1(x), by, mask, cache), self.dropout, self.training)
-        return x + F.dropout(self.mlp(self.norm2(x)), self.dropout, self.training)
+        x = x + self._scaled(self.attn(self.norm1(x), by, mask, cache), self.scale1)
+        return x + self._scaled(self.mlp(self.norm2(x)), self.scale2)
+
+    def _scaled(self, y: Tensor, scale: Tensor | None) -> Tensor:
+        return F.dropout(y if scale is None else y * scale, self.dropout, self.training)
 
 
 class GPT(nn.Module):
@@ -131,16 +145,9 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_rows, bias=config.bias_head) if untied else None
         self.reset_parameters()
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        *,
-        attention_mask: Tensor | None = None,
-        document_ids: Tensor | None = None,
-        cache: KVCache | None = None,
-    ) -> Tensor:
+    def forward(self, input_ids: Tensor, **context: Any) -> Tensor:
         """Logits of the next token at every position, (B, T, V). Arguments are those of `hidden`."""
-        return self.head(self.hidden(input_ids, attention_mask=attention_mask, document_ids=document_ids, cache=cache))
+        return self.head(self.hidden(input_ids, **context))
 
     def hidden(
         self,
@@ -216,6 +223,9 @@ class GPT(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+        for module in self.blocks.modules():
+            if isinstance(module, Attention) and module.gate is not None:
+                nn.init.zeros_(module.gate.weight)
         if self.wpe is not None:
             nn.init.normal_(self.wpe.weight, std=self.config.position_std)
         self._scale_outputs()
@@ -226,12 +236,10 @@ class GPT(nn.Module):
         for module in self.blocks.modules():
             if isinstance(module, Attention | MLP):
                 module.proj.weight.mul_(factor)
-        if self.config.init != "zero_proj":
-            return
-        if self.lm_head is not None:
+        if self.lm_head is not None and not factor:
             nn.init.zeros_(self.lm_head.weight)
-        else:
-            # Blocks add nothing yet, so a tied head scores the token itself std * n_embd: keep that at 1.
+        if self.lm_head is None and (not factor or self.config.layer_scale is not None):
+            # Blocks add little or nothing yet, so a tied head scores the token itself std * n_embd: keep that at 1.
             nn.init.normal_(self.wte.weight, std=1 / self.config.n_embd)
 
     def _flex_allowed(self, input_ids: Tensor) -> bool:

@@ -189,6 +189,8 @@ def test_every_gpt_is_safetensors(preset: str, tmp_path: Path) -> None:
         ("llama", {"activation": "relu2"}, "activation relu2 .* needs activation swiglu"),
         ("llama", {"qk_norm": True}, "qk_norm true .* needs qk_norm false"),
         ("llama", {"softcap": 15.0}, "softcap 15.0 .* needs softcap null"),
+        ("llama", {"attention_gate": True}, "attention_gate true .* needs attention_gate false"),
+        ("gpt2", {"layer_scale": 0.1}, "layer_scale 0.1 .* needs layer_scale null"),
         ("llama", {"bias_head": True}, "bias_head true .* needs bias_head false"),
         ("modern", {}, "activation relu2, qk_norm true, softcap 15.0 .* safetensors"),
     ],

@@ -20,6 +20,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "classic": CLASSIC,
     "llama": LLAMA,
     "both positions": {"learned_positions": True, "tied_head": True, "pad_vocab_to": 64},
+    "gated and scaled": {"attention_gate": True, "layer_scale": 0.5},
 }
 EVERY_ARCHITECTURE = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
 
@@ -78,6 +79,7 @@ INITIAL = [
     for more in (
         {},
         {"norm": "layernorm", "norm_gain": True, "learned_positions": True, "rope": False, "softcap": None},
+        {"attention_gate": True, "layer_scale": 0.1},
     )
     if not (init == "torch" and tied)
 ]
@@ -130,6 +132,11 @@ def test_flops_of_gpt2_match_a_hand_count() -> None:
     weights = 12 * 12 * 768**2 + 50257 * 768  # 84,934,656 in blocks, 38,597,376 in the head
     assert net.flops_per_token() == 6 * weights + 12 * 12 * 768 * 1024
     assert net.flops_per_token(256) == 6 * weights + 12 * 12 * 768 * 256
+
+
+def test_flops_of_the_gate_are_those_of_its_weights() -> None:
+    plain, gated = small(), small(attention_gate=True, layer_scale=0.1)
+    assert gated.flops_per_token() - plain.flops_per_token() == 6 * 2 * 4 * 32  # layers, heads, channels
 
 
 NOVEL = {**GPT2, "vocab_size": 84, "block_size": 256, "tied_head": False, "bias_head": True, "init": "torch"}
@@ -205,6 +212,32 @@ def test_grouped_heads_equal_repeated_heads() -> None:
     torch.testing.assert_close(grouped(ids), full(ids))
 
 
+@pytest.mark.parametrize("init", ["gpt2", "normal", "zero_proj"])
+def test_a_fresh_gate_changes_nothing_and_layer_scales_start_at_their_value(init: str) -> None:
+    size = {"block_size": 32, "vocab_size": 37, "n_layer": 2, "n_head": 4, "n_embd": 32, "init": init}
+    gated, plain = GPT(GPTConfig(**size, attention_gate=True)), GPT(GPTConfig(**size))
+    missing = plain.load_state_dict({k: v for k, v in gated.state_dict().items() if "attn.gate" not in k})
+    assert not missing.missing_keys
+    assert torch.equal(gated(tokens(2, 20)), plain(tokens(2, 20)))
+    scales = [p for name, p in GPT(GPTConfig(**size, layer_scale=0.1)).named_parameters() if "scale" in name]
+    assert [p.shape for p in scales] == [(32,)] * 4
+    assert all((p == 0.1).all() for p in scales)
+
+
+def test_a_gate_multiplies_each_head_by_0_to_2_and_a_scale_each_channel() -> None:
+    net, ids = small(attention_gate=True, layer_scale=0.5), tokens(2, 20)
+    equal, weights = small(), {name: value.clone() for name, value in net.state_dict().items()}
+    with torch.no_grad():
+        for i, block in enumerate(net.blocks):
+            block.attn.gate.register_forward_hook(lambda m, x, y: torch.tensor([100.0, -100, -100, -100]).expand_as(y))
+            block.scale1.copy_(torch.linspace(0.1, 1, 32))
+            proj = f"blocks.{i}.attn.proj.weight"
+            weights[proj] *= block.scale1[:, None] * torch.tensor([2.0, 0, 0, 0]).repeat_interleave(8)
+            weights[f"blocks.{i}.mlp.proj.weight"] *= 0.5
+    equal.load_state_dict({k: v for k, v in weights.items() if "gate" not in k and "scale" not in k})
+    torch.testing.assert_close(net(ids), equal(ids))
+
+
 def test_activation_checkpointing_changes_no_gradient() -> None:
     ids = tokens(2, 16)
     gradients = []
@@ -260,6 +293,7 @@ def test_weights_are_named_plainly_and_nothing_else_is_saved() -> None:
         ({"dropout": 1.0}, "dropout is 1.0: give a probability"),
         ({"softcap": 0.0}, "softcap is 0.0: give a positive number"),
         ({"rope_base": 1.0}, "rope_base is 1.0"),
+        ({"layer_scale": 0.0}, "layer_scale is 0.0: give a positive number, such as 0.1, or null"),
         ({"position_std": -1.0}, "position_std is -1.0"),
     ],
 )

@@ -35,6 +35,7 @@ SHAPES = [
     {"tied_head": True},
     {"norm": "layernorm", "norm_gain": True, "bias": True, "bias_qkv": True, "learned_positions": True},
     {"activation": "swiglu", "bias_head": True},
+    {"attention_gate": True, "layer_scale": 0.1},
 ]
 
 
