@@ -10,15 +10,16 @@ if TYPE_CHECKING:
     from lit_gpt.checkpoint import load
     from lit_gpt.config import GPTConfig
     from lit_gpt.model import GPT
-    from lit_gpt.module import LitBigram, LitGPT
+    from lit_gpt.module_bigram import LitBigram
+    from lit_gpt.module_gpt import LitGPT
     from lit_gpt.optim import OptimizerConfig
 
 _HOMES = {
     "GPT": "model",
     "GPTConfig": "config",
     "BigramConfig": "bigram",
-    "LitGPT": "module",
-    "LitBigram": "module",
+    "LitGPT": "module_gpt",
+    "LitBigram": "module_bigram",
     "OptimizerConfig": "optim",
     "load": "checkpoint",
 }

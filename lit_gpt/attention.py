@@ -105,6 +105,7 @@ def _document_blocks(document_ids: Tensor) -> BlockMask:
     B, T = document_ids.shape
 
     def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        """Whether a query sees a key: both are places in row b."""
         return (key <= query) & (document_ids[b, query] == document_ids[b, key])
 
     return create_block_mask(visible, B, None, T, T, device=str(document_ids.device))

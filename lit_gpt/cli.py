@@ -23,7 +23,7 @@ from datamodules import BPEDataModule, CharDataModule, HeadlinesDataModule
 from datamodules.errors import UserError
 from datamodules.files import write_text
 from datamodules.tokenizers import tokenizer_from_dict
-from lit_gpt import checkpoint
+from lit_gpt import LitBigram, LitGPT, checkpoint
 from lit_gpt import run as runs
 from lit_gpt.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from lit_gpt.callbacks.predictions import WritePredictions
@@ -34,7 +34,6 @@ from lit_gpt.callbacks.summary import RunSummary
 from lit_gpt.callbacks.throughput import Throughput
 from lit_gpt.config import PRESETS
 from lit_gpt.loggers import MetricsCSV
-from lit_gpt.module import LitBigram, LitGPT
 from lit_gpt.parse_errors import sentence
 from lit_gpt.suggest import unknown
 

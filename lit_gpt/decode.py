@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datamodules.errors import UserError
+from lit_gpt.attention import KVCache
 from lit_gpt.model import GPT
 
 
@@ -88,23 +89,23 @@ def decode(
         vocab_size: Draw ids below this only; default all of the network's.
         cache: Keep keys and values. Off, every step reads the whole context again.
     """
-    device = generator.device
-    ids, real = _pad_left(prompts, max_new_tokens, device)
-    first_shared = max(map(len, prompts)) - min(map(len, prompts))  # the column from which no row has a pad
+    ids, real = _pad_left(prompts, max_new_tokens, generator.device)
     memory = net.new_cache(len(prompts)) if cache and isinstance(net, GPT) else None
-    start, block_size = 0, int(net.config.block_size)  # type: ignore[union-attr, arg-type]
-    with _ready(net, len(prompts), device):
-        for end in range(ids.size(1) - max_new_tokens, ids.size(1)):
-            if end - start > block_size:
-                start = end - max(1, block_size // 2)
-                if memory is not None:
-                    memory.reset()
-            seen = start + (memory.length if memory is not None else 0)
-            mask = real[:, seen:end] if seen == start < first_shared else None
-            with _uncompiled(net):
-                logits = _last_logits(net, ids[:, seen:end], mask, memory)[:, :vocab_size]
-            ids[:, end] = sampling.pick(logits, generator)
+    block_size = int(net.config.block_size)  # type: ignore[union-attr, arg-type]
+    with _ready(net, len(prompts), generator.device):
+        for start, end in _windows(ids.size(1) - max_new_tokens, ids.size(1), block_size):
+            logits = _last_logits(net, ids[:, start:end], real[:, start:end], memory)
+            ids[:, end] = sampling.pick(logits[:, :vocab_size], generator)
             yield ids[:, end].tolist()
+
+
+def _windows(first: int, last: int, block_size: int) -> Iterator[tuple[int, int]]:
+    """From which column the network sees the text, and up to which, to write columns `first` to `last` - 1."""
+    start = 0
+    for end in range(first, last):
+        if end - start > block_size:
+            start = end - max(1, block_size // 2)
+        yield start, end
 
 
 def _pad_left(prompts: Sequence[Sequence[int]], room: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -148,6 +149,7 @@ def _for_few_rows(layer: nn.Linear, rows: int) -> Callable[[Tensor], Tensor]:
     slices = weight.view(4, -1, layer.in_features)
 
     def forward(x: Tensor) -> Tensor:
+        """(..., in_features) to (..., out_features)."""
         n = x.numel() // layer.in_features
         if n > 2:  # the prompt
             return F.linear(x, weight, bias)
@@ -157,8 +159,14 @@ def _for_few_rows(layer: nn.Linear, rows: int) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def _last_logits(net: Any, ids: Tensor, mask: Tensor | None, memory: Any) -> Tensor:
-    return net.head(net.hidden(ids, attention_mask=mask, cache=memory)[:, -1])  # (B, V)
+def _last_logits(net: Any, ids: Tensor, real: Tensor, memory: KVCache | None) -> Tensor:
+    """Logits (B, V) after a window (B, T) of the text, of which only what the cache lacks is read."""
+    if memory is not None and memory.length >= ids.size(1):  # the window has moved
+        memory.reset()
+    seen = 0 if memory is None else memory.length
+    mask = None if seen or real.all() else real  # the cache remembers it
+    with _uncompiled(net):
+        return net.head(net.hidden(ids[:, seen:], attention_mask=mask, cache=memory)[:, -1])
 
 
 def _uncompiled(net: nn.Module) -> AbstractContextManager[Any]:

@@ -1,4 +1,4 @@
-"""The LightningModules: a base with loss, metrics, optimizer and checkpoint contract, and the networks that fill it.
+"""The base of our LightningModules: loss, metrics, optimizer and checkpoint contract of any network over tokens.
 
     Trainer(max_steps=500).fit(LitGPT(GPTConfig(n_layer=4)), datamodule=CharDataModule("my.txt"))
 
@@ -21,12 +21,8 @@ from torch import Tensor, nn
 
 from datamodules.errors import UserError
 from lit_gpt import checkpoint
-from lit_gpt.bigram import Bigram, BigramConfig, CountBigram, bigram
-from lit_gpt.config import GPTConfig
-from lit_gpt.interop import initialise
 from lit_gpt.loss import IGNORE, score, summed_nats
 from lit_gpt.metrics import TokenMetrics, per_text
-from lit_gpt.model import GPT
 from lit_gpt.optim import OptimizerConfig, StepSchedule, build_optimizer, describe_groups
 
 Batch = dict[str, Tensor]
@@ -207,7 +203,7 @@ class LitLanguageModel(LightningModule):
         """One optimizer over groups that choose their rule and decay, and its schedule per step."""
         fused = not str(self.trainer.precision).startswith("16")
         optimizer = build_optimizer(self.net, self.optimizer_config, fused)
-        _say(describe_groups(optimizer))
+        say(describe_groups(optimizer))
         schedule = StepSchedule(optimizer, self.optimizer_config, self._total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -273,98 +269,6 @@ def _non_finite(loss: float, step: int) -> UserError:
 
 
 @rank_zero_only
-def _say(lines: list[str]) -> None:
+def say(lines: list[str]) -> None:
+    """Print lines from rank 0 alone."""
     print("\n".join(lines), flush=True)
-
-
-class LitGPT(LitLanguageModel):
-    """A causal GPT.
-
-    Args:
-        config: Shape and options of the network.
-        optimizer: Rule, learning rates, decay and schedule.
-        compile: Compile each block with torch.compile, in place. Off by default: it needs a C++ compiler and takes
-            about a minute.
-        init_from: Weights that a new run starts from: a checkpoint, a folder that `export` wrote or Hugging Face's, or
-            the name of a model on the hub, such as gpt2. The configuration must be theirs. A resumed run ignores it.
-    """
-
-    config_class = GPTConfig
-    net: GPT
-
-    def __init__(
-        self,
-        config: GPTConfig = GPTConfig(),  # noqa: B008 (copied, never changed)
-        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
-        compile: bool = False,
-        init_from: str | None = None,
-    ) -> None:
-        super().__init__(config, optimizer, compile=compile, init_from=init_from)
-        self._init_from = init_from
-
-    def build_network(self) -> GPT:
-        """The GPT of ``self.config``, its blocks compiled in place when asked for."""
-        net = GPT(self.config)
-        if self.options["compile"]:
-            for block in net.blocks:
-                block.compile()
-        return net
-
-    def on_fit_start(self) -> None:
-        """Take the weights of ``init_from``, once, unless a checkpoint has brought its own."""
-        if self._init_from is not None:
-            initialise(self.net, self._init_from)
-            _say([f"starting from the weights of {self._init_from}"])
-            self._init_from = None
-
-    def on_load_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
-        """See `LitLanguageModel`; the checkpoint's weights are the ones to go on with."""
-        super().on_load_checkpoint(checkpoint_)
-        self._init_from = None
-
-    def head_parameters(self) -> list[Tensor]:
-        """The head's weight and bias, or the embedding's weight when they are tied."""
-        return list((self.net.lm_head or self.net.wte).parameters())
-
-
-class LitBigram(LitLanguageModel):
-    """A bigram baseline, by gradient descent or by counting: trained, scored and sampled by the same verbs as a GPT.
-
-    Args:
-        config: Kind, row length and smoothing.
-        optimizer: Rule, learning rates, decay and schedule of the neural kind.
-    """
-
-    config_class = BigramConfig
-    net: Bigram
-
-    def __init__(
-        self,
-        config: BigramConfig = BigramConfig(),  # noqa: B008 (copied, never changed)
-        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
-    ) -> None:
-        super().__init__(config, optimizer)
-        # Lightning counts the steps of an optimizer; counting pairs has one with nothing to learn.
-        self.nothing = nn.Parameter(torch.zeros(())) if self.config.kind == "counts" else None
-
-    def build_network(self) -> Bigram:
-        """The table of ``self.config``."""
-        return bigram(self.config)
-
-    def head_parameters(self) -> list[Tensor]:
-        """None: the table's rows are the logits."""
-        return []
-
-    def batch_nats(self, batch: Batch) -> Tensor:
-        """Summed nats; the counting kind then counts the batch."""
-        nats = super().batch_nats(batch)
-        if isinstance(self.net, CountBigram) and self.nothing is not None:
-            self.net.update(batch["input_ids"], batch["targets"])
-            return nats + 0 * self.nothing
-        return nats
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The base's, or for counts one that changes nothing."""
-        if self.nothing is not None:
-            return torch.optim.SGD([self.nothing], lr=0.0)
-        return super().configure_optimizers()

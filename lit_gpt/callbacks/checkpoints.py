@@ -48,7 +48,8 @@ class RunCheckpoints(Checkpoint):
     """Saves ``best.ckpt``, ``last.ckpt`` and, on request, a file every N steps or epochs.
 
     Args:
-        monitor: Metric that decides which checkpoint is the best; null keeps the last alone.
+        monitor: Metric that decides which checkpoint, and in summary.json which validation, is the best; null keeps the
+            last alone.
         mode: Whether the best is the smallest or the largest.
         every_n_steps: Renew last.ckpt every so many optimizer steps (and at every validation, at the end, and on Ctrl-C
             or SIGTERM).
@@ -69,19 +70,23 @@ class RunCheckpoints(Checkpoint):
         self.every_n_steps = every_n_steps
         self.keep_every_n_steps = keep_every_n_steps
         self.keep_every_n_epochs = keep_every_n_epochs
-        self.best_value: float | None = None
-        self.best_step: int | None = None
+        self.best: dict[str, float] = {}
         self.folder = Path("checkpoints")
         self._signal: int | None = None
         self._saved_step = -1
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far and its step."""
-        return {"best_value": self.best_value, "best_step": self.best_step}
+        """The step and the metrics of the best validation so far."""
+        return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the best value where the run left it."""
-        self.best_value, self.best_step = state_dict["best_value"], state_dict["best_step"]
+        """Take up the best where the run left it."""
+        self.best = state_dict["best"]
+
+    @property
+    def best_value(self) -> float | None:
+        """The monitored metric at the best validation so far, None before the first."""
+        return self.best[str(self.monitor)] if self.best else None
 
     @property
     def best_model_path(self) -> str:
@@ -139,7 +144,7 @@ class RunCheckpoints(Checkpoint):
     def _at_boundary(self, trainer: Trainer, validated: bool = False) -> None:
         step = trainer.global_step
         stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
-        better = validated and self._is_best(trainer)
+        better = validated and self.remember_best(trainer)
         # Not in on_train_end: by then Lightning counts the epoch as done, and a longer run could not go on in it.
         if validated or stop or step % self.every_n_steps == 0 or step == trainer.max_steps:
             self._renew_last(trainer)
@@ -151,14 +156,18 @@ class RunCheckpoints(Checkpoint):
         if stop:
             self._leave(trainer)
 
-    def _is_best(self, trainer: Trainer) -> bool:
+    def remember_best(self, trainer: Trainer) -> bool:
+        """Whether the validation at this step is the run's best so far; if so, keep its metrics.
+
+        It may be asked again at the same step: Lightning calls other callbacks before those that save.
+        """
         value = trainer.callback_metrics.get(self.monitor) if self.monitor else None
         if value is None or not torch.isfinite(value):
             return False
-        if self.best_value is not None and self.sign * float(value) >= self.sign * self.best_value:
-            return False
-        self.best_value, self.best_step = float(value), trainer.global_step
-        return True
+        if self.best_value is None or self.sign * float(value) < self.sign * self.best_value:
+            metrics = {name: float(metric) for name, metric in sorted(trainer.callback_metrics.items())}
+            self.best = {"step": trainer.global_step, **metrics}
+        return self.best["step"] == trainer.global_step
 
     def _renew_last(self, trainer: Trainer) -> None:
         if trainer.global_step != self._saved_step:

@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from datamodules.files import write_json
 from lit_gpt.callbacks.checkpoints import RunCheckpoints
@@ -39,20 +40,11 @@ class RunSummary(Callback):
     def __init__(self, config_hash: str = "", seed: int | None = None) -> None:
         self.config_hash = config_hash
         self.seed = seed
-        self.best: dict[str, float] = {}
         self.folder = Path()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run's folder, on all ranks: the Trainer broadcasts it."""
         self.folder = Path(trainer.log_dir or trainer.default_root_dir)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The metrics of the best validation so far."""
-        return {"best": self.best}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the best where the run left it."""
-        self.best = state_dict["best"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the network; leave a first summary for ``--resume auto`` to find."""
@@ -65,13 +57,10 @@ class RunSummary(Callback):
         self._write(trainer, pl_module, finished=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the metrics of the best validation."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
-            return
-        metrics = _metrics(trainer)
-        if metrics.get("val/loss", float("inf")) < self.best.get("val/loss", float("inf")):
-            self.best = {"step": trainer.global_step, **metrics}
-        self._write(trainer, pl_module, finished=False)
+        """Write the figures of the validation, and whether it was the best."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            _checkpoints(trainer).remember_best(trainer)
+            self._write(trainer, pl_module, finished=False)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The final summary, and what to type next."""
@@ -90,8 +79,8 @@ class RunSummary(Callback):
         net: Any = getattr(pl_module, "net", pl_module)
         return {
             "finished": finished,
-            "final": _metrics(trainer),
-            "best": self.best,
+            "final": _rounded(trainer.callback_metrics),
+            "best": _rounded(_checkpoints(trainer).best),
             "steps": trainer.global_step,
             "tokens": speed.tokens,
             "training_seconds": round(speed.seconds, 2),
@@ -107,14 +96,13 @@ class RunSummary(Callback):
 
     @rank_zero_only
     def _say_goodbye(self, trainer: Trainer) -> None:
-        folder, checkpoints = self.folder, trainer.checkpoint_callback
-        if self.best:
-            loss, step = self.best["val/loss"], self.best["step"]
-            print(f"\nbest val/loss {loss:.4f} at step {step} of {trainer.global_step}")
+        folder, checkpoints = self.folder, _checkpoints(trainer)
+        best, value = checkpoints.best, checkpoints.best_value
+        if best:
+            print(f"\nbest {checkpoints.monitor} {value:.4f} at step {best['step']} of {trainer.global_step}")
         print(f"everything about this run is in {folder}\nnext:")
-        if isinstance(checkpoints, RunCheckpoints):
-            name = "best.ckpt" if self.best else "last.ckpt"
-            print(f'  python -m lit_gpt generate --ckpt_path {checkpoints.folder / name} --prompt "The "')
+        name = "best.ckpt" if best else "last.ckpt"
+        print(f'  python -m lit_gpt generate --ckpt_path {checkpoints.folder / name} --prompt "The "')
         print(f"  tensorboard --logdir {folder.parent.parent}", flush=True)
 
 
@@ -136,8 +124,14 @@ def device_name(device: torch.device) -> str:
     return f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def _metrics(trainer: Trainer) -> dict[str, float]:
-    return {k: round(float(v), 6) for k, v in sorted(trainer.callback_metrics.items())}
+def _checkpoints(trainer: Trainer) -> RunCheckpoints:
+    found = next((c for c in trainer.checkpoint_callbacks if isinstance(c, RunCheckpoints)), None)
+    assert found is not None, "RunSummary asks RunCheckpoints which validation was the best: give the Trainer both"
+    return found
+
+
+def _rounded(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
+    return {k: v if isinstance(v, int) else round(float(v), 6) for k, v in sorted(metrics.items())}
 
 
 def _versions() -> dict[str, str]:

@@ -33,12 +33,26 @@ def test_a_run_leaves_everything_in_its_folder(fit: Fit) -> None:
     assert summary["steps"] == 6
     assert summary["tokens"] == 6 * 128
     assert summary["best"]["val/loss"] <= summary["final"]["val/loss"]
+    assert summary["best"]["step"] == checkpoint.read(folder / "checkpoints" / "best.ckpt")["global_step"]
     assert summary["hashes"].keys() == {"config", "data", "tokenizer"}
     for name in ("loss", "top1", "top5", "bpb", "nats_per_char"):
         assert {f"val/{name}", f"train_eval/{name}"} <= summary["final"].keys()
     losses = [float(row["train/loss"]) for row in rows(folder) if row["train/loss"]]
     assert [int(row["step"]) for row in rows(folder) if row["train/loss"]] == [1, 2, 3, 4, 5, 6]
     assert losses[-1] < losses[0]
+
+
+def test_the_best_of_the_summary_is_what_was_monitored_over_all_parts_of_a_run(fit: Fit) -> None:
+    monitor = ["--checkpoint.monitor", "train_eval/top1", "--checkpoint.mode", "max", "--model.optimizer.lr", "0.1"]
+    folder = fit(*monitor, "--trainer.max_steps", "9")
+    flags = [*monitor, "--trainer.max_steps", "12", "--trainer.val_check_interval", "1"]
+    fit("--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), *flags)
+    found = {int(row["step"]): float(row["train_eval/top1"]) for row in rows(folder) if row["train_eval/top1"]}
+    best = json.loads((folder / "summary.json").read_text())["best"]
+    assert set(found) == {3, 6, 9, 10, 11, 12}
+    assert best["step"] == max(found, key=found.__getitem__)
+    assert best["train_eval/top1"] == pytest.approx(max(found.values()), abs=1e-5)
+    assert checkpoint.read(folder / "checkpoints" / "best.ckpt")["global_step"] == best["step"]
 
 
 def test_two_runs_get_two_folders(fit: Fit) -> None:

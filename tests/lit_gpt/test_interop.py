@@ -14,14 +14,13 @@ import torch
 from datamodules.errors import UserError
 from datamodules.files import write_json
 from datamodules.tokenizers import ByteTokenizer, to_huggingface, train_tokenizer
-from lit_gpt import load
+from lit_gpt import LitGPT, load
 from lit_gpt.bigram import BigramConfig, bigram
 from lit_gpt.checkpoint import KEY, PREFIX, read
 from lit_gpt.cli import run as run_trainer
 from lit_gpt.commands import run
 from lit_gpt.interop import export_huggingface, export_safetensors, import_checkpoint, initialise, load_weights
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.module import LitGPT
 
 Fit = Callable[..., Path]
 

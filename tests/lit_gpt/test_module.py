@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader
 
 from datamodules import CharDataModule
 from datamodules.errors import UserError
+from lit_gpt import LitBigram, LitGPT
 from lit_gpt.bigram import BigramConfig
 from lit_gpt.callbacks.checkpoints import RunCheckpoints
 from lit_gpt.callbacks.resume import ExactResume
 from lit_gpt.config import GPTConfig
-from lit_gpt.module import LitBigram, LitGPT
 from lit_gpt.optim import OptimizerConfig
 
 SMALL = {"block_size": 16, "n_layer": 1, "n_head": 2, "n_embd": 16}

@@ -1,0 +1,52 @@
+"""The LightningModule of the bigram baselines."""
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from lit_gpt.bigram import Bigram, BigramConfig, CountBigram, bigram
+from lit_gpt.module import Batch, LitLanguageModel
+from lit_gpt.optim import OptimizerConfig
+
+
+class LitBigram(LitLanguageModel):
+    """A bigram baseline, by gradient descent or by counting: trained, scored and sampled by the same verbs as a GPT.
+
+    Args:
+        config: Kind, row length and smoothing.
+        optimizer: Rule, learning rates, decay and schedule of the neural kind.
+    """
+
+    config_class = BigramConfig
+    net: Bigram
+
+    def __init__(
+        self,
+        config: BigramConfig = BigramConfig(),  # noqa: B008 (copied, never changed)
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
+    ) -> None:
+        super().__init__(config, optimizer)
+        # Lightning counts the steps of an optimizer; counting pairs has one with nothing to learn.
+        self.nothing = nn.Parameter(torch.zeros(())) if self.config.kind == "counts" else None
+
+    def build_network(self) -> Bigram:
+        """The table of ``self.config``."""
+        return bigram(self.config)
+
+    def head_parameters(self) -> list[Tensor]:
+        """None: the table's rows are the logits."""
+        return []
+
+    def batch_nats(self, batch: Batch) -> Tensor:
+        """Summed nats; the counting kind then counts the batch."""
+        nats = super().batch_nats(batch)
+        if isinstance(self.net, CountBigram) and self.nothing is not None:
+            self.net.update(batch["input_ids"], batch["targets"])
+            return nats + 0 * self.nothing
+        return nats
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The base's, or for counts one that changes nothing."""
+        if self.nothing is not None:
+            return torch.optim.SGD([self.nothing], lr=0.0)
+        return super().configure_optimizers()
