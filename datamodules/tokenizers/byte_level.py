@@ -4,9 +4,11 @@ from abc import abstractmethod
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from datamodules.errors import UserError
 from datamodules.reading import cut
-from datamodules.tokenizers.base import Tokenizer, check_unicode
+from datamodules.tokenizers.base import Ids, Tokenizer, check_unicode
 
 #: Longer texts are encoded in pieces (see `reading.cut`): regular expression engines overflow their stack on a million
 #: spaces in a row, and tiktoken then panics.
@@ -34,18 +36,15 @@ class ByteLevelTokenizer(Tokenizer):
         self.eos_id = None if eos is None else specials[eos]
 
     @abstractmethod
-    def _encode_short(self, text: str) -> list[int]:
+    def _encode_short(self, text: str) -> Ids:
         """Ids of at most `_LONGEST` characters of valid Unicode."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode_array(self, text: str) -> Ids:
         """See `Tokenizer`."""
         check_unicode(text)  # the libraries below replace a lone surrogate in silence, or stop with a TypeError
         if len(text) <= _LONGEST:
             return self._encode_short(text)
-        ids: list[int] = []
-        for piece in cut([text], _LONGEST):
-            ids += self._encode_short(piece.text)
-        return ids
+        return np.concatenate([self._encode_short(piece.text) for piece in cut([text], _LONGEST)])
 
     def token_bytes(self, token_id: int) -> bytes:
         """See `Tokenizer`; an unused id stands for nothing."""

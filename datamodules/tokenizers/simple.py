@@ -41,8 +41,12 @@ class CharTokenizer(Tokenizer):
     ) -> "CharTokenizer":
         """The alphabet of ``texts``, read once and never held: a table of code points is all it keeps."""
         seen = np.zeros(_UNICODE_SIZE, dtype=bool)
+        known = b""  # ASCII that was seen; taking it out first is several times faster than marking it again
         for text in texts:
-            seen[_code_points(text)] = True
+            rest = _utf8(text).translate(None, known)
+            if rest:
+                seen[_code_points(rest.decode())] = True
+                known = np.flatnonzero(seen[:128]).astype(np.uint8).tobytes()
         return cls(map(chr, np.flatnonzero(seen)), unknown, eos)
 
     def encode_array(self, text: str) -> Ids:
@@ -86,10 +90,7 @@ class ByteTokenizer(Tokenizer):
 
     def encode_array(self, text: str) -> Ids:
         """Ids (T,), one a byte."""
-        try:
-            return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32)
-        except UnicodeEncodeError as error:
-            refuse_surrogate(error)
+        return np.frombuffer(_utf8(text), dtype=np.uint8).astype(np.uint32)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The byte itself."""
@@ -98,6 +99,13 @@ class ByteTokenizer(Tokenizer):
     def to_dict(self) -> dict[str, Any]:
         """Only whether there is an end mark."""
         return {"kind": "byte", "eos": self.eos_id is not None}
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        refuse_surrogate(error)
 
 
 def _code_points(text: str) -> npt.NDArray[np.uint32]:

@@ -41,10 +41,6 @@ class UnigramTokenizer(ByteLevelTokenizer):
         self.scores = scores
         self._lattices: dict[tuple[str, float], _Lattice] = {}
 
-    def encode_array(self, text: str) -> Ids:
-        """See `Tokenizer`."""
-        return np.frombuffer(array("I", self.encode(text)), dtype=np.uint32)
-
     def sample(self, text: str, rng: np.random.Generator, alpha: float = 0.2) -> list[int]:
         """Ids of a segmentation drawn with probability proportional to (its likelihood) ** ``alpha``.
 
@@ -71,8 +67,9 @@ class UnigramTokenizer(ByteLevelTokenizer):
         vocab = [[name or to_visible(token), _NEVER if name else score] for name, token, score in scored]
         return {"type": "Unigram", "unk_id": None, "vocab": vocab, "byte_fallback": False}
 
-    def _encode_short(self, text: str) -> list[int]:
-        return self._library.encode(text, add_special_tokens=False).ids
+    def _encode_short(self, text: str) -> Ids:
+        ids = self._library.encode(text, add_special_tokens=False).ids
+        return np.frombuffer(array("I", ids), np.uint32)  # `array` takes a list of ints 3 times faster than numpy does
 
     def _lattice(self, word: str, alpha: float) -> _Lattice:
         """All segmentations of one word of visible bytes, kept for the next time: words repeat."""

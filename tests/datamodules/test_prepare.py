@@ -1,6 +1,7 @@
 """Text to store: splits, marks, several processes, kills, full disks."""
 
 import errno
+import gzip
 import json
 import os
 import random
@@ -24,7 +25,7 @@ from datamodules.prepare import NewTokenizer, Recipe, load_tokenizer_of, prepare
 from datamodules.reading import Piece
 from datamodules.sources import Source, open_source
 from datamodules.splitting import Split, scan, split_documents, split_text
-from datamodules.tokenizers import ByteTokenizer, CharTokenizer
+from datamodules.tokenizers import END_MARK, ByteTokenizer, CharTokenizer, train_tokenizer
 from datamodules.tokens import TokenStore, TokenWriter, read_meta
 
 ROOT = Path(__file__).parents[2]
@@ -177,6 +178,30 @@ def test_workers_give_the_same_as_this_process() -> None:
     here = [[e.ids.tolist() for e in job] for job in encode_all(ByteTokenizer(), jobs, workers=0)]
     there = [[e.ids.tolist() for e in job] for job in encode_all(ByteTokenizer(), jobs, workers=2)]
     assert there == here
+
+
+@pytest.mark.parametrize("name", ["one.txt", "one.txt.gz"])
+def test_stores_are_the_same_with_and_without_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    texts = ["".join(f"Zeile {i}, café 日本語\r\n" for i in range(3000)), "naïve\rété\n\n" * 2000 + "no newline é"]
+    for file, text in zip((name, "two.txt"), texts, strict=True):
+        data = text.encode()
+        (tmp_path / file).write_bytes(gzip.compress(data) if file.endswith(".gz") else data)
+    source = open_source([str(tmp_path / name), str(tmp_path / "two.txt")])
+    tokenizer = train_tokenizer("bpe", texts, 300)
+    whole = "".join(texts).replace("\r\n", "\n").replace("\r", "\n")
+    folders = []
+    for per_worker in (10**9, 10):
+        monkeypatch.setattr("datamodules.encoding._CHARS_PER_WORKER", per_worker)
+        monkeypatch.setattr(prepare_module, "_JOB_CHARS", 10_000)
+        monkeypatch.setattr("datamodules.splitting.PIECE", 1000)
+        recipe = Recipe(source, tokenizer, Split(val=0.3))
+        folders.append(prepare(recipe, tmp_path / str(per_worker)))
+    assert useful_workers(tokenizer, 10**6) > 0 or len(os.sched_getaffinity(0)) == 1
+    for file in ("train.bin", "train.starts", "val.bin", "val.starts", "meta.json"):
+        assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes()
+    assert "".join(texts_of(folders[0]).values()).replace(END_MARK, "") == whole
 
 
 def test_an_error_in_a_worker_is_the_callers() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,8 @@ from datamodules.tokenizers import (
     to_huggingface,
     tokenizer_from_dict,
 )
-from tests.datamodules.tokenizers.cases import TEXTS, VALID, library_of
+from datamodules.tokenizers.bpe import ENCODINGS
+from tests.datamodules.tokenizers.cases import HARD, TEXTS, VALID, library_of
 
 # tiktoken's encodings
 
@@ -35,7 +37,8 @@ from tests.datamodules.tokenizers.cases import TEXTS, VALID, library_of
 def test_gpt2_ids(gpt2: BPETokenizer) -> None:
     assert gpt2.encode("I love machine learning.") == [40, 1842, 4572, 4673, 13]
     assert (gpt2.vocab_size, gpt2.eos_id) == (50257, 50256)
-    assert gpt2.encode(END_MARK) == tiktoken.get_encoding("gpt2").encode_ordinary(END_MARK)
+    for text in (END_MARK, f"é{END_MARK}{END_MARK} x {END_MARK}"):
+        assert gpt2.encode(text) == tiktoken.get_encoding("gpt2").encode_ordinary(text)
 
 
 def test_gpt2_encodes_a_novel_as_tiktoken_does(gpt2: BPETokenizer) -> None:
@@ -67,7 +70,7 @@ def test_gpt2_goes_to_hugging_face_and_back(gpt2: BPETokenizer) -> None:
 @pytest.fixture(scope="module")
 def split_by_every_pattern(gpt2: BPETokenizer) -> list[BPETokenizer]:
     """gpt2's ranks with all patterns, published and ours: ranks do not matter to where text splits."""
-    patterns = {gpt2.pattern, _published("cl100k_base"), _published("o200k_base"), PATTERNS["cl100k"], PATTERNS["gpt2"]}
+    patterns = {*map(_published, ENCODINGS), PATTERNS["cl100k"], PATTERNS["gpt2"]}
     assert len(patterns) == 5
     return [BPETokenizer(gpt2.tokens, pattern, gpt2.specials, END_MARK) for pattern in patterns]
 
@@ -92,6 +95,15 @@ def test_no_token_reaches_across_a_space_after_a_letter(
     left, right = left + letter, space + right
     for tokenizer in split_by_every_pattern:
         assert tokenizer.encode(left) + tokenizer.encode(right) == tokenizer.encode(left + right)
+
+
+def test_our_pattern_of_gpt2_splits_as_the_published_one_does(gpt2: BPETokenizer) -> None:
+    published = BPETokenizer(gpt2.tokens, _published("gpt2"), gpt2.specials, END_MARK)
+    alphabet = "ab Z019²éñ日\u0640\n\n\r\t  \u00a0\u2028'sllS.,-_/!🙂\u0301\x1c"
+    rng = random.Random(0)
+    drawn = ("".join(rng.choices(alphabet, k=rng.randint(1, 30))) for _ in range(5000))
+    for text in (*HARD, *TEXTS[:300], *drawn):
+        assert gpt2.encode(text) == published.encode(text)
 
 
 def _published(name: str) -> str:
