@@ -25,11 +25,13 @@ from datamodules.files import write_text
 from datamodules.tokenizers import tokenizer_from_dict
 from lit_gpt import LitBigram, LitGPT, checkpoint
 from lit_gpt import run as runs
+from lit_gpt.callbacks.artifacts import LogArtifacts
 from lit_gpt.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from lit_gpt.callbacks.predictions import WritePredictions
 from lit_gpt.callbacks.progress import RunProgress
 from lit_gpt.callbacks.resume import ExactResume
 from lit_gpt.callbacks.samples import SampleText
+from lit_gpt.callbacks.start import EvaluateAtStart
 from lit_gpt.callbacks.summary import RunSummary
 from lit_gpt.callbacks.throughput import Throughput
 from lit_gpt.config import PRESETS
@@ -136,6 +138,9 @@ class LitCLI(LightningCLI):
             default=None,
             help="Stop after so many validations without a better val/loss.",
         )
+        parser.add_argument(
+            "--val_at_start", type=bool, default=False, help="Evaluate before the first step too, and log it as step 0."
+        )
         parser.add_lightning_class_args(RunCheckpoints, "checkpoint")
         parser.add_lightning_class_args(SampleText, "samples")
 
@@ -222,6 +227,8 @@ class LitCLI(LightningCLI):
             self._parser(self.verb).callback_keys.remove("progress")
         if self.verb == "fit":
             self.trainer_defaults = {**TRAINER_DEFAULTS, "callbacks": self._callbacks()}
+            if self.config[self.verb].val_at_start:
+                chosen["num_sanity_val_steps"] = -1  # the sanity check, over the whole split: see EvaluateAtStart
         return super().instantiate_trainer(**chosen, **kwargs)
 
     def _loggers(self, given: Any) -> Any:
@@ -244,7 +251,10 @@ class LitCLI(LightningCLI):
 
     def _callbacks(self) -> list[Callback]:
         config = self.config[self.verb]
-        callbacks: list[Callback] = [Throughput(), ExactResume(), RunSummary(self.hash, config.seed_everything)]
+        summary = RunSummary(self.hash, config.seed_everything)
+        callbacks: list[Callback] = [Throughput(), ExactResume(), summary, LogArtifacts()]
+        if config.val_at_start:
+            callbacks.append(EvaluateAtStart())
         if config.early_stopping:
             callbacks.append(EarlyStopping("val/loss", patience=config.early_stopping))
         return callbacks

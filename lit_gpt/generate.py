@@ -92,6 +92,7 @@ class TextModel:
         top_p: float | None = None,
         min_p: float | None = None,
         stop: Sequence[str] = (),
+        new_document: bool = False,
         num_samples: int = 1,
         seed: int | None = None,
         cache: bool = True,
@@ -107,6 +108,8 @@ class TextModel:
             top_p: See `Sampling`.
             min_p: See `Sampling`.
             stop: Texts that end a sample; they are not part of it.
+            new_document: Put the end mark before the prompt, where every document of the training text begins; without
+                it, the prompt is a piece from somewhere.
             num_samples: How many samples of each prompt.
             seed: Makes samples repeatable on the same machine.
             cache: Keep keys and values between tokens. The text is the same without, and slower.
@@ -115,12 +118,13 @@ class TextModel:
             What follows the prompt (not the prompt itself): all samples of the first prompt, then of the second.
 
         Raises:
-            UserError: For a number out of range or a character that the tokenizer does not know.
+            UserError: For a number out of range, a character that the tokenizer does not know, or a new document where
+                the vocabulary has no end mark.
         """
         if num_samples < 1:
             raise UserError(f"num_samples is {num_samples}: give at least 1.")
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        rows = [ids for ids in map(self._encode, prompts) for _ in range(num_samples)]
+        rows = [ids for ids in (self._encode(p, new_document) for p in prompts) for _ in range(num_samples)]
         texts = [_Text(self.tokenizer, stop) for _ in rows]
         pieces: list[list[str]] = [[] for _ in rows]
         for tokens in self._decode(rows, max_new_tokens, Sampling(temperature, top_k, top_p, min_p), seed, cache):
@@ -140,18 +144,23 @@ class TextModel:
         top_p: float | None = None,
         min_p: float | None = None,
         stop: Sequence[str] = (),
+        new_document: bool = False,
         seed: int | None = None,
     ) -> Iterator[str]:
         """Continue one text piece by piece; the pieces joined are what `generate` returns for the same arguments."""
         text = _Text(self.tokenizer, stop)
         sampling = Sampling(temperature, top_k, top_p, min_p)
-        for (token,) in self._decode([self._encode(prompt)], max_new_tokens, sampling, seed, cache=True):
+        for (token,) in self._decode([self._encode(prompt, new_document)], max_new_tokens, sampling, seed, cache=True):
             yield text.add(token)
             if text.ended:
                 return
         yield text.end()
 
-    def _encode(self, prompt: str) -> list[int]:
+    def _encode(self, prompt: str, new_document: bool) -> list[int]:
+        if prompt and new_document:
+            if self.tokenizer.eos_id is None:
+                raise UserError("new_document needs an end mark, and this vocabulary has none: leave it out.")
+            return [self.tokenizer.eos_id, *self.tokenizer.encode(prompt)]
         if prompt:
             return self.tokenizer.encode(prompt)
         if self.tokenizer.eos_id is not None:

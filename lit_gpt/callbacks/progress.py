@@ -91,8 +91,14 @@ class RunProgress(ProgressBar):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """One line with what the validation found."""
-        if trainer.sanity_checking:
-            return
+        if not trainer.sanity_checking:
+            self._show_metrics(trainer)
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The same before the first step, with ``--val_at_start``."""
+        self._show_metrics(trainer)
+
+    def _show_metrics(self, trainer: Trainer) -> None:
         found = trainer.callback_metrics
         shown = [form.format(float(found[name])) for name, form in SHOWN if name in found]
         if trainer.state.fn == "fit":

@@ -1,7 +1,9 @@
 """Text from the model while it learns."""
 
+from typing import Any
+
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
@@ -9,7 +11,8 @@ from lit_gpt.generate import TextModel
 
 
 class SampleText(Callback):
-    """Prints a sample after every validation and logs it as text to TensorBoard.
+    """Prints a sample after every validation and logs it: to TensorBoard as text, to Weights & Biases as a row of the
+    table ``generations``.
 
     The sampler has its own random numbers, so a run with samples equals one without.
 
@@ -28,6 +31,15 @@ class SampleText(Callback):
         self.temperature = temperature
         self.every_n_validations = every_n_validations
         self._validations = 0
+        self._table: list[list[Any]] = []  # step and text; Weights & Biases wants a table whole each time
+
+    def state_dict(self) -> dict[str, Any]:
+        """Validations so far and the table, so that a resumed run samples when a straight one does."""
+        return {"validations": self._validations, "table": self._table}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the run left off."""
+        self._validations, self._table = state_dict["validations"], list(state_dict["table"])
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -46,6 +58,9 @@ class SampleText(Callback):
         )[0]
         if trainer.progress_bar_callback:
             trainer.progress_bar_callback.print(f"sample: {text!r}")
+        self._table.append([trainer.global_step, self.prompt + text])
         for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_text("generations", ["step", "text"], self._table, step=trainer.global_step)
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("sample", f"```\n{text}\n```", trainer.global_step)

@@ -84,6 +84,7 @@ class RunSummary(Callback):
             "steps": trainer.global_step,
             "tokens": speed.tokens,
             "training_seconds": round(speed.seconds, 2),
+            "validation_seconds": round(speed.validation_seconds, 2),
             "tokens_per_second": round(speed.tokens / speed.seconds, 1) if speed.seconds else None,
             "parameters": sum(p.numel() for p in net.parameters()),
             "seed": self.seed,

@@ -44,7 +44,7 @@ class Throughput(Callback):
 
     def __init__(self) -> None:
         self.tokens = 0
-        self.seconds = 0.0
+        self.seconds = self.validation_seconds = 0.0
         self.tokens_per_second: float | None = None
         self._clear()
 
@@ -55,11 +55,12 @@ class Throughput(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Tokens and seconds of training so far, so that a resumed run's summary covers the whole run."""
-        return {"tokens": self.tokens, "seconds": self.seconds}
+        return {"tokens": self.tokens, "seconds": self.seconds, "validation_seconds": self.validation_seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Add to what earlier parts of the run counted."""
         self.tokens, self.seconds = state_dict["tokens"], state_dict["seconds"]
+        self.validation_seconds = state_dict["validation_seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -78,7 +79,9 @@ class Throughput(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on; what the pause took is not training."""
         self._handed_back = time.perf_counter()
-        self._paused += self._handed_back - self._pause_start
+        pause = self._handed_back - self._pause_start
+        self._paused += pause
+        self.validation_seconds += pause
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

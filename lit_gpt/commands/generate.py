@@ -19,6 +19,7 @@ def generate(
     top_p: float | None = None,
     min_p: float | None = None,
     stop: list[str] | None = None,
+    new_document: bool = False,
     num_samples: int = 1,
     seed: int | None = None,
     device: str = "auto",
@@ -35,6 +36,7 @@ def generate(
         top_p: Draw from the likeliest tokens that together have this probability.
         min_p: Draw from tokens at least this fraction as likely as the likeliest.
         stop: Texts that end the sample, as a list; they are not printed.
+        new_document: Put the end mark before the prompt, where documents begin: for models of titles and messages.
         num_samples: How many continuations of each prompt; several appear when all are done.
         seed: Makes the text repeatable on the same machine.
         device: Where to run, such as cpu or cuda:1; auto takes a GPU when there is one.
@@ -47,6 +49,7 @@ def generate(
         "top_p": top_p,
         "min_p": min_p,
         "stop": stop or (),
+        "new_document": new_document,
         "seed": seed,
     }
     if prompt is None and sys.stdin.isatty():

@@ -174,6 +174,18 @@ def test_an_empty_prompt_starts_at_the_end_mark_or_after_a_newline() -> None:
     assert marked.generate(temperature=0, max_new_tokens=5)[0] == marked.tokenizer.decode_bytes(ids).decode()
 
 
+def test_a_new_document_starts_at_the_end_mark() -> None:
+    marked = TextModel(small().eval(), Letters())
+    ids = greedy(marked.net, [[len(LETTERS), *marked.tokenizer.encode("ab")]], 5)[0]
+    text = marked.tokenizer.decode_bytes(ids).decode(errors="replace")
+    options: dict[str, Any] = {"temperature": 0, "max_new_tokens": 5, "new_document": True}
+    assert marked.generate("ab", **options)[0] == text != marked.generate("ab", **options | {"new_document": False})[0]
+    assert "".join(marked.stream("ab", **options)) == text
+    assert marked.generate("", **options) == marked.generate("", **options | {"new_document": False})
+    with pytest.raises(UserError, match="new_document needs an end mark"):
+        TextModel(marked.net, Letters(eos_id=None)).generate("ab", new_document=True)
+
+
 def test_limits_keep_what_they_should() -> None:
     logits = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log()
     kept = {

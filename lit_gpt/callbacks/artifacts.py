@@ -1,0 +1,49 @@
+"""What a run has made, kept with its figures by Weights & Biases: the tokenizer and the model."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from datamodules.tokenizers import Tokenizer, save_tokenizer
+from lit_gpt.callbacks.checkpoints import RunCheckpoints
+
+
+class LogArtifacts(Callback):
+    """Logs two artifacts at the end of a run: ``tokenizer-ID`` and ``model-ID``, the best checkpoint or else the last.
+
+    The checkpoint holds the tokenizer too, so the model's artifact is all that `generate` needs on another machine.
+    """
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log to every WandbLogger."""
+        tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                if tokenizer is not None:
+                    _log_tokenizer(logger, tokenizer)
+                if isinstance(trainer.checkpoint_callback, RunCheckpoints):
+                    _log_model(logger, trainer.checkpoint_callback)
+
+
+def _log_tokenizer(logger: WandbLogger, tokenizer: Tokenizer) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        save_tokenizer(tokenizer, path)
+        _log_file(logger, "tokenizer", path, {"vocab_size": tokenizer.vocab_size})
+
+
+def _log_model(logger: WandbLogger, checkpoints: RunCheckpoints) -> None:
+    name = "last.ckpt" if checkpoints.best_value is None else "best.ckpt"
+    _log_file(logger, "model", checkpoints.folder / name, {checkpoints.monitor or "monitor": checkpoints.best_value})
+
+
+def _log_file(logger: WandbLogger, kind: str, path: Path, metadata: dict[str, object]) -> None:
+    from wandb import Artifact
+
+    artifact = Artifact(f"{kind}-{logger.experiment.id}", kind, metadata=metadata)
+    artifact.add_file(str(path))  # copied at once
+    logger.experiment.log_artifact(artifact)
