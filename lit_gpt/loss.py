@@ -1,19 +1,22 @@
-"""Cross-entropy over the vocabulary without ever holding all logits.
+"""Losses over the vocabulary without ever holding all logits: cross-entropy, R-Drop, and the scores of an evaluation.
 
-At GPT-2's vocabulary the logits of 2,048 tokens take 412 MB in float32, and their gradient as much again. Both
+At GPT-2's vocabulary the logits of 2,048 tokens take 412 MB in float32, and their gradient as much again. All
 functions here run the head over chunks of tokens, so the peak is one chunk. In training the gradient of a chunk is
 taken while its logits are at hand (the idea of Liger Kernel's fused linear cross-entropy), so that nothing is
 computed twice.
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Head = Callable[[Tensor], Tensor]
+Head: TypeAlias = Callable[[Tensor], Tensor]
+#: Sums over the scored targets (N,) of their logits (..., N, V): first what is trained, then what is reported with it.
+Measure: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 IGNORE = -100
 
@@ -31,11 +34,26 @@ def summed_nats(hidden: Tensor, head: Head, weights: list[Tensor], targets: Tens
         targets: Token ids, (B, T); -100 where nothing is scored.
         vocab_size: V, from which the size of a chunk follows.
     """
-    hidden, targets = hidden.flatten(0, 1), targets.flatten()  # (B*T, C), (B*T,)
-    rows = chunk_rows(vocab_size)
-    if len(targets) <= rows:
-        return _nats(head(hidden), targets)
-    return _ChunkedNats.apply(hidden, targets, head, rows, *weights)
+    return _summed(_nats, hidden.flatten(0, 1), head, weights, targets.flatten(), chunk_rows(vocab_size))[0]
+
+
+def r_drop_nats(
+    hidden: Tensor, head: Head, weights: list[Tensor], targets: Tensor, vocab_size: int, weight: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Half the loss of R-Drop (Wu et al. 2021): two passes with different dropout learn the targets and to agree.
+
+    Args:
+        hidden: Final hidden states of both passes, (2, B, T, C).
+        head: As in `summed_nats`, like `weights`, `targets` and `vocab_size`.
+        weight: The paper's alpha.
+
+    Returns:
+        Sums over the scored targets, in nats: the mean cross-entropy of the passes p and q plus
+        weight * (KL(p||q) + KL(q||p)) / 4, differentiable; that cross-entropy alone; the mean of the two KL.
+    """
+    measure, rows = partial(_r_drop, weight=weight), chunk_rows(2 * vocab_size)
+    loss, nats, kl = _summed(measure, hidden.flatten(1, 2), head, weights, targets.flatten(), rows)
+    return loss, nats, kl
 
 
 @torch.no_grad()
@@ -58,8 +76,17 @@ def chunk_rows(vocab_size: int) -> int:
     return max(1, MAX_LOGITS // vocab_size)
 
 
-def _nats(logits: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
+def _nats(logits: Tensor, targets: Tensor) -> tuple[Tensor]:
+    return (F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum"),)
+
+
+def _r_drop(logits: Tensor, targets: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
+    logs = logits.float().log_softmax(-1)  # (2, N, V)
+    nats = F.nll_loss(logs.flatten(0, 1), targets.repeat(2), ignore_index=IGNORE, reduction="sum") / 2
+    p, q = logs.exp()
+    apart = ((p - q) * (logs[0] - logs[1])).sum(-1)  # KL(p||q) + KL(q||p), (N,)
+    kl = (apart * (targets != IGNORE)).sum() / 2
+    return nats + weight / 2 * kl, nats.detach(), kl.detach()
 
 
 def _nats_and_rank(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,27 +100,42 @@ def _nats_and_rank(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return nats, torch.where(scored, ahead.sum(1), logits.size(1))
 
 
-class _ChunkedNats(torch.autograd.Function):
-    """Sums the nats chunk by chunk and keeps the gradients instead of the logits."""
+def _summed(
+    measure: Measure, hidden: Tensor, head: Head, weights: list[Tensor], targets: Tensor, rows: int
+) -> tuple[Tensor, ...]:
+    """`measure` over hidden states (..., N, C) and targets (N,), in chunks of `rows` targets where there are more."""
+    if len(targets) <= rows:
+        return measure(head(hidden), targets)
+    return _Chunked.apply(hidden, targets, head, measure, rows, *weights)
+
+
+class _Chunked(torch.autograd.Function):
+    """Adds up what a `Measure` finds chunk by chunk and keeps the gradients instead of the logits."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head, rows: int, *weights: Tensor) -> Tensor:
-        total = torch.zeros((), device=hidden.device)
-        hidden_grad = torch.empty_like(hidden)
-        weight_grads = [torch.zeros_like(w) for w in weights]
-        for h, t, slot in zip(hidden.split(rows), targets.split(rows), hidden_grad.split(rows), strict=True):
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, head: Head, measure: Measure, rows: int, *weights: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The sums of `measure`; the first has a gradient for hidden states (..., N, C) and weights."""
+        hidden_grad, weight_grads = torch.empty_like(hidden), [torch.zeros_like(w) for w in weights]
+        chunks = (hidden.split(rows, -2), targets.split(rows), hidden_grad.split(rows, -2))
+        sums = []
+        for h, t, slot in zip(*chunks, strict=True):
             with torch.enable_grad():
                 chunk = h.detach().requires_grad_()
-                nats = _nats(head(chunk), t)
-            grad, *grads = torch.autograd.grad(nats, (chunk, *weights))
+                trained, *reported = measure(head(chunk), t)
+            grad, *grads = torch.autograd.grad(trained, (chunk, *weights))
             slot.copy_(grad)
             torch._foreach_add_(weight_grads, grads)
-            total += nats.detach()
+            sums.append((trained.detach(), *reported))
         ctx.save_for_backward(hidden_grad, *weight_grads)
-        return total
+        totals = tuple(torch.stack(part).sum() for part in zip(*sums, strict=True))
+        ctx.mark_non_differentiable(*totals[1:])
+        return totals
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """The kept gradients times that of the first sum."""
         hidden_grad, *weight_grads = ctx.saved_tensors
         scale = grad_outputs[0]
-        return hidden_grad * scale.to(hidden_grad.dtype), None, None, None, *(g * scale for g in weight_grads)
+        return hidden_grad * scale.to(hidden_grad.dtype), *[None] * 4, *(g * scale for g in weight_grads)

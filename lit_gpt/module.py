@@ -36,6 +36,7 @@ class LitLanguageModel(LightningModule):
     """
 
     config_class: type[Any]
+    step_names: tuple[str, ...] = ("loss",)  # what `objective` reports, logged as train/NAME per scored target
     net: Any  # an nn.Module with ``hidden(input_ids, document_ids=...)`` and ``head(hidden)``
     scores: Any  # nn.ModuleDict of TokenMetrics by split
 
@@ -46,9 +47,9 @@ class LitLanguageModel(LightningModule):
         self.options = options
         self._store_hyper_parameters()
         self.scores = nn.ModuleDict({split: TokenMetrics() for split in ("val", "train_eval", "test")})
-        self.step_loss = torch.tensor(math.nan)
+        self.step_figures = {"loss": torch.tensor(math.nan)}
         self.grad_norm: Tensor | None = None
-        self._step_sums = torch.zeros(2)
+        self._step_sums = torch.zeros(1)
 
     def _store_hyper_parameters(self) -> None:
         plain = {"config": asdict(self.config), "optimizer": asdict(self.optimizer_config), **self.options}
@@ -79,12 +80,24 @@ class LitLanguageModel(LightningModule):
     # ---- training
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Summed nats of a micro-batch over its capacity B*T."""
-        nats = self.batch_nats(batch)
+        """What is minimised, summed over a micro-batch, over its capacity B*T."""
+        loss, *sums = self.objective(batch)
         scored = (batch["targets"] != IGNORE).sum()
         self._capacity = batch["targets"].numel()
-        self._step_sums = self._step_sums.to(nats.device) + torch.stack((nats.detach(), scored.float()))
-        return nats / self._capacity
+        self._step_sums = self._step_sums.to(loss.device) + torch.stack((*sums, scored.float()))
+        return loss / self._capacity
+
+    def objective(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Sums over the scored targets of ``batch``: what is minimised, differentiable, then one for each of
+        ``step_names``.
+        """
+        nats = self.batch_nats(batch)
+        return nats, nats.detach()
+
+    @property
+    def step_loss(self) -> Tensor:
+        """Cross-entropy of the last optimizer step in nats per scored target."""
+        return self.step_figures["loss"]
 
     def batch_nats(self, batch: Batch) -> Tensor:
         """Summed nats over the scored targets of ``batch``, differentiable."""
@@ -99,9 +112,9 @@ class LitLanguageModel(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn the mean over capacity into the mean over scored targets of the whole step."""
-        nats, scored = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum").unbind()
+        *sums, scored = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum").unbind()
         self._step_sums = torch.zeros_like(self._step_sums)
-        self.step_loss = nats / scored
+        self.step_figures = {name: total / scored for name, total in zip(self.step_names, sums, strict=True)}
         capacity = self._capacity * self.trainer.accumulate_grad_batches * self.trainer.world_size
         if scored.is_cuda or scored != capacity:  # on a GPU the comparison would wait for the device
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
@@ -129,8 +142,8 @@ class LitLanguageModel(LightningModule):
             raise _non_finite(float(self.step_loss), self.global_step + 1)
         if logged:
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            values = {"train/loss": self.step_loss, "lr": rate, "grad_norm": self.grad_norm}
-            self.log_now(values, self.global_step + 1)
+            figures = {f"train/{name}": value for name, value in self.step_figures.items()}
+            self.log_now({**figures, "lr": rate, "grad_norm": self.grad_norm}, self.global_step + 1)
 
     def _step_is_logged(self) -> bool:
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]

@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from datamodules.errors import UserError
 from lit_gpt.config import GPTConfig
 from lit_gpt.interop import initialise
+from lit_gpt.loss import r_drop_nats
 from lit_gpt.model import GPT
-from lit_gpt.module import LitLanguageModel, say
+from lit_gpt.module import Batch, LitLanguageModel, say
 from lit_gpt.optim import OptimizerConfig
 
 
@@ -21,6 +24,10 @@ class LitGPT(LitLanguageModel):
             about a minute.
         init_from: Weights that a new run starts from: a checkpoint, a folder that `export` wrote or Hugging Face's, or
             the name of a model on the hub, such as gpt2. The configuration must be theirs. A resumed run ignores it.
+        r_drop: R-Drop's alpha (Wu et al. 2021), often 0.5 to 5; 0 for none. Each batch is read twice with different
+            dropout; r_drop * (KL(p||q) + KL(q||p)) / 4 is added to the passes' mean cross-entropy, half of the paper's
+            loss. train/loss stays the cross-entropy; train/r_drop is the mean of the two KL in nats per scored target.
+            A step takes twice the time.
     """
 
     config_class = GPTConfig
@@ -32,9 +39,19 @@ class LitGPT(LitLanguageModel):
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
         compile: bool = False,
         init_from: str | None = None,
+        r_drop: float = 0.0,
     ) -> None:
-        super().__init__(config, optimizer, compile=compile, init_from=init_from)
+        super().__init__(config, optimizer, compile=compile, init_from=init_from, r_drop=r_drop)
+        if r_drop < 0:
+            raise UserError(f"r_drop is {r_drop}: give 0 for none, or a positive weight.")
+        if r_drop and not self.config.dropout:
+            raise UserError(
+                f"r_drop {r_drop} compares passes that differ by dropout alone, and config.dropout is 0: set it, to "
+                "0.1 for example, or leave r_drop out."
+            )
         self._init_from = init_from
+        if r_drop:
+            self.step_names = "loss", "r_drop"
 
     def build_network(self) -> GPT:
         """The GPT of ``self.config``, its blocks compiled in place when asked for."""
@@ -43,6 +60,16 @@ class LitGPT(LitLanguageModel):
             for block in net.blocks:
                 block.compile()
         return net
+
+    def objective(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Summed nats, with R-Drop when asked for."""
+        weight = self.options["r_drop"]
+        if not weight:
+            return super().objective(batch)
+        # Two passes: one over the batch stacked twice takes 5 % longer on a CPU (256 channels, 4096 tokens).
+        hidden = torch.stack((self._hidden(batch), self._hidden(batch)))  # (2, B, T, C)
+        parameters, vocab_size = self.head_parameters(), self.config.vocab_size
+        return r_drop_nats(hidden, self.net.head, parameters, batch["targets"], vocab_size, weight)
 
     def on_fit_start(self) -> None:
         """Take the weights of ``init_from``, once, unless a checkpoint has brought its own."""

@@ -42,6 +42,30 @@ def test_a_run_leaves_everything_in_its_folder(fit: Fit) -> None:
     assert losses[-1] < losses[0]
 
 
+def test_headlines_are_judged_by_the_challenge_and_other_texts_are_not(
+    fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fit()
+    assert "challenge" not in (folder / "metrics.csv").read_text() + (folder / "summary.json").read_text()
+    assert "challenge" not in capsys.readouterr().out
+    folder = fit("--data", "HeadlinesDataModule", "--data.tokenizer", "byte")
+    out, summary = capsys.readouterr().out, json.loads((folder / "summary.json").read_text())
+    names = ["val/challenge_loss", "val/challenge_loss_uncovered", "val/challenge_coverage"]
+    loss, uncovered, coverage = (summary["final"][name] for name in names)
+    assert 0 < coverage < 1
+    assert uncovered == pytest.approx(loss * coverage, abs=1e-5)
+    assert f"challenge {loss:.4f}  as first counted {uncovered:.4f}  at {coverage:.1%} of the tokens" in out
+    assert {row["step"]: row["val/challenge_loss"] for row in rows(folder) if row["val/loss"]}.keys() == {"3", "6"}
+    assert not [name for name in summary["final"] if "train_eval/challenge" in name]
+
+
+def test_r_drop_by_one_key(fit: Fit) -> None:
+    folder = fit("--model.r_drop", "1.0", "--model.config.dropout", "0.2", "--model.optimizer.lr", "0.01")
+    found = [(float(row["train/loss"]), float(row["train/r_drop"])) for row in rows(folder) if row["train/loss"]]
+    assert len(found) == 6
+    assert all(0 < kl < loss for loss, kl in found[1:])
+
+
 def test_the_best_of_the_summary_is_what_was_monitored_over_all_parts_of_a_run(fit: Fit) -> None:
     monitor = ["--checkpoint.monitor", "train_eval/top1", "--checkpoint.mode", "max", "--model.optimizer.lr", "0.1"]
     folder = fit(*monitor, "--trainer.max_steps", "9")

@@ -1,4 +1,4 @@
-"""The chunked loss equals the plain one, gradients too; ranks behave on ties and on unscored places."""
+"""The chunked losses equal the plain ones, gradients too; ranks behave on ties and on unscored places."""
 
 import pytest
 import torch
@@ -43,6 +43,59 @@ def test_chunked_gradients_under_autocast_stay_close(
             nats = loss.summed_nats(hidden, head, list(head.parameters()), targets, 11)
         gradients.append(torch.autograd.grad(nats, head.weight)[0])
     torch.testing.assert_close(*gradients, rtol=0.02, atol=0.02)
+
+
+def naive_r_drop(logits: Tensor, targets: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Token by token as the paper writes it, halved: logits (2, B, T, V)."""
+    nats, kl = torch.zeros(()), torch.zeros(())
+    for b, t in (targets != loss.IGNORE).nonzero().tolist():
+        p, q = logits[:, b, t].softmax(-1)
+        nats = nats - (p[targets[b, t]].log() + q[targets[b, t]].log()) / 2
+        kl = kl + ((p * (p / q).log()).sum() + (q * (q / p).log()).sum()) / 2
+    return nats + weight * kl / 2, nats, kl
+
+
+@pytest.mark.parametrize("held", [11, 66, 10_000])  # one target at a time, three, all
+@pytest.mark.parametrize("cap", [None, 1.5])
+def test_r_drop_and_its_gradients_equal_the_papers_halved(
+    problem: tuple[Tensor, nn.Linear, Tensor], held: int, cap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, linear, targets = problem
+    passes = torch.stack((first, first + torch.randn_like(first) / 2))
+
+    def head(hidden: Tensor) -> Tensor:
+        logits = linear(hidden)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    naive = naive_r_drop(head(passes), targets, weight=3.0)
+    expected = torch.autograd.grad(naive[0] / 7, (first, linear.weight, linear.bias), retain_graph=True)
+    monkeypatch.setattr(loss, "MAX_LOGITS", held)
+    ours = loss.r_drop_nats(passes, head, list(linear.parameters()), targets, 11, 3.0)
+    torch.testing.assert_close(ours, naive)
+    assert [figure.requires_grad for figure in ours] == [True, False, False]
+    found = torch.autograd.grad(ours[0] / 7, (first, linear.weight, linear.bias))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_r_drop_of_equal_passes_is_their_cross_entropy(problem: tuple[Tensor, nn.Linear, Tensor]) -> None:
+    hidden, head, targets = problem
+    plain = loss.summed_nats(hidden, head, list(head.parameters()), targets, 11)
+    total, nats, kl = loss.r_drop_nats(torch.stack((hidden, hidden)), head, list(head.parameters()), targets, 11, 5.0)
+    assert kl == 0
+    torch.testing.assert_close((total, nats), (plain, plain.detach()))
+    gradients = [torch.autograd.grad(value, hidden, retain_graph=True)[0] for value in (total, plain)]
+    torch.testing.assert_close(*gradients)
+    assert (gradients[0][0, :2] == 0).all()  # unscored places
+
+
+def test_what_unscored_targets_predict_does_not_count(problem: tuple[Tensor, nn.Linear, Tensor]) -> None:
+    hidden, head, targets = problem
+    passes = torch.stack((hidden, hidden * 0.9)).detach().requires_grad_()
+    total = loss.r_drop_nats(passes, head, list(head.parameters()), targets, 11, 2.0)[0]
+    gradient = torch.autograd.grad(total, passes)[0]  # (2, B, T, C)
+    unscored = targets == loss.IGNORE
+    assert (gradient[:, unscored] == 0).all()
+    assert (gradient[:, ~unscored].abs().amax(-1) > 0).all()
 
 
 def test_ranks_and_nats_match_a_sort(

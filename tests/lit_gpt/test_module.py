@@ -76,6 +76,55 @@ def test_pads_do_not_change_a_step(tmp_path: Path) -> None:
         torch.testing.assert_close(a, b)
 
 
+class FixedDropout(LitGPT):
+    """The first pass over each row drops nothing, the second the same channels in every row, so that rows may be
+    dealt out to micro-batches in any way.
+    """
+
+    def _hidden(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        self.passes = getattr(self, "passes", 0) + 1
+        hidden = super()._hidden(batch)
+        return hidden * (torch.arange(hidden.size(-1)) % 4 > 0) * 4 / 3 if self.passes % 2 == 0 else hidden
+
+
+def r_drop_step(batches: list[dict[str, torch.Tensor]], folder: Path, **options: Any) -> FixedDropout:
+    torch.manual_seed(0)
+    optimizer = OptimizerConfig(kind="sgd", lr=0.1, momentum=0.0, weight_decay=0.0)
+    config = GPTConfig(**SMALL, vocab_size=20, init="normal", dropout=1e-9)
+    model = FixedDropout(config, optimizer, r_drop=2.0)
+    trainer(folder, max_steps=1, **options).fit(model, DataLoader(batches, batch_size=None))
+    return model
+
+
+def test_r_drop_weighs_tokens_not_micro_batches(tmp_path: Path) -> None:
+    uneven = rows(*[16, 3, 9, 1] * 8)
+    fours = [joined(uneven[i : i + 8]) for i in range(0, 32, 8)]
+    together = r_drop_step([joined(uneven)], tmp_path)
+    accumulated = r_drop_step(fours, tmp_path, accumulate_grad_batches=4)
+    assert together.step_figures["r_drop"] > 1e-4
+    torch.testing.assert_close(accumulated.step_figures, together.step_figures)
+    torch.testing.assert_close(accumulated.state_dict(), together.state_dict())
+    plain = weights_after_a_step([joined(uneven)], tmp_path)
+    assert not torch.allclose(plain[0], next(together.parameters()), atol=1e-6)
+
+
+def test_the_loss_under_r_drop_is_the_cross_entropy_of_both_passes(tmp_path: Path) -> None:
+    batch = joined(rows(16, 3, 9, 1))
+    model = r_drop_step([batch], tmp_path)
+    torch.manual_seed(0)
+    fresh = FixedDropout(model.config, model.optimizer_config, r_drop=2.0)
+    fresh.configure_model()
+    expected = (fresh.batch_nats(batch) + fresh.batch_nats(batch)) / (2 * 29)
+    torch.testing.assert_close(model.step_loss, expected.detach())
+
+
+def test_r_drop_without_dropout_is_refused() -> None:
+    with pytest.raises(UserError, match=r"r_drop 2.0 .* config\.dropout is 0: set it"):
+        LitGPT(GPTConfig(**SMALL), r_drop=2.0)
+    with pytest.raises(UserError, match=r"r_drop is -1\.0: give 0"):
+        LitGPT(GPTConfig(**SMALL, dropout=0.1), r_drop=-1.0)
+
+
 def test_initial_loss_is_near_the_logarithm_of_the_vocabulary() -> None:
     model = module()
     model.configure_model()
@@ -129,11 +178,14 @@ def test_a_checkpoint_is_enough(tmp_path: Path, text: Path) -> None:
     assert not [key for key in stored["state_dict"] if "_orig_mod" in key]
 
 
-@pytest.mark.parametrize(("kind", "accumulation"), [("adamw", 1), ("muon", 2)])
-def test_a_resumed_run_equals_a_straight_one(tmp_path: Path, text: Path, kind: str, accumulation: int) -> None:
+@pytest.mark.parametrize(("kind", "accumulation", "r_drop"), [("adamw", 1, 0.0), ("muon", 2, 0.0), ("muon", 2, 1.0)])
+def test_a_resumed_run_equals_a_straight_one(
+    tmp_path: Path, text: Path, kind: str, accumulation: int, r_drop: float
+) -> None:
     def run(steps: int, resume: Path | None = None) -> dict[str, torch.Tensor]:
         torch.manual_seed(7)
-        model = LitGPT(GPTConfig(**SMALL, dropout=0.2), OptimizerConfig(kind=kind, lr=0.01, warmup=3))
+        config, optimizer = GPTConfig(**SMALL, dropout=0.2), OptimizerConfig(kind=kind, lr=0.01, warmup=3)
+        model = LitGPT(config, optimizer, r_drop=r_drop)
         data = CharDataModule(str(text), tokens_per_step=128, micro_batch_size=8 // accumulation)
         # The schedule must see 12 steps in every part, so parts end by a stop, not by max_steps.
         watchers = {"callbacks": [ExactResume(), Stop(steps)], "enable_checkpointing": True}
