@@ -1,4 +1,4 @@
-"""Tokens per second of decoding on a CPU: ours with and without its cache, `transformers` and nanoGPT, in turn.
+"""Tokens per second of decoding: ours with and without its cache, `transformers` and nanoGPT, in turn.
 
     python -m benchmarks.generate [--rounds 5] [--threads 2] [--nanogpt CLONE]
 
@@ -8,9 +8,6 @@ Prints the rates of each round and the medians of the rounds' ratios; what has n
 only. The last line is JSON. Needs the `bench` extra.
 """
 
-import argparse
-import importlib.util
-import json
 import statistics
 import tempfile
 import time
@@ -22,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import peers, report
+from benchmarks.train_speed import DEVICE, synchronize
 from datamodules.tokenizers import CharTokenizer
 from lit_gpt.checkpoint import KEY, PREFIX
 from lit_gpt.decode import Sampling, decode
@@ -40,11 +39,11 @@ Decoder = Callable[[Tensor], Tensor]
 
 def ours(net: GPT, cache: bool) -> Decoder:
     """Our decoding loop."""
-    greedy, generator = Sampling(temperature=0), torch.Generator()
+    greedy, generator = Sampling(temperature=0), torch.Generator(DEVICE)
 
     def run(ids: Tensor) -> Tensor:
         steps = decode(net, ids.tolist(), max_new_tokens=NEW, sampling=greedy, generator=generator, cache=cache)
-        return torch.cat((ids, torch.tensor(list(steps)).T), dim=1)
+        return torch.cat((ids, torch.tensor(list(steps), device=DEVICE).T), dim=1)
 
     return run
 
@@ -60,26 +59,22 @@ def transformers(net: GPT) -> Decoder:
     with tempfile.TemporaryDirectory() as folder:
         export_huggingface({KEY: entry, "state_dict": state}, folder)
         disable_progress_bar()
-        peer = AutoModelForCausalLM.from_pretrained(folder).eval()
+        peer: Any = AutoModelForCausalLM.from_pretrained(folder)
+        peer = peer.to(DEVICE).eval()
     options = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
     return lambda ids: peer.generate(ids, attention_mask=torch.ones_like(ids), **options)
 
 
 def nanogpt(clone: Path) -> Decoder:
-    """`generate` of the model.py in a clone of nanoGPT, which has no cache."""
-    spec = importlib.util.spec_from_file_location("nanogpt_model", clone / "model.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    net = module.GPT(module.GPTConfig(**SHAPE, dropout=0.0, bias=True)).eval()
+    """`generate` of nanoGPT's network, which has no cache."""
+    net = peers.nanogpt(clone, SHAPE).to(DEVICE).eval()
     return lambda ids: net.generate(ids, NEW)
 
 
 def contestants(clone: Path | None) -> dict[str, Decoder]:
     """All that are timed, by name."""
     torch.manual_seed(0)
-    net = GPT(GPTConfig.from_preset("gpt2", **SHAPE)).eval()
+    net = GPT(GPTConfig.from_preset("gpt2", **SHAPE)).to(DEVICE).eval()
     runs = {"ours": ours(net, cache=True), "transformers": transformers(net), "uncached": ours(net, cache=False)}
     return runs | ({"nanogpt": nanogpt(clone)} if clone else {})
 
@@ -88,12 +83,13 @@ def tokens_per_second(run: Decoder, ids: Tensor) -> float:
     """Rate of one call, all rows counted."""
     start = time.perf_counter()
     run(ids)
+    synchronize()
     return ids.size(0) * NEW / (time.perf_counter() - start)
 
 
 def measure(runs: dict[str, Decoder], B: int, rounds: int) -> dict[str, float]:
     """Print each round's rates of batch `B`; return the medians of our rate over each peer's, and of our rate."""
-    ids = torch.arange(B)[:, None]  # (B, 1)
+    ids = torch.arange(B, device=DEVICE)[:, None]  # (B, 1)
     assert torch.equal(runs["ours"](ids), runs["transformers"](ids)), "the same weights wrote other tokens"
     rates: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(rounds):
@@ -112,7 +108,7 @@ def measure(runs: dict[str, Decoder], B: int, rounds: int) -> dict[str, float]:
 
 def main() -> None:
     """Measure batch 1 and 16."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--nanogpt", type=Path, help="folder of a clone of nanoGPT")
@@ -121,7 +117,8 @@ def main() -> None:
     with torch.inference_mode():
         runs = contestants(options.nanogpt)
         figures = {f"batch_{B}": measure(runs, B, options.rounds) for B in (1, 16)}
-    print(json.dumps({"benchmark": "generate", "threads": options.threads, "torch": torch.__version__, **figures}))
+    lines = [f"- {name}: {found}" for name, found in figures.items()]
+    report.finish("generate", {"threads": options.threads, **figures}, lines, options)
 
 
 if __name__ == "__main__":

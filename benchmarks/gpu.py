@@ -1,10 +1,12 @@
-"""GPT-2 124M on a CUDA device: tokens per second and MFU, packed attention, resume, memory; under ten minutes.
+"""GPT-2 124M on a CUDA device in under ten minutes: speed and MFU beside nanoGPT, decoding, memory, packed rows,
+resume, and the curve of a four-minute training.
 
-    python -m benchmarks.gpu [--out docs/gpu.json]
+    python -m benchmarks.gpu [--nanogpt CLONE] [--record]
     python -m benchmarks.gpu --tiny        # the same path on any machine, with a small model
 
-Trains through `fit` (bf16-mixed, compiled blocks, fused AdamW, block 1024) on bytes of the embedded corpus under
-GPT-2's vocabulary size: speed does not depend on what the ids mean, and nothing is downloaded. The last line is JSON.
+`fit` trains (bf16-mixed, compiled blocks, fused AdamW, block 1024) on bytes of the embedded corpus under GPT-2's
+vocabulary size: speed does not depend on what the ids mean, and nothing is downloaded. The last line is JSON. Needs the
+`bench` extra.
 """
 
 import argparse
@@ -19,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import report
 from lit_gpt.model import GPT, GPTConfig
 
 FULL = {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024}
@@ -81,24 +84,55 @@ def packed(options: argparse.Namespace) -> dict[str, float]:
     return {"largest_difference": float((flex - dense).abs().max()), "largest_logit": float(dense.abs().max())}
 
 
+def curve(folder: Path, options: argparse.Namespace) -> dict[int, float]:
+    """Validation loss in nats per character by step, of a training of four minutes."""
+    limits = ["--trainer.max_steps=10"] if options.tiny else ["--trainer.max_time=00:00:04:00"]
+    every = 5 if options.tiny else 100
+    schedule = ["--model.optimizer.schedule=constant", "--model.optimizer.warmup=20"]
+    run = fit(folder, "curve", options, *schedule, *limits, f"--trainer.val_check_interval={every}")
+    return column(run, "val/nats_per_char")
+
+
+def beside_peers(options: argparse.Namespace) -> dict[str, Any]:
+    """The figures of the benchmarks that time peers, each in a process of its own."""
+    clone = [f"--nanogpt={options.nanogpt}"] if options.nanogpt else []
+    case = "a" if options.tiny else "gpu"
+    commands = {
+        "train_speed": ["--cases", case, "--rounds", "1" if options.tiny else "3", *clone],
+        "generate": ["--rounds", "1" if options.tiny else "3", *clone],
+        "memory": ["--block", "64", "--batch", "1"] if options.tiny else ["--block", "1024", "--batch", "16"],
+    }
+    found = {}
+    for name, flags in commands.items():
+        command = [sys.executable, "-m", f"benchmarks.{name}", *flags]
+        done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+        found[name] = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else "failed: see the output"
+        print(f"{name}: {found[name]}", flush=True)
+    return found
+
+
 def main() -> None:
     """Run all parts and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--tiny", action="store_true", help="a small model, on whatever there is")
-    parser.add_argument("--out", type=Path, help="also write the JSON here")
+    parser.add_argument("--nanogpt", type=Path, help="folder of a clone of nanoGPT")
     options = parser.parse_args()
     if not options.tiny and not torch.cuda.is_available():
         sys.exit("there is no CUDA device: use --tiny to try the path without one.")
-    result: dict[str, Any] = {"benchmark": "gpu", "torch": torch.__version__}
-    result["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
-        result["speed"] = speed(Path(name), options)
-        result["packed"] = packed(options)
-        result["resume_difference"] = resume(Path(name), options)
-    text = json.dumps(result)
-    if options.out:
-        options.out.write_text(text + "\n")
-    print(text)
+        folder = Path(name)
+        parts = {
+            "speed": lambda: speed(folder, options),
+            "packed": lambda: packed(options),
+            "resume_difference": lambda: resume(folder, options),
+            "peers": lambda: beside_peers(options),
+            "curve": lambda: curve(folder, options),
+        }
+        for part, measure in parts.items():
+            result[part] = measure()
+            print(f"{part}: {result[part]}", flush=True)
+    report.finish("gpu", result, [f"- {part}: {found}" for part, found in result.items()], options)
 
 
 if __name__ == "__main__":

@@ -1,43 +1,70 @@
-"""Peak memory of one training step of GPT-2 124M, with the chunked loss and with all logits at once.
+"""Peak memory of a training step of GPT-2 124M: chunked loss, full logits, activation checkpointing, `transformers`.
 
-    python -m benchmarks.memory [--batch 4] [--block 512]
+    python -m benchmarks.memory [--batch 4] [--block 512] [--precision bf16] [--record]
 
 Each case runs in a process of its own and reports its largest resident set (on CUDA: allocated memory). The last line
-is JSON.
+is JSON. Needs the `bench` extra.
 """
 
 import argparse
-import json
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
-CASES = {
-    "chunked loss": {"full": False, "checkpointing": False},
-    "full logits": {"full": True, "checkpointing": False},
-    "chunked loss, activation checkpointing": {"full": False, "checkpointing": True},
-}
+from benchmarks import report
+
+CASES = (
+    "chunked loss",
+    "full logits",
+    "chunked loss, activation checkpointing",
+    "transformers",
+    "transformers, activation checkpointing",
+)
+V = 50304
 
 
-def measure(batch: int, block: int, full: bool, checkpointing: bool) -> float:
-    """Peak gigabytes of two steps under bfloat16 autocast."""
+def build(case: str, block: int, device: str) -> tuple[Any, Any, Callable[[Any], Any]]:
+    """Network, optimizer and the mean loss of token ids (B, T + 1)."""
     import torch
 
+    from benchmarks import peers
     from lit_gpt import loss
     from lit_gpt.model import GPT, GPTConfig
     from lit_gpt.optim import OptimizerConfig, build_optimizer
 
-    if full:
+    recompute = "checkpointing" in case
+    if case.startswith("transformers"):
+        size = {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": block, "vocab_size": V}
+        peer: Any = peers.transformers_gpt2(size).to(device)
+        if recompute:
+            peer.gradient_checkpointing_enable()
+        optimizer = torch.optim.AdamW(peer.parameters(), fused=True)
+        return peer, optimizer, lambda ids: peers.cross_entropy(peer(ids[:, :-1]).logits, ids[:, 1:])
+    if case == "full logits":
         loss.MAX_LOGITS = 2**62
+    net = GPT(GPTConfig.from_preset("gpt2", vocab_size=V, block_size=block, activation_checkpointing=recompute))
+    net.to(device)
+
+    def mean(ids: torch.Tensor) -> torch.Tensor:
+        nats = loss.summed_nats(net.hidden(ids[:, :-1]), net.head, [net.wte.weight], ids[:, 1:], V)
+        return nats / ids[:, 1:].numel()
+
+    return net, build_optimizer(net, OptimizerConfig()), mean
+
+
+def measure(case: str, options: argparse.Namespace) -> float:
+    """Peak gigabytes of two steps."""
+    import torch
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = GPTConfig.from_preset("gpt2", vocab_size=50304, block_size=block, activation_checkpointing=checkpointing)
-    net = GPT(config).to(device)
-    optimizer = build_optimizer(net, OptimizerConfig())
-    ids = torch.randint(50257, (batch, block), device=device)
+    _, optimizer, loss = build(case, options.block, device)
+    ids = torch.randint(50257, (options.batch, options.block + 1), device=device)
     for _ in range(2):
-        with torch.autocast(device, torch.bfloat16):
-            nats = loss.summed_nats(net.hidden(ids), net.head, [net.wte.weight], ids, 50304)
-        (nats / ids.numel()).backward()
+        with torch.autocast(device, torch.bfloat16, enabled=options.precision == "bf16"):
+            value = loss(ids)
+        value.backward()
         optimizer.step()
         optimizer.zero_grad()
     if device == "cuda":
@@ -47,21 +74,25 @@ def measure(batch: int, block: int, full: bool, checkpointing: bool) -> float:
 
 def main() -> None:
     """Measure every case and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--block", type=int, default=512)
+    parser.add_argument("--precision", choices=("bf16", "32"), default="bf16")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
-        print(measure(options.batch, options.block, **CASES[options.case]))
+        print(measure(options.case, options))
         return
     found = {}
     for case in CASES:
-        command = [sys.executable, "-m", "benchmarks.memory", "--case", case]
+        command = [sys.executable, "-m", "benchmarks.memory", "--case", case, "--precision", options.precision]
         command += ["--batch", str(options.batch), "--block", str(options.block)]
-        found[case] = round(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout), 3)
+        printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        found[case] = round(float(printed.split()[-1]), 3)
         print(f"{case}: {found[case]:.2f} GB", flush=True)
-    print(json.dumps({"benchmark": "memory", "batch": options.batch, "block": options.block, "peak_gb": found}))
+    lines = [f"- {case}: {gb:.2f} GB" for case, gb in found.items()]
+    given = {"batch": options.batch, "block": options.block, "precision": options.precision}
+    report.finish("memory", {**given, "peak_gb": found}, lines, options)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,83 @@
+"""Where a benchmark leaves its figures, and the page that is made of them.
+
+    python -m benchmarks.report        # docs/benchmarks.md, from the figures that were recorded
+
+Every benchmark prints its result as a line of JSON; with ``--record`` it also keeps it in docs/benchmarks.json, under
+its name, with the command, the machine and the versions, and makes the page anew.
+"""
+
+import argparse
+import json
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FIGURES, PAGE = Path("docs/benchmarks.json"), Path("docs/benchmarks.md")
+HEADER = """# Benchmarks
+
+Written by `python -m benchmarks.report` from what the commands below recorded with `--record`. Every command times ours
+and its peers in turn on the same machine; ratios are medians over rounds, and only ratios carry over to another one.
+"""
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser with what every benchmark takes."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--record", action="store_true", help="keep the figures in docs/benchmarks.json")
+    return made
+
+
+def finish(name: str, figures: dict[str, Any], lines: list[str], options: argparse.Namespace) -> None:
+    """Print the figures as the last line and, when asked, keep them under ``name`` with ``lines`` for the page."""
+    print(json.dumps({"benchmark": name, **figures}))
+    if not options.record:
+        return
+    kept = json.loads(FIGURES.read_text()) if FIGURES.is_file() else {}
+    kept[name] = {"command": command(name), "machine": machine(), "lines": lines, "figures": figures}
+    FIGURES.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+    PAGE.write_text(page(kept))
+
+
+def command(name: str) -> str:
+    """What was typed, without paths of this machine."""
+    words = [("CLONE" if "/" in word else word) for word in sys.argv[1:] if word != "--record"]
+    return " ".join([f"python -m benchmarks.{name}", *words])
+
+
+def machine() -> str:
+    """Processor, threads and versions, in one line."""
+    parts = [torch.cuda.get_device_name()] if torch.cuda.is_available() else [_processor()]
+    parts.append(f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+    parts.append(f"Python {platform.python_version()}, torch {torch.__version__}")
+    return ", ".join([*parts, *(f"{p} {v}" for p in ("lightning", "transformers") if (v := _version(p)))])
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    names = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    return next((n.split(":")[1].strip() for n in names if n.startswith("model name")), platform.processor() or "CPU")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def page(kept: dict[str, Any]) -> str:
+    """The page of all that was recorded."""
+    parts = [HEADER]
+    for name, entry in sorted(kept.items()):
+        body = "\n".join(entry["lines"])
+        parts.append(f"## {name}\n\n`{entry['command']}`\n\n{body}\n\n*{entry['machine']}*\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(json.loads(FIGURES.read_text())))
+    print(f"wrote {PAGE}")
