@@ -43,7 +43,7 @@ def build(case: str, block: int, device: str) -> tuple[Any, Any, Callable[[Any],
         optimizer = torch.optim.AdamW(peer.parameters(), fused=True)
         return peer, optimizer, lambda ids: peers.cross_entropy(peer(ids[:, :-1]).logits, ids[:, 1:])
     if case == "full logits":
-        loss.MAX_LOGITS = 2**62
+        loss.MAX_LOGITS = loss.MAX_LOGITS_CPU = 2**62
     net = GPT(GPTConfig.from_preset("gpt2", vocab_size=V, block_size=block, activation_checkpointing=recompute))
     net.to(device)
 

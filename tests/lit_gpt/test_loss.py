@@ -24,7 +24,7 @@ def test_loss_and_gradients_do_not_depend_on_the_chunk(
     hidden, head, targets = problem
     plain = F.cross_entropy(head(hidden).flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=-100)
     expected = torch.autograd.grad(plain / 7, (hidden, head.weight, head.bias))
-    monkeypatch.setattr(loss, "MAX_LOGITS", held)
+    monkeypatch.setattr(loss, "MAX_LOGITS_CPU", held)
     ours = loss.summed_nats(hidden, head, list(head.parameters()), targets, 11)
     torch.testing.assert_close(ours, plain)
     found = torch.autograd.grad(ours / 7, (hidden, head.weight, head.bias))
@@ -38,7 +38,7 @@ def test_chunked_gradients_under_autocast_stay_close(
     hidden, head, targets = problem
     gradients = []
     for held in (10_000, 22):
-        monkeypatch.setattr(loss, "MAX_LOGITS", held)
+        monkeypatch.setattr(loss, "MAX_LOGITS_CPU", held)
         with torch.autocast("cpu", torch.bfloat16):
             nats = loss.summed_nats(hidden, head, list(head.parameters()), targets, 11)
         gradients.append(torch.autograd.grad(nats, head.weight)[0])
@@ -69,7 +69,7 @@ def test_r_drop_and_its_gradients_equal_the_papers_halved(
 
     naive = naive_r_drop(head(passes), targets, weight=3.0)
     expected = torch.autograd.grad(naive[0] / 7, (first, linear.weight, linear.bias), retain_graph=True)
-    monkeypatch.setattr(loss, "MAX_LOGITS", held)
+    monkeypatch.setattr(loss, "MAX_LOGITS_CPU", held)
     ours = loss.r_drop_nats(passes, head, list(linear.parameters()), targets, 11, 3.0)
     torch.testing.assert_close(ours, naive)
     assert [figure.requires_grad for figure in ours] == [True, False, False]
@@ -102,7 +102,7 @@ def test_ranks_and_nats_match_a_sort(
     problem: tuple[Tensor, nn.Linear, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hidden, head, targets = problem
-    monkeypatch.setattr(loss, "MAX_LOGITS", 33)
+    monkeypatch.setattr(loss, "MAX_LOGITS_CPU", 33)
     nats, rank = loss.score(hidden, head, targets, 11)
     logits = head(hidden)
     order = logits.argsort(-1, descending=True)
