@@ -54,6 +54,12 @@ def test_matrices_and_embeddings_decay_and_biases_and_gains_do_not() -> None:
         assert decay[id(parameter)] == (0.1 if parameter.ndim == 2 else 0.0), name
 
 
+def test_gates_are_matrices_and_layer_scales_vectors() -> None:
+    groups = parameter_groups(small_gpt(attention_gate=True, layer_scale=0.1))
+    assert {name for name, _ in groups["vectors"]} == {f"blocks.{i}.scale{half}" for i in (0, 1) for half in (1, 2)}
+    assert {f"blocks.{i}.attn.gate.weight" for i in (0, 1)} < {name for name, _ in groups["matrices"]}
+
+
 def test_the_report_counts_tensors_and_parameters() -> None:
     net = small_gpt(norm="layernorm", norm_gain=True)
     line = describe_groups(build_optimizer(net, OptimizerConfig()))[0]
