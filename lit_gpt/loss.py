@@ -86,8 +86,8 @@ def _nats(logits: Tensor, targets: Tensor) -> tuple[Tensor]:
 def _r_drop(logits: Tensor, targets: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
     logs = logits.float().log_softmax(-1)  # (2, N, V)
     nats = F.nll_loss(logs.flatten(0, 1), targets.repeat(2), ignore_index=IGNORE, reduction="sum") / 2
-    p, q = logs.exp()
-    apart = ((p - q) * (logs[0] - logs[1])).sum(-1)  # KL(p||q) + KL(q||p), (N,)
+    (p, q), (log_p, log_q) = logs.exp(), logs
+    apart = ((p - q) * (log_p - log_q)).sum(-1)  # KL(p||q) + KL(q||p), (N,)
     kl = (apart * (targets != IGNORE)).sum() / 2
     return nats + weight / 2 * kl, nats.detach(), kl.detach()
 

@@ -27,7 +27,7 @@ class LitGPT(LitLanguageModel):
         r_drop: R-Drop's alpha (Wu et al. 2021), often 0.5 to 5; 0 for none. Each batch is read twice with different
             dropout; r_drop * (KL(p||q) + KL(q||p)) / 4 is added to the passes' mean cross-entropy, half of the paper's
             loss. train/loss stays the cross-entropy; train/r_drop is the mean of the two KL in nats per scored target.
-            A step takes twice the time.
+            A step takes a little more than twice the time.
     """
 
     config_class = GPTConfig
