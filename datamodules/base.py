@@ -1,22 +1,35 @@
 """What the three datamodules share: a prepared store, rows of one kind, and loaders that fit their Trainer."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch import LightningDataModule, Trainer
 
-from datamodules.batches import IGNORED, BatchLoader, MicroBatches, Packed, Padded, Rows, Share, TrainLoader, Windows
+from datamodules.batches import (
+    IGNORED,
+    BatchLoader,
+    MicroBatches,
+    Packed,
+    Padded,
+    Rows,
+    Share,
+    StreamRows,
+    TrainLoader,
+    Windows,
+)
 from datamodules.errors import UserError
 from datamodules.prepare import NewTokenizer, Recipe, load_tokenizer_of, prepare, store_folder
+from datamodules.resampling import ResampledRows
 from datamodules.scoring import ScoredText, scored_split, scored_targets
 from datamodules.sources import Source
-from datamodules.tokenizers import Tokenizer
-from datamodules.tokens import TokenStore, is_complete, read_meta
+from datamodules.tokenizers import Tokenizer, UnigramTokenizer
+from datamodules.tokenizers.sampling import SampledTexts
+from datamodules.tokens import TokenStore, TokenStream, is_complete, read_meta
 
 RowKind = Literal["windows", "padded", "packed"]
 _DEFAULT_ROWS = 32
@@ -52,6 +65,7 @@ class TextDataModule(LightningDataModule):
     # Where classes differ in a default, the parameter's is None: when another class is chosen, the command line keeps
     # the defaults of the one it starts from.
     default_rows: RowKind = "windows"
+    subword_sampling: float = 0.0  # an option of the classes whose tokenizer can be a unigram
     tokenizer: Tokenizer
     stores: dict[str, TokenStore]
     fingerprints: dict[str, str]
@@ -114,6 +128,7 @@ class TextDataModule(LightningDataModule):
         self._size = self.block_size or self._block_size_of_model()
         self._scored: dict[str, ScoredText] = {}
         self._check_rows()
+        self._check_sampling()
         if stage == "fit" and self.trainer is not None and self.trainer is not self._fitted:
             self._set_accumulation(self.trainer)
             if "val" not in self.stores:  # nothing is held out: Lightning would warn of loaders without batches
@@ -218,11 +233,29 @@ class TextDataModule(LightningDataModule):
 
     def make_rows(self, split: str, training: bool = False) -> Rows:
         """The split cut into rows, for training or for evaluation."""
-        store, seed = self.stores[split], self.seed if training and self.shuffle else None
-        mask_first = self.mask_first if training else 0
-        if self.rows == "windows":
-            return Windows(store, self._size, self.stride if training else None, seed, mask_first)
-        return (Padded if self.rows == "padded" else Packed)(store, self._size, seed, mask_first)
+        cut = self._cut(training)
+        if not (training and self.subword_sampling):
+            return cut(self.stores[split])
+        assert isinstance(self.tokenizer, UnigramTokenizer)  # by _check_sampling
+        documents = (self.tokenizer.decode(ids.tolist()) for ids in self.stores[split].documents())
+        return ResampledRows(SampledTexts(self.tokenizer, documents, self.subword_sampling), cut, self.seed)
+
+    def _cut(self, training: bool) -> Callable[[TokenStream], StreamRows]:
+        kind = {"windows": Windows, "padded": Padded, "packed": Packed}[self.rows]
+        options: dict[str, Any] = {"block_size": self._size}
+        if training:
+            options |= {"seed": self.seed if self.shuffle else None, "mask_first": self.mask_first}
+            options |= {"stride": self.stride} if self.rows == "windows" else {}
+        return partial(kind, **options)
+
+    def _check_sampling(self) -> None:
+        if self.subword_sampling < 0:
+            raise UserError(f"subword_sampling {self.subword_sampling} is negative: choose 0 (off) or 0.1 to 1.")
+        if self.subword_sampling and not isinstance(self.tokenizer, UnigramTokenizer):
+            raise UserError(
+                f"subword_sampling {self.subword_sampling} draws the segmentations of a unigram tokenizer, and the "
+                "data's is of another kind: set tokenizer to unigram, or subword_sampling to 0."
+            )
 
     def _train_eval(self) -> tuple[Rows, np.ndarray]:
         """Rows of the training split, and which of them are evaluated."""

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.permutation import permute, random_words
-from datamodules.tokens import TokenStore
+from datamodules.tokens import TokenStream
 
 IGNORED = -100
 Batch = dict[str, torch.Tensor]
@@ -23,26 +23,38 @@ _ROW_ORDER, _OFFSET, _DOCUMENT_ORDER = 0, 1, 2  # independent random streams of 
 
 
 class Rows(ABC):
-    """A split cut into ``count`` rows of T tokens; the same number in every epoch, so that every epoch has equal steps.
+    """Text cut into ``count`` rows of T tokens; the same number in every epoch, so that every epoch has equal steps.
 
-    Args:
-        store: the split.
-        block_size: T.
-        seed: None for evaluation and ordered training: no shuffling and no offset, each target scored once.
-        mask_first: targets at the start of each row (or document) that are left out of the loss.
+    ``seed`` is None for evaluation and ordered training: no shuffling and no offset, each target scored once.
     """
 
     count: int
-
-    def __init__(self, store: TokenStore, block_size: int, seed: int | None = None, mask_first: int = 0) -> None:
-        self.store, self.block_size, self.seed, self.mask_first = store, block_size, seed, mask_first
-        self.last = len(store) - 1  # position of the last target
-        self.columns = np.arange(block_size)
-        self.pad_id = store.eos_id or 0
+    seed: int | None
 
     @abstractmethod
     def batch(self, epoch: int, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Builds the given rows (B,) of an epoch; -1 is an empty row, in which nothing is scored."""
+
+    def prepare(self, epoch: int) -> None:
+        """Does what an epoch's batches share, once before worker processes start; without it `batch` does."""
+        return
+
+
+class StreamRows(Rows):
+    """Rows of one stream of tokens.
+
+    Args:
+        store: the split.
+        block_size: T.
+        seed: as in `Rows`.
+        mask_first: targets at the start of each row (or document) that are left out of the loss.
+    """
+
+    def __init__(self, store: TokenStream, block_size: int, seed: int | None = None, mask_first: int = 0) -> None:
+        self.store, self.block_size, self.seed, self.mask_first = store, block_size, seed, mask_first
+        self.last = len(store.tokens) - 1  # position of the last target
+        self.columns = np.arange(block_size)
+        self.pad_id = store.eos_id or 0
 
     def offset(self, epoch: int) -> int:
         """Length of the first row, 1 to T: where the epoch's cuts lie. T, that is no offset, without a seed."""
@@ -74,10 +86,10 @@ class Rows(ABC):
 
     def gather(self, position: np.ndarray) -> np.ndarray:
         """Ids at the given positions, int64; positions behind the end read the last id."""
-        return self.store.tokens[np.minimum(position, len(self.store) - 1)].astype(np.int64)
+        return self.store.tokens[np.minimum(position, self.last)].astype(np.int64)
 
 
-class Windows(Rows):
+class Windows(StreamRows):
     """Spans of the stream that know nothing of documents.
 
     Args:
@@ -86,12 +98,12 @@ class Windows(Rows):
         stride: distance of two windows, 1 to T, starting at 0 in every epoch; the last one is clipped at the end. None:
             windows side by side, with a seed from another offset in each epoch: every target is scored exactly once.
         seed: as in `Rows`.
-        mask_first: as in `Rows`, of each window.
+        mask_first: as in `StreamRows`, of each window.
     """
 
     def __init__(
         self,
-        store: TokenStore,
+        store: TokenStream,
         block_size: int,
         stride: int | None = None,
         seed: int | None = None,
@@ -117,10 +129,10 @@ class Windows(Rows):
         return self.finish(tokens, length, unscored)
 
 
-class Padded(Rows):
+class Padded(StreamRows):
     """One document a row, ``E document E``; a longer one goes on in further rows. Pads are on the right."""
 
-    def __init__(self, store: TokenStore, block_size: int, seed: int | None = None, mask_first: int = 0) -> None:
+    def __init__(self, store: TokenStream, block_size: int, seed: int | None = None, mask_first: int = 0) -> None:
         super().__init__(store, block_size, seed, mask_first)
         self.length = np.diff(store.starts) - (store.eos_id is None)  # targets of each document
         self.first_row = np.concatenate([[0], np.cumsum(-(-self.length // block_size))])
@@ -138,14 +150,14 @@ class Padded(Rows):
         return {**self.finish(tokens, length, unscored), "document": document}
 
 
-class Packed(Rows):
+class Packed(StreamRows):
     """The epoch's shuffled documents end to end, one mark between two, cut into rows; pads only at either end.
 
     A mark is the target that ends one document and the input that starts the next, so a packed document and the same
     one alone in a padded row see the same inputs.
     """
 
-    def __init__(self, store: TokenStore, block_size: int, seed: int | None = None, mask_first: int = 0) -> None:
+    def __init__(self, store: TokenStream, block_size: int, seed: int | None = None, mask_first: int = 0) -> None:
         super().__init__(store, block_size, seed, mask_first)
         self.count = self.tiling_rows()
         self._plan: tuple[int, np.ndarray, np.ndarray] | None = None
@@ -164,6 +176,10 @@ class Packed(Rows):
             goal = np.concatenate([[0], np.cumsum(np.diff(self.store.starts)[order])])
             self._plan = epoch, source, goal
         return self._plan[1:]
+
+    def prepare(self, epoch: int) -> None:
+        """See `Rows`."""
+        self.plan(epoch)
 
     def batch(self, epoch: int, rows: np.ndarray) -> dict[str, np.ndarray]:
         """input_ids, targets, attention_mask and document_ids (B, T): 0, 1, ... within each row, -1 on pads."""
@@ -252,6 +268,7 @@ class BatchLoader:
         yield from self._batches(0, 0)
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        self.dataset.rows.prepare(epoch)
         places = ((epoch, item) for item in range(start, len(self)))
         return iter(
             DataLoader(

@@ -39,19 +39,13 @@ def overlap(train: TokenStore, val: TokenStore, tokenizer: Tokenizer) -> Overlap
 
     Both splits are read once; of a validation split over a million characters, a random part of the stretches counts.
     """
-    known = {document.tobytes() for document in _documents(val)}
-    found = {document.tobytes() for document in _documents(train)} & known if val.eos_id is not None else set()
-    repeated = [document.tobytes() in found for document in _documents(val)]
+    known = {document.tobytes() for document in val.documents()}
+    found = {document.tobytes() for document in train.documents()} & known if val.eos_id is not None else set()
+    repeated = [document.tobytes() in found for document in val.documents()]
     return Overlap(
         documents=float(np.mean(repeated)) if val.eos_id is not None else None,
         shingles=_shingle_overlap(train, val, tokenizer),
     )
-
-
-def _documents(store: TokenStore) -> Iterator[np.ndarray]:
-    first = int(store.eos_id is not None)
-    for low, high in zip(store.starts[:-1], store.starts[1:], strict=True):
-        yield store.tokens[low + first : high]
 
 
 def _shingle_overlap(train: TokenStore, val: TokenStore, tokenizer: Tokenizer) -> float | None:

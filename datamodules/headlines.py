@@ -36,6 +36,7 @@ class HeadlinesDataModule(TextDataModule):
         vocab_size: as in `BPEDataModule`.
         train_tokenizer_on: as in `BPEDataModule`.
         pattern: as in `BPEDataModule`.
+        subword_sampling: as in `BPEDataModule`.
         **options: what every datamodule takes.
     """
 
@@ -60,6 +61,7 @@ class HeadlinesDataModule(TextDataModule):
         vocab_size: int | None = None,
         train_tokenizer_on: Literal["train", "all"] = "train",
         pattern: PatternName = "cl100k",
+        subword_sampling: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -75,6 +77,7 @@ class HeadlinesDataModule(TextDataModule):
         )
         self.tokenizer_name, self.wanted_vocab_size = tokenizer, vocab_size
         self.train_tokenizer_on, self.pattern = train_tokenizer_on, pattern
+        self.subword_sampling = subword_sampling
 
     def recipe(self) -> Recipe:
         """Whole documents, dealt out to the splits."""

@@ -6,8 +6,10 @@ of text. Files are memory-mapped, so a corpus larger than memory costs no more t
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -63,6 +65,24 @@ class TokenStore:
         The last entry is where the last document ends: at the final mark, n - 1, or at n without end marks.
         """
         return np.memmap(self.folder / f"{self.split}.starts", np.int64, "r")
+
+    def documents(self) -> Iterator[np.ndarray]:
+        """Ids of each document, without end marks."""
+        mark = int(self.eos_id is not None)
+        for low, high in pairwise(self.starts.tolist()):
+            yield self.tokens[low + mark : high]
+
+
+@dataclass(frozen=True)
+class TokenArrays:
+    """Documents in memory, laid out like a split of a store."""
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    eos_id: int | None
+
+
+TokenStream = TokenStore | TokenArrays
 
 
 class TokenWriter:

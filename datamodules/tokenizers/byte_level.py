@@ -12,7 +12,7 @@ from datamodules.tokenizers.base import Ids, Tokenizer, check_unicode
 
 #: Longer texts are encoded in pieces (see `reading.cut`): regular expression engines overflow their stack on a million
 #: spaces in a row, and tiktoken then panics.
-_LONGEST = 1 << 18
+LONGEST = 1 << 18
 
 
 class ByteLevelTokenizer(Tokenizer):
@@ -37,14 +37,14 @@ class ByteLevelTokenizer(Tokenizer):
 
     @abstractmethod
     def _encode_short(self, text: str) -> Ids:
-        """Ids of at most `_LONGEST` characters of valid Unicode."""
+        """Ids of at most `LONGEST` characters of valid Unicode."""
 
     def encode_array(self, text: str) -> Ids:
         """See `Tokenizer`."""
         check_unicode(text)  # the libraries below replace a lone surrogate in silence, or stop with a TypeError
-        if len(text) <= _LONGEST:
+        if len(text) <= LONGEST:
             return self._encode_short(text)
-        return np.concatenate([self._encode_short(piece.text) for piece in cut([text], _LONGEST)])
+        return np.concatenate([self._encode_short(piece.text) for piece in cut([text], LONGEST)])
 
     def token_bytes(self, token_id: int) -> bytes:
         """See `Tokenizer`; an unused id stands for nothing."""

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from datamodules.tokenizers import (
     UnigramTokenizer,
     train_tokenizer,
 )
+from datamodules.tokenizers.sampling import SampledTexts
 from tests.datamodules.conftest import SHARED
 from tests.datamodules.tokenizers.cases import TEXTS, VALID, library_of
 
@@ -35,7 +38,9 @@ def test_bpe_is_lossless_and_agrees_with_the_library_that_trained_it(bpe: BPETok
 @given(text=VALID, alpha=st.sampled_from([0.0, 0.2, 1.0]), seed=st.integers(0, 9))
 def test_unigram_is_lossless_sampled_or_not(unigram: UnigramTokenizer, text: str, alpha: float, seed: int) -> None:
     assert unigram.decode(unigram.encode(text)) == text
-    assert unigram.decode(unigram.sample(text, np.random.default_rng(seed), alpha)) == text
+    ids, starts = SampledTexts(unigram, [text, text], alpha).draw(seed)
+    assert unigram.decode(ids.tolist()) == f"{END_MARK}{text}{END_MARK}{text}{END_MARK}"
+    assert [ids[start] for start in starts] == [unigram.eos_id] * 3
 
 
 _LIBRARIES: dict[str, Library] = {}
@@ -121,12 +126,20 @@ def test_no_warning_after_a_fork() -> None:
 
 
 def test_sampling_is_seeded_and_follows_the_model(unigram: UnigramTokenizer) -> None:
-    text = TEXTS[0]
-    first, again = (unigram.sample(text, np.random.default_rng(7), 0.1) for _ in range(2))
-    assert first == again
-    rng = np.random.default_rng(0)
-    assert len({tuple(unigram.sample(text, rng, 0.1)) for _ in range(50)}) > 40
-    assert unigram.sample(text, rng, 1000.0) == unigram.encode(text)
+    texts = [TEXTS[0]] * 50
+    flat = SampledTexts(unigram, texts, 0.1)
+    assert flat.draw(7, 1)[0].tolist() == flat.draw(7, 1)[0].tolist() != flat.draw(7, 2)[0].tolist()
+    ids, starts = flat.draw(0)
+    assert len({tuple(ids[a + 1 : b].tolist()) for a, b in pairwise(starts)}) > 40
+    sharp, starts = SampledTexts(unigram, texts, 1000.0).draw(0)
+    assert all(sharp[a + 1 : b].tolist() == unigram.encode(TEXTS[0]) for a, b in pairwise(starts))
+
+
+def test_texts_without_end_marks_follow_one_another(unigram: UnigramTokenizer) -> None:
+    bare = UnigramTokenizer(unigram.tokens, unigram.pattern, unigram.specials, None, unigram.scores)
+    ids, starts = SampledTexts(bare, TEXTS[:20], 0.2).draw(0)
+    assert [bare.decode(ids[a:b].tolist()) for a, b in pairwise(starts)] == TEXTS[:20]
+    assert starts[-1] == len(ids)
 
 
 def test_sampled_frequencies_are_those_of_the_definition() -> None:
@@ -134,11 +147,12 @@ def test_sampled_frequencies_are_those_of_the_definition() -> None:
     scores = [-5.0] * 256 + [-3.0, -4.0, -6.0, 0.0]
     tokenizer = UnigramTokenizer(tokens, PATTERNS["cl100k"], {END_MARK: 259}, END_MARK, scores)
     ways = {(97, 98, 99): -15.0, (256, 99): -8.0, (97, 257): -9.0, (258,): -6.0}
-    alpha, rng = 0.3, np.random.default_rng(0)
-    draws = [tuple(tokenizer.sample("abc", rng, alpha)) for _ in range(20_000)]
+    alpha, words = 0.3, 60_000
+    ids, starts = SampledTexts(tokenizer, ["abc"] * words, alpha).draw(0)
+    counts = Counter(tuple(ids[a + 1 : b].tolist()) for a, b in pairwise(starts))
     weights = {way: np.exp(alpha * score) for way, score in ways.items()}
     for way, weight in weights.items():
-        assert draws.count(way) / len(draws) == pytest.approx(weight / sum(weights.values()), abs=0.012)
+        assert counts[way] / words == pytest.approx(weight / sum(weights.values()), abs=0.007)
 
 
 # Real titles
