@@ -176,6 +176,7 @@ class KVCache:
         """One `LayerCache` of `shape` = (B, H_kv, block_size, D) for each layer."""
         self.layers = [LayerCache(shape, device=device, dtype=dtype) for _ in range(n_layer)]
         self.real: Tensor | None = None
+        self.tokens: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -184,9 +185,14 @@ class KVCache:
 
     def reset(self) -> None:
         """Forget everything and keep the memory."""
-        self.real = None
+        self.real = self.tokens = None
         for layer in self.layers:
             layer.length = 0
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """Extend the tokens read so far, (B, S), by new ones."""
+        self.tokens = tokens if self.tokens is None else torch.cat((self.tokens, tokens), dim=1)
+        return self.tokens
 
     def remember(self, attention_mask: Tensor | None, input_ids: Tensor) -> Tensor | None:
         """Extend the mask of real tokens to (B, S) by that of the new ones; None while no row has a pad."""

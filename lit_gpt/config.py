@@ -5,7 +5,7 @@ Each field is one idea and combines with the others. The defaults are the modern
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 GPT2 = {
@@ -67,6 +67,11 @@ class GPTConfig:
     """Rotate queries and keys by their position (RoPE)."""
     rope_base: float = 10000.0
     """Wavelength of RoPE's slowest pair of channels, in tokens / 2 pi."""
+    ngrams: list[int] = field(default_factory=list)
+    """Also add a learned vector for each run of so many tokens that ends here, such as [2, 3, 4]: statistics of short
+    runs without FLOPs, for small networks and short trainings."""
+    ngram_rows: int = 65536
+    """Rows of the table that runs are hashed into."""
     bias_qkv: bool = False
     """Give the query, key and value projections a bias."""
     bias: bool = False
@@ -145,6 +150,7 @@ class GPTConfig:
             "n_embd",
             "mlp_width",
             "pad_vocab_to",
+            "ngram_rows",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -153,6 +159,8 @@ class GPTConfig:
             yield f"dropout is {self.dropout}: give a probability, at least 0 and below 1."
         if self.softcap is not None and self.softcap <= 0:
             yield f"softcap is {self.softcap}: give a positive number, or null for none."
+        if any(n < 2 for n in self.ngrams):
+            yield f"ngrams {self.ngrams} has a run of fewer than 2 tokens: the token itself has a vector already."
         if self.layer_scale is not None and self.layer_scale <= 0:
             yield f"layer_scale is {self.layer_scale}: give a positive number, such as 0.1, or null for none."
         if self.rope_base <= 1:

@@ -39,12 +39,13 @@ class Family:
     """Weights of blocks are (in, out): GPT-2's Conv1D."""
 
 
-SAME = {
+SAME: dict[str, tuple[Any, ...]] = {
     "qk_norm": (False,),
     "softcap": (None,),
     "bias_head": (False,),
     "attention_gate": (False,),
     "layer_scale": (None,),
+    "ngrams": ([],),
 }
 GPT2 = Family(
     model_type="gpt2",

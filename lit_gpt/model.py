@@ -30,6 +30,7 @@ from lit_gpt.attention import (
     rotation,
 )
 from lit_gpt.config import PRESETS, GPTConfig
+from lit_gpt.ngrams import NgramEmbedding
 
 __all__ = ["GPT", "MLP", "PRESETS", "Attention", "Block", "GPTConfig"]
 
@@ -139,6 +140,7 @@ class GPT(nn.Module):
         self.config = config
         self.wte = nn.Embedding(config.vocab_rows, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.learned_positions else None
+        self.ngrams = NgramEmbedding(config.ngrams, config.ngram_rows, config.n_embd) if config.ngrams else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = _norm(config)
         untied = not config.tied_head
@@ -176,6 +178,8 @@ class GPT(nn.Module):
         x = self.wte(input_ids)
         if self.wpe is not None:
             x = x + self.wpe(positions(input_ids, past, **masks))
+        if self.ngrams is not None:
+            x = x + self.ngrams(self._tokens_read(input_ids, attention_mask, cache), T, document_ids)
         x = F.dropout(x, self.config.dropout, self.training)
         mask = attention_mask_for(input_ids, past, **masks, flex=self._flex_allowed(input_ids))
         return self.norm(self._run_blocks(x, self._rotation(past, T, x.device), mask, cache))
@@ -193,12 +197,13 @@ class GPT(nn.Module):
         return KVCache(config.n_layer, shape, device=weight.device, dtype=weight.dtype)
 
     def num_parameters(self, *, embeddings: bool = True, positions: bool = True) -> int:
-        """Number of parameters, without the token table or the learned positions where asked.
+        """Number of parameters, without the tables of tokens and runs or the learned positions where asked.
 
         A tied table is the head as well; without embeddings it is not counted in either place.
         """
         total = sum(p.numel() for p in self.parameters())
-        tokens = 0 if embeddings else self.wte.weight.numel()
+        runs = 0 if self.ngrams is None else self.ngrams.table.weight.numel()
+        tokens = 0 if embeddings else self.wte.weight.numel() + runs
         places = 0 if positions or self.wpe is None else self.wpe.weight.numel()
         return total - tokens - places
 
@@ -228,6 +233,8 @@ class GPT(nn.Module):
                 nn.init.zeros_(module.gate.weight)
         if self.wpe is not None:
             nn.init.normal_(self.wpe.weight, std=self.config.position_std)
+        if self.ngrams is not None:
+            nn.init.zeros_(self.ngrams.table.weight)  # a new network starts as if it had none
         self._scale_outputs()
 
     def _scale_outputs(self) -> None:
@@ -241,6 +248,12 @@ class GPT(nn.Module):
         if self.lm_head is None and (not factor or self.config.layer_scale is not None):
             # Blocks add little or nothing yet, so a tied head scores the token itself std * n_embd: keep that at 1.
             nn.init.normal_(self.wte.weight, std=1 / self.config.n_embd)
+
+    @staticmethod
+    def _tokens_read(input_ids: Tensor, attention_mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        """Ids + 1, and 0 for pads, (B, S): of the new tokens and of those that the cache has read."""
+        tokens = input_ids + 1 if attention_mask is None else (input_ids + 1) * attention_mask[:, -input_ids.size(1) :]
+        return tokens if cache is None else cache.read(tokens)
 
     def _flex_allowed(self, input_ids: Tensor) -> bool:
         """FlexAttention has no dropout, and its kernel wants heads of 16 channels or more."""

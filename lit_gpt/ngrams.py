@@ -1,0 +1,48 @@
+"""Learned vectors for the runs of 2, 3, ... tokens that end at each position, added to the token's own.
+
+A look-up instead of a product: the statistics of short runs, on which a small network would spend its first thousands
+of steps, cost no FLOPs (Huang et al. 2025, "Over-tokenized transformer"; one hashed table as in Svenstrup et al. 2017).
+"""
+
+import torch
+from torch import Tensor, nn
+
+#: Below 2**31, so that a product of two residues stays below 2**62.
+_PRIME, _FACTOR = 2**31 - 1, 1_000_003
+
+
+class NgramEmbedding(nn.Module):
+    """A hashed table of vectors, shared by the runs of every length."""
+
+    def __init__(self, lengths: list[int], rows: int, n_embd: int) -> None:
+        """Runs of `lengths` tokens in a table of `rows`: what falls into one row shares its vector."""
+        super().__init__()
+        self.lengths = lengths
+        self.table = nn.Embedding(rows, n_embd)
+
+    def forward(self, tokens: Tensor, new: int, document_ids: Tensor | None = None) -> Tensor:
+        """Sums of the vectors of all runs that end at each of the last `new` positions, (B, new, C).
+
+        Args:
+            tokens: Ids + 1, and 0 for what is no token, (B, S): the new tokens and those before them.
+            new: For how many positions the sums are wanted.
+            document_ids: The document of every token, (B, S); before a document's first token there is none.
+        """
+        return self.table(self.rows(tokens, document_ids)[:, -new:]).sum(2)
+
+    def rows(self, tokens: Tensor, document_ids: Tensor | None = None) -> Tensor:
+        """The row of each run, (B, S, number of lengths)."""
+        run, rows = tokens, []
+        for n in range(2, max(self.lengths) + 1):
+            before = _earlier(tokens, n - 1, 0)
+            if document_ids is not None:
+                before = before * (document_ids == _earlier(document_ids, n - 1, -1))
+            run = (run * _FACTOR + before) % _PRIME  # (B, S)
+            if n in self.lengths:
+                rows.append((run + n) * _FACTOR % _PRIME % self.table.num_embeddings)
+        return torch.stack(rows, dim=-1)
+
+
+def _earlier(x: Tensor, steps: int, nothing: int) -> Tensor:
+    """`x` (B, S) as it was `steps` positions before."""
+    return torch.cat((torch.full_like(x[:, :steps], nothing), x), dim=1)[:, : x.size(1)]
