@@ -1,0 +1,106 @@
+"""What the reproduced projects ask beyond their losses: each figure reads finished or cut runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.reproductions_headlines import pictures
+from benchmarks.reproductions_results import evaluations, newest
+from lit_gpt import load
+from lit_gpt.run import LAST
+
+Figure = Callable[[Path, Path], dict[str, Any] | None]
+SENTENCE = Path("configs/reproductions/sentence.txt")
+
+
+def memorize_windows(logs: Path, docs: Path) -> dict[str, Any] | None:
+    """The loss in eval mode of the very targets that were trained on, window by window."""
+    table = []
+    for name, masked in (("memorize", 0), ("memorize_masked", 3)):
+        checkpoint = _last(logs / name)
+        if checkpoint is not None:
+            model = load(checkpoint)
+            ids = torch.tensor([model.tokenizer.eos_id, *model.tokenizer.encode(SENTENCE.read_text().strip())])
+            windows = torch.cat((ids, ids[:1])).unfold(0, 5, 1)  # (3, 5)
+            with torch.inference_mode():
+                logits = model.net(windows[:, :-1])[:, masked:]
+            loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1 + masked :].flatten())
+            table.append([f"`{name}`", str(3 * (4 - masked)), f"{loss:.4f}"])
+    about = (
+        "The loss in eval mode of the targets that were trained on. (`val/loss` scores each of the six targets once, "
+        "in two rows; the second starts with ` learning`, where no training window starts.)"
+    )
+    return {"about": about, "columns": ["run", "targets", "loss"], "table": table} if table else None
+
+
+def novel_gaps(logs: Path, docs: Path) -> dict[str, Any] | None:
+    """Validation less training loss, by a contiguous split and by one that leaks, at the last step that both have."""
+    table = []
+    for name in ("novel_bigram", "novel_1x1"):
+        folders = [newest(logs / run) for run in (name, f"{name}_leak")]
+        found = [{int(e["step"]): e for e in evaluations(folder)} if folder else {} for folder in folders]
+        common = set(found[0]) & set(found[1])
+        if common:
+            for split, by_step in zip(("contiguous", "leaking"), found, strict=True):
+                val, train = (float(by_step[max(common)][f"{part}/loss"]) for part in ("val", "train_eval"))
+                figures = [f"{train:.4f}", f"{val:.4f}", f"{val - train:+.4f}"]
+                table.append([f"`{name}`", split, f"{max(common):,}", *figures])
+    about = "Both ways of splitting, at the last step that both runs have:"
+    columns = ["run", "split", "step", "train", "val", "gap"]
+    return {"about": about, "columns": columns, "table": table} if table else None
+
+
+def bigram_distance(logs: Path, docs: Path) -> dict[str, Any] | None:
+    """How far the learned table of pairs is from the counted one."""
+    counted = _last(logs / "diary_bigram_counts")
+    if counted is None:
+        return None
+    counts = load(counted).net.get_buffer("counts").double()  # (V, V)
+    smoothed, plain = (_rows(counts + k) for k in (1.0, 1e-12))
+    weight = counts.sum(1) / counts.sum()
+    tables = {"the counts plus one": smoothed}
+    for name in ("diary_bigram", "diary_bigram_limit"):
+        checkpoint = _last(logs / name)
+        if checkpoint is not None:
+            tables[f"`{name}`"] = load(checkpoint).net.get_parameter("table.weight").detach().double().softmax(1)
+    table = []
+    for name, rows in tables.items():
+        distances = _moved(rows, smoothed, weight), _moved(rows, plain, weight), _excess(plain, rows, weight)
+        table.append([name, *(f"{distance:.4f}" for distance in distances)])
+    about = (
+        "Tables of pairs compared, each row weighted by how often its token occurs in the training text: the share of "
+        "the probability that lies elsewhere (half the sum of absolute differences), and the training loss above the "
+        "least that any table of pairs can have, which the plain counts have."
+    )
+    columns = ["table", "away from counts plus one", "away from plain counts", "nats above the least"]
+    return {"about": about, "columns": columns, "table": table}
+
+
+def _rows(counts: torch.Tensor) -> torch.Tensor:
+    return counts / counts.sum(1, keepdim=True)
+
+
+def _moved(one: torch.Tensor, other: torch.Tensor, weight: torch.Tensor) -> float:
+    return float((weight * (one - other).abs().sum(1) / 2).sum())
+
+
+def _excess(plain: torch.Tensor, rows: torch.Tensor, weight: torch.Tensor) -> float:
+    """Kullback-Leibler divergence of ``rows`` from the plain counts, in nats."""
+    terms = torch.where(plain > 0, plain * (plain.clamp(min=1e-300).log() - rows.log()), 0.0)
+    return float((weight * terms.sum(1)).sum())
+
+
+def _last(runs: Path) -> Path | None:
+    folder = newest(runs)
+    return folder / LAST if folder is not None and (folder / LAST).is_file() else None
+
+
+FIGURES: dict[str, Figure] = {
+    "memorize_windows": memorize_windows,
+    "novel_gaps": novel_gaps,
+    "bigram_distance": bigram_distance,
+    "headlines_pictures": pictures,
+}

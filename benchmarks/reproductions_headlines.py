@@ -1,0 +1,139 @@
+"""Pictures of the headline runs: their curves, the likeliest next tokens, and token frequencies of data and model."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from benchmarks.reproductions_results import evaluations, newest
+from benchmarks.reproductions_rows import ROWS
+from datamodules.sources import open_source
+from lit_gpt import load
+from lit_gpt.generate import TextModel
+from lit_gpt.run import LAST
+
+RUNS = ("headlines_sgd", "headlines_adamw", "headlines_rope")
+CONTEXT = "Motorola Xoom commercial reminiscent of Apple's"
+TITLES = 1000  # of the validation part, for frequencies
+TOP = 20
+
+
+def pictures(logs: Path, docs: Path) -> dict[str, Any] | None:
+    """Draw what there are runs for; None when there is no run."""
+    folders = {name: folder for name in RUNS if (folder := newest(logs / name)) and (folder / LAST).is_file()}
+    if not folders:
+        return None
+    docs.mkdir(parents=True, exist_ok=True)
+    models = {name: load(folder / LAST) for name, folder in folders.items()}
+    _curves(folders, docs / "headlines_curves.png")
+    _bars(models, docs / "headlines_next_tokens.png")
+    frequencies = _frequencies(folders, models, docs / "headlines_frequencies.png")
+    about = (
+        f"The curves; the ten likeliest tokens after {CONTEXT!r} and at the start of a new title; and how often the "
+        f"{TOP} most frequent tokens of {TITLES:,} validation titles occur there beside the probability that a model "
+        "gives them, averaged over all its predictions. The end mark's share:"
+    )
+    named = {path.stem.replace("_", " "): path.name for path in sorted(docs.glob("headlines_*.png"))}
+    columns = ["run", "end mark in the data", "end mark predicted", "first choice is the end mark"]
+    return {"about": about, "columns": columns, "table": frequencies, "pictures": named}
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+
+
+def _save(figure: Any, path: Path) -> None:
+    from matplotlib import pyplot as plt
+
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def _curves(folders: dict[str, Path], path: Path) -> None:
+    """Validation loss by step in the challenge's convention, of ours and of the original."""
+    figure, ((axis,),) = _figure(1, 1, (7, 4))
+    for name, folder in folders.items():
+        row, found = ROWS[name], evaluations(folder)
+        axis.plot([int(e["step"]) for e in found], [float(e[row.metric]) for e in found], label=name)
+        if row.same_text:
+            axis.plot([p.step for p in row.same_text], [p.value for p in row.same_text], "x", label=f"{name}, original")
+    axis.set(xlabel="step", ylabel="challenge loss (uncovered)")
+    axis.legend()
+    _save(figure, path)
+
+
+def _bars(models: dict[str, TextModel], path: Path) -> None:
+    """The ten likeliest next tokens of each model in two places."""
+    places = {f"… {CONTEXT[-28:]}": CONTEXT, "a new title": ""}
+    figure, axes = _figure(len(places), len(models), (4.2 * len(models), 6))
+    for column, (name, model) in enumerate(models.items()):
+        for row, (title, text) in enumerate(places.items()):
+            best = _next(model, text).topk(10)
+            axes[row][column].barh(range(10), best.values.numpy())
+            axes[row][column].set_yticks(range(10), _names(model, best.indices.tolist()))
+            axes[row][column].invert_yaxis()
+            axes[row][column].set_title(f"{name}: {title}", fontsize=9)
+    _save(figure, path)
+
+
+def _names(model: TextModel, ids: list[int]) -> list[str]:
+    """Tokens as people read them; a bare dollar would start a formula."""
+    texts = {i: repr(model.tokenizer.decode_bytes([i]).decode(errors="replace")).replace("$", r"\$") for i in ids}
+    return ["end mark" if i == model.tokenizer.eos_id else texts[i] for i in ids]
+
+
+@torch.inference_mode()
+def _next(model: TextModel, text: str) -> torch.Tensor:
+    """Probabilities after the end mark and ``text``, (V,)."""
+    ids = torch.tensor([[model.tokenizer.eos_id, *model.tokenizer.encode(text)]])
+    return model.net(ids)[0, -1].softmax(-1)
+
+
+def _frequencies(folders: dict[str, Path], models: dict[str, TextModel], path: Path) -> list[list[str]]:
+    """Draws data beside prediction; returns the end mark's shares."""
+    figure, axes = _figure(len(models), 1, (9, 3 * len(models)))
+    table = []
+    for (axis,), (name, model) in zip(axes, models.items(), strict=True):
+        actual, predicted, first = _shares(model, _validation_titles(folders[name]))
+        top = np.argsort(-actual, kind="stable")[:TOP]
+        eos = model.tokenizer.eos_id
+        for shift, values, label in ((-0.2, actual, "data"), (0.2, predicted, "predicted")):
+            axis.bar(np.arange(TOP) + shift, values[top], 0.4, label=label)
+        axis.set_xticks(range(TOP), _names(model, top.tolist()))
+        axis.tick_params(axis="x", rotation=60, labelsize=7)
+        axis.set_title(name, fontsize=9)
+        axis.legend()
+        table.append([f"`{name}`", f"{actual[eos]:.2%}", f"{predicted[eos]:.2%}", f"{first[eos]:.2%}"])
+    _save(figure, path)
+    return table
+
+
+def _validation_titles(folder: Path) -> list[str]:
+    """The first titles of the last tenth of the run's own text."""
+    data = yaml.safe_load((folder / "config.yaml").read_text())["data"]["init_args"]
+    titles = list(open_source(data["source"], documents="line", strip=data["strip"]).documents())
+    return list(islice(titles, int(len(titles) * 0.9), int(len(titles) * 0.9) + TITLES))
+
+
+@torch.inference_mode()
+def _shares(model: TextModel, titles: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of every token (V,): its share of the targets, its mean probability, its share of the first choices."""
+    T, eos = int(model.net.config.block_size), model.tokenizer.eos_id  # type: ignore[union-attr, arg-type]
+    ids = torch.tensor([i for title in titles for i in (eos, *model.tokenizer.encode(title))])
+    rows = ids[: len(ids) // T * T].view(-1, T)  # (N, T)
+    V = int(model.net.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    predicted, first = torch.zeros(V, dtype=torch.float64), torch.zeros(V, dtype=torch.int64)
+    for part in rows.split(4):
+        probabilities = model.net(part[:, :-1]).flatten(0, 1).softmax(-1)  # (4 * (T - 1), V)
+        predicted += probabilities.double().sum(0)
+        first += torch.bincount(probabilities.argmax(-1), minlength=V)
+    actual = torch.bincount(rows[:, 1:].flatten(), minlength=V)
+    return tuple((part.double() / actual.sum()).numpy() for part in (actual, predicted, first))  # type: ignore[return-value]

@@ -1,0 +1,62 @@
+"""What a run of the reproductions left in its folder, as plain values for reproductions.json."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from benchmarks.reproductions_rows import Row
+from lit_gpt import load
+from lit_gpt.run import LAST, SUMMARY, read_json
+
+KEPT = ("loss", "top1", "top5", "bpb", "nats_per_char", "challenge_loss", "challenge_loss_uncovered")
+_FROM_SUMMARY = ("finished", "steps", "parameters", "training_seconds", "validation_seconds", "precision")
+
+
+def newest(runs: Path) -> Path | None:
+    """The folder of the last run below ``logs/NAME``."""
+    return max(runs.glob("version_*"), key=lambda folder: int(folder.name.split("_")[1]), default=None)
+
+
+def evaluations(folder: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv that hold a validation."""
+    path = folder / "metrics.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if row.get("val/loss")]
+
+
+def read_run(row: Row, folder: Path) -> dict[str, Any]:
+    """Evaluations, costs and, of a finished run, what it writes."""
+    summary = read_json(folder / SUMMARY)
+    kept = {name: summary[name] for name in _FROM_SUMMARY}
+    found = [_numbers(line) for line in evaluations(folder)]
+    said = _texts(row, folder) if row.prompts and summary["finished"] else {}
+    return {
+        **kept,
+        "device": _device(summary["device"]),
+        "text": summary["hashes"].get("data", "")[:16],
+        "torch": summary["versions"]["torch"],
+        "evaluations": found,
+        "texts": said,
+    }
+
+
+def _numbers(row: dict[str, str]) -> dict[str, float]:
+    names = [f"{split}/{name}" for split in ("val", "train_eval") for name in KEPT]
+    return {"step": int(row["step"]), **{n: round(float(row[n]), 6) for n in names if row.get(n)}}
+
+
+def _texts(row: Row, folder: Path) -> dict[str, str]:
+    model = load(folder / LAST)
+    options: dict[str, Any] = {"temperature": 0, "max_new_tokens": 12, "new_document": True}
+    return {prompt: model.generate(prompt, **options)[0] for prompt in row.prompts}
+
+
+def _device(name: str) -> str:
+    """The summary's words, with the processor's own name where the system tells it."""
+    path = Path("/proc/cpuinfo")
+    if not name.startswith("cpu") or not path.exists():
+        return name
+    models = [line.split(":")[1].strip() for line in path.read_text().splitlines() if line.startswith("model name")]
+    return f"{models[0]}, {name}" if models else name

@@ -1,0 +1,213 @@
+"""What the reproduced projects published, config by config, and why ours may differ."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure that a project published for one step, under our metric's name."""
+
+    step: int
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run of the table.
+
+    Args:
+        name: of the run, and of its config unless ``config`` names another.
+        steps: optimizer steps of the whole run.
+        text: the source it reads, which ``--source TEXT=FILE`` replaces; None when it brings its own.
+        different: why ours may differ from what was published.
+        published: the project's figures.
+        same_text: figures of the original's own code on the very text that ours reads, where somebody took them.
+        flags: further arguments of `fit`.
+        config: the config of a run that has none of its own.
+        leak: validate on stretches of the training text itself.
+        prompts: beginnings that the finished model goes on from, greedily; "" is the end mark alone.
+        metric: the loss that is compared.
+    """
+
+    name: str
+    steps: int
+    text: str | None = None
+    different: str = ""
+    published: tuple[Published, ...] = ()
+    same_text: tuple[Published, ...] = ()
+    flags: tuple[str, ...] = ()
+    config: str | None = None
+    leak: bool = False
+    prompts: tuple[str, ...] = ()
+    metric: str = "val/loss"
+
+    @property
+    def path(self) -> str:
+        """The config's path from the project's folder."""
+        return f"configs/reproductions/{self.config or self.name}.yaml"
+
+
+@dataclass(frozen=True)
+class Project:
+    """Rows of one project, under one heading of the page."""
+
+    title: str
+    about: str
+    rows: tuple[Row, ...]
+    figures: tuple[str, ...] = field(default=())
+
+
+def _losses(metric: str, steps_and_values: dict[int, float]) -> tuple[Published, ...]:
+    return tuple(Published(step, metric, value) for step, value in steps_and_values.items())
+
+
+def _scores(step: int, top1: float, top5: float) -> tuple[Published, ...]:
+    return Published(step, "val/top1", top1), Published(step, "val/top5", top5)
+
+
+_UNCOVERED = "val/challenge_loss_uncovered"
+_OTHER_TITLES = "other titles: ours come from the same site, but are not the challenge's 100,000"
+_HONEST_SPLIT = (
+    "another novel; and its test windows also occur in its training text, ours are from the last tenth of the text"
+)
+
+_TAYLOR = (
+    Row(
+        "taylor_swift_128",
+        5000,
+        "taylor_swift",
+        "an end mark more in the vocabulary; unpublished details (activation, initial weights, AdamW's betas) are ours",
+        (Published(5000, "train_eval/loss", 1.447), Published(5000, "val/loss", 1.799)),
+    ),
+    Row(
+        "taylor_swift_384",
+        5000,
+        "taylor_swift",
+        "as above",
+        (Published(5000, "train_eval/loss", 0.829), Published(5000, "val/loss", 1.725)),
+    ),
+)
+
+_HEADLINES = (
+    Row(
+        "headlines_sgd",
+        987,
+        "titles",
+        _OTHER_TITLES,
+        _losses(_UNCOVERED, {1: 2.098, 44: 1.950, 132: 1.842, 264: 1.788, 528: 1.760, 938: 1.7533}),
+        same_text=_losses(
+            _UNCOVERED,
+            {1: 2.1345, 47: 1.9653, 94: 1.8889, 141: 1.8364, 282: 1.7750, 423: 1.7542, 564: 1.7432, 705: 1.7372}
+            | {846: 1.7347, 987: 1.7343},
+        ),
+        metric=_UNCOVERED,
+    ),
+    Row("headlines_adamw", 987, "titles", _OTHER_TITLES, _losses(_UNCOVERED, {938: 1.3239}), metric=_UNCOVERED),
+    Row("headlines_rope", 987, "titles", _OTHER_TITLES, _losses(_UNCOVERED, {938: 1.2525}), metric=_UNCOVERED),
+)
+
+_NOVEL = (
+    Row(
+        "novel_bigram",
+        5000,
+        "moby_dick",
+        _HONEST_SPLIT,
+        (*_losses("val/loss", {0: 4.986, 5000: 3.275}), *_scores(5000, 0.177, 0.490)),
+    ),
+    Row(
+        "novel_bigram_leak",
+        5000,
+        "moby_dick",
+        "the split of the original: validation text is part of the training text",
+        config="novel_bigram",
+        leak=True,
+    ),
+    Row(
+        "novel_1x1",
+        5000,
+        "moby_dick",
+        _HONEST_SPLIT,
+        (*_losses("val/loss", {1100: 1.762}), *_scores(1100, 0.469, 0.811)),
+    ),
+    Row(
+        "novel_1x1_leak",
+        5000,
+        "moby_dick",
+        "the split of the original: validation text is part of the training text",
+        config="novel_1x1",
+        leak=True,
+    ),
+    Row(
+        "novel_1x6",
+        5000,
+        "moby_dick",
+        _HONEST_SPLIT,
+        (*_losses("val/loss", {1100: 1.769, 2200: 1.574, 5000: 1.413}), *_scores(5000, 0.567, 0.863)),
+    ),
+    Row(
+        "novel_2x6",
+        5000,
+        "moby_dick",
+        _HONEST_SPLIT,
+        (*_losses("val/loss", {1100: 1.626, 2200: 1.361, 5000: 1.152}), *_scores(5000, 0.640, 0.898)),
+    ),
+)
+
+_DIARY = (
+    Row("diary_bigram_counts", 64, "tiny_shakespeare", "no figure was published"),
+    Row("diary_bigram", 3000, "tiny_shakespeare", "no figure was published"),
+    Row(
+        "diary_bigram_limit",
+        3000,
+        "tiny_shakespeare",
+        "diary_bigram taken to its limit: a larger rate and batch",
+        config="diary_bigram",
+        flags=(
+            *("--model.optimizer.lr", "0.03", "--model.optimizer.weight_decay", "0"),
+            *("--model.optimizer.schedule", "linear", "--data.tokens_per_step", "8192"),
+        ),
+    ),
+    Row("diary_gpt", 3000, "tiny_shakespeare", "no figure was published"),
+)
+
+PROJECTS = (
+    Project(
+        "One sentence learned by heart",
+        "GPT-2's tokens, block 4, three windows. Published: the loss prints as 0.0000 and the sentence comes back; "
+        "with the first three targets of each window masked, a full context is continued and the end mark alone is "
+        "not.",
+        (
+            Row("memorize", 301, prompts=("",)),
+            Row("memorize_masked", 301, None, "val/loss scores masked targets too", prompts=("I love machine", "")),
+        ),
+        ("memorize_windows",),
+    ),
+    Project(
+        "An encyclopedia article in 275 tokens",
+        "The question of that log: is the model of width 384 under-fitting?",
+        _TAYLOR,
+    ),
+    Project(
+        "The Hacker News headline challenge",
+        "`challenge_loss` counts every target and every character; `challenge_loss_uncovered`, which the published "
+        "figures are, leaves the targets of unfinished batches out and their characters in.",
+        _HEADLINES,
+        ("headlines_pictures",),
+    ),
+    Project(
+        "A novel at character level",
+        "The question of that log: why do train and test agree to 0.0015? The runs named `leak` validate on stretches "
+        "of their own training text; all else is equal.",
+        _NOVEL,
+        ("novel_gaps",),
+    ),
+    Project(
+        "A transformer diary on tiny Shakespeare",
+        "512 byte-pair tokens: bigrams by counting and by gradient descent, then a GPT.",
+        _DIARY,
+        ("bigram_distance",),
+    ),
+)
+
+ROWS: dict[str, Row] = {row.name: row for project in PROJECTS for row in project.rows}

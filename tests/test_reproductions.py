@@ -1,0 +1,156 @@
+"""The shipped reproductions: sizes as published, first losses near ln V, runs, figures and page by one command."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+
+from benchmarks import reproductions
+from benchmarks.reproductions_page import page
+from benchmarks.reproductions_rows import PROJECTS, ROWS
+from lit_gpt.bigram import BigramConfig, NeuralBigram
+from lit_gpt.config import GPTConfig
+from lit_gpt.model import GPT
+from lit_gpt.optim import OptimizerConfig, build_optimizer, describe_groups
+from tests.conftest import SHARED
+
+FOLDER = Path(__file__).parents[1] / "configs" / "reproductions"
+VOCABULARY = {"memorize": 50257, "taylor": 276, "headlines_rope": 32000, "headlines": 16000, "novel": 84, "diary": 512}
+PUBLISHED = {
+    "memorize": 45_714_432 + 2_304,
+    "memorize_masked": 45_714_432 + 2_304,
+    "headlines_sgd": 27_172_864,
+    "headlines_adamw": 27_172_864,
+    "headlines_rope": 37_452_288,
+    "novel_1x1": 1_938_132,
+    "novel_1x6": 1_938_132,
+    "novel_2x6": 3_712_596,
+}
+
+
+def values(name: str) -> dict[str, Any]:
+    return yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+
+
+def config(name: str, **changed: Any) -> GPTConfig:
+    size = next(v for start, v in VOCABULARY.items() if name.startswith(start))
+    return GPTConfig(**{**values(name)["model"]["init_args"]["config"], "vocab_size": size, **changed})
+
+
+def on_meta(name: str, **changed: Any) -> GPT:
+    with torch.device("meta"):
+        return GPT(config(name, **changed))
+
+
+GPTS = sorted(p.stem for p in FOLDER.glob("*.yaml") if values(p.stem)["model"]["class_path"].endswith("GPT"))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_sizes_are_those_published(name: str) -> None:
+    assert on_meta(name).num_parameters() == PUBLISHED[name]
+
+
+@pytest.mark.parametrize(("width", "published"), [(128, 1.27), (384, 10.88)])
+def test_sizes_published_in_millions(width: int, published: float) -> None:
+    net = on_meta(f"taylor_swift_{width}", vocab_size=275)  # the original has no end mark
+    assert round(net.num_parameters() / 1e6, 2) == published
+
+
+def test_parts_of_the_novel_are_those_published() -> None:
+    net = on_meta("novel_2x6")
+    block = net.blocks[0]
+    parts = {"attn": 591_360, "mlp": 1_181_568, "norm1": 768, "norm2": 768}
+    assert {n: sum(p.numel() for p in m.parameters()) for n, m in block.named_children()} == parts
+    assert net.lm_head is not None
+    assert sum(p.numel() for p in net.lm_head.parameters()) == 32_340
+    table = NeuralBigram(BigramConfig(**values("novel_bigram")["model"]["init_args"]["config"], vocab_size=84))
+    assert sum(p.numel() for p in table.parameters()) == 7_056
+
+
+@pytest.mark.parametrize("name", ["memorize", "memorize_masked"])
+def test_groups_of_memorize_are_those_published(name: str) -> None:
+    net = on_meta(name)
+    assert round(net.num_parameters(positions=False) / 1e6, 2) == 45.71
+    optimizer = build_optimizer(net, OptimizerConfig(**values(name)["model"]["init_args"]["optimizer"]))
+    decayed = "weight decay on 6 tensors with 45,714,432 parameters; none on 3 tensors with 2,304 parameters"
+    assert describe_groups(optimizer)[0] == decayed
+
+
+@pytest.mark.parametrize("name", GPTS)
+def test_the_first_loss_is_near_ln_v(name: str) -> None:
+    torch.manual_seed(0)
+    wide = config(name).n_embd > 512
+    net = GPT(config(name, **({"vocab_size": 5000} if wide else {}))).eval()
+    V = net.config.vocab_size
+    assert V is not None
+    ids, targets = torch.randint(V, (2, 4, 16 if net.config.block_size >= 16 else 4))
+    with torch.no_grad():
+        loss = F.cross_entropy(net(ids).flatten(0, 1), targets.flatten())
+    assert float(loss) == pytest.approx(math.log(V), rel=0.03)
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=list(ROWS))
+def test_a_row_states_the_length_of_its_config(row: Any) -> None:
+    trainer = values(row.config or row.name)["trainer"]
+    if "max_steps" in trainer:
+        assert row.steps == trainer["max_steps"]
+    elif trainer["max_epochs"] > 1:  # a step is an epoch
+        assert row.steps == trainer["max_epochs"]
+
+
+def test_every_config_has_its_row_and_every_row_its_config() -> None:
+    assert {row.config or row.name for row in ROWS.values()} == {path.stem for path in FOLDER.glob("*.yaml")}
+
+
+def test_quick_runs_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reproductions.main(["--quick"])
+    shown = capsys.readouterr().out
+    for project in PROJECTS:
+        assert f"## {project.title}" in shown
+    for row in ROWS.values():
+        line = next(line for line in shown.splitlines() if line.startswith("| `") and f"`{row.name}` |" in line)
+        assert f"| 2 of {row.steps:,} |" in line
+    for found in ("| `novel_1x1` | leaking | 2 |", "| the counts plus one | 0.0000 |", "headlines_frequencies.png"):
+        assert found in shown
+    assert str(tmp_path.parent) not in shown
+
+
+def test_the_page_holds_the_kept_numbers_and_compares_at_reached_steps() -> None:
+    scores = {f"{split}/{name}": 0.5 for split in ("val", "train_eval") for name in ("top1", "top5", "bpb")}
+    losses = {0: 4.431, 1100: 1.805, 1200: 1.782}
+    found = [{"step": s, "val/loss": v, "train_eval/loss": v - 0.1, **scores} for s, v in losses.items()]
+    run = {"finished": False, "steps": 1234, "parameters": 1_938_132, "training_seconds": 99.0, "evaluations": found}
+    run |= {"validation_seconds": 11.0, "device": "a machine", "precision": "32-true", "texts": {}}
+    text = page({"runs": {"novel_1x1": run, "novel_1x6": run}})
+    assert "| `novel_1x1` | 1,938,132 | 1,234 of 5,000 | `val/loss`, step 1100 | 1.762 | 1.8050 | 99 + 11 s |" in text
+    assert "| `novel_1x6` | 2,200 | `val/loss` | 1.574 |  | cut at 1,234 |" in text
+    assert "| `novel_1x1` | 1,200 | 1.6820 | 1.7820 | +0.1000 |" in text
+    assert "| `novel_2x6` |  | 0 of 5,000 |" in text
+
+
+def test_the_committed_page_is_what_the_committed_results_give() -> None:
+    docs = FOLDER.parents[1] / "docs"
+    if not (docs / reproductions.RESULTS).exists():
+        pytest.skip("nothing has been run yet")
+    assert (docs / reproductions.PAGE).read_text() == page(json.loads((docs / reproductions.RESULTS).read_text()))
+
+
+def test_the_batches_of_memorize_are_those_published(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lit_gpt.commands.data import main
+
+    if not (SHARED / "tiktoken_cache").exists():
+        pytest.skip("gpt2's ranks are not in ../shared/tiktoken_cache")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(SHARED / "tiktoken_cache"))
+    main(["--config", str(FOLDER / "memorize_masked.yaml"), "--data.source", str(FOLDER / "sentence.txt")])
+    shown = capsys.readouterr().out
+    assert "input_ids (3, 4), targets (3, 4), attention_mask (3, 4)" in shown
+    for ids, target in (("50256 40 1842 4572", 4673), ("40 1842 4572 4673", 13), ("1842 4572 4673 13", 50256)):
+        assert f"ids     {ids}\n    targets -100 -100 -100 {target}\n    mask    ####" in shown
+    assert "input   <|endoftext|>|I| love| machine\n    target  ·|·|·| learning" in shown
