@@ -70,8 +70,10 @@ class GPTConfig:
     ngrams: list[int] = field(default_factory=list)
     """Also add a learned vector for each run of so many tokens that ends here, such as [2, 3, 4]: statistics of short
     runs without FLOPs, for small networks and short trainings."""
-    ngram_rows: int = 65536
+    ngram_rows: int = 131072
     """Rows of the table that runs are hashed into."""
+    ngram_width: int = 32
+    """Channels of a run's vector, before a product brings those of all lengths into the stream."""
     bias_qkv: bool = False
     """Give the query, key and value projections a bias."""
     bias: bool = False
@@ -151,6 +153,7 @@ class GPTConfig:
             "mlp_width",
             "pad_vocab_to",
             "ngram_rows",
+            "ngram_width",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:

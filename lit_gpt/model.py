@@ -45,6 +45,12 @@ def _layer_scale(config: GPTConfig) -> nn.Parameter | None:
     return None if config.layer_scale is None else nn.Parameter(torch.full((config.n_embd,), config.layer_scale))
 
 
+def _ngrams(config: GPTConfig) -> NgramEmbedding | None:
+    if not config.ngrams:
+        return None
+    return NgramEmbedding(config.ngrams, config.ngram_rows, config.ngram_width, config.n_embd)
+
+
 class Attention(nn.Module):
     """Causal self-attention with grouped key/value heads, RoPE, QK-norm and a gate on what each head found."""
 
@@ -140,7 +146,7 @@ class GPT(nn.Module):
         self.config = config
         self.wte = nn.Embedding(config.vocab_rows, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.learned_positions else None
-        self.ngrams = NgramEmbedding(config.ngrams, config.ngram_rows, config.n_embd) if config.ngrams else None
+        self.ngrams = _ngrams(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = _norm(config)
         untied = not config.tied_head
@@ -214,7 +220,7 @@ class GPT(nn.Module):
         and mixing: the convention of PaLM (Chowdhery et al. 2022, appendix B), which does not discount causality.
         """
         config = self.config
-        weights = sum(m.weight.numel() for m in self.blocks.modules() if isinstance(m, nn.Linear))
+        weights = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear) and m is not self.lm_head)
         weights += config.vocab_rows * config.n_embd
         return 6 * weights + 12 * config.n_layer * config.n_embd * (T or config.block_size)
 
@@ -235,6 +241,7 @@ class GPT(nn.Module):
             nn.init.normal_(self.wpe.weight, std=self.config.position_std)
         if self.ngrams is not None:
             nn.init.zeros_(self.ngrams.table.weight)  # a new network starts as if it had none
+            nn.init.normal_(self.ngrams.mix.weight, std=self.config.n_embd**-0.5)
         self._scale_outputs()
 
     def _scale_outputs(self) -> None:

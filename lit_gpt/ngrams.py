@@ -1,7 +1,8 @@
 """Learned vectors for the runs of 2, 3, ... tokens that end at each position, added to the token's own.
 
 A look-up instead of a product: the statistics of short runs, on which a small network would spend its first thousands
-of steps, cost no FLOPs (Huang et al. 2025, "Over-tokenized transformer"; one hashed table as in Svenstrup et al. 2017).
+of steps, cost hardly any FLOPs (Huang et al. 2025, "Over-tokenized transformer"; one hashed table for all runs as in
+Svenstrup et al. 2017).
 """
 
 import torch
@@ -14,21 +15,26 @@ _PRIME, _FACTOR = 2**31 - 1, 1_000_003
 class NgramEmbedding(nn.Module):
     """A hashed table of vectors, shared by the runs of every length."""
 
-    def __init__(self, lengths: list[int], rows: int, n_embd: int) -> None:
-        """Runs of `lengths` tokens in a table of `rows`: what falls into one row shares its vector."""
+    def __init__(self, lengths: list[int], rows: int, width: int, n_embd: int) -> None:
+        """Runs of `lengths` tokens in a table of `rows`: what falls into one row shares its vector.
+
+        Vectors are narrow, `width` channels, and `mix` brings those of all lengths into the stream: an optimizer walks
+        through the whole table at every step.
+        """
         super().__init__()
         self.lengths = lengths
-        self.table = nn.Embedding(rows, n_embd)
+        self.table = nn.Embedding(rows, width)
+        self.mix = nn.Linear(len(lengths) * width, n_embd, bias=False)
 
     def forward(self, tokens: Tensor, new: int, document_ids: Tensor | None = None) -> Tensor:
-        """Sums of the vectors of all runs that end at each of the last `new` positions, (B, new, C).
+        """What the runs that end at each of the last `new` positions add to the stream, (B, new, C).
 
         Args:
             tokens: Ids + 1, and 0 for what is no token, (B, S): the new tokens and those before them.
-            new: For how many positions the sums are wanted.
+            new: For how many positions it is wanted.
             document_ids: The document of every token, (B, S); before a document's first token there is none.
         """
-        return self.table(self.rows(tokens, document_ids)[:, -new:]).sum(2)
+        return self.mix(self.table(self.rows(tokens, document_ids)[:, -new:]).flatten(2))
 
     def rows(self, tokens: Tensor, document_ids: Tensor | None = None) -> Tensor:
         """The row of each run, (B, S, number of lengths)."""

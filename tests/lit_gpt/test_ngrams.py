@@ -14,14 +14,14 @@ SHAPE = {"block_size": 16, "vocab_size": 11, "n_layer": 2, "n_head": 2, "n_embd"
 def network(**options: object) -> GPT:
     """A small GPT whose table of runs is no longer zero."""
     torch.manual_seed(0)
-    net = GPT(GPTConfig(**SHAPE, ngrams=[2, 3, 5], ngram_rows=512, **options)).eval()  # type: ignore[arg-type]
+    net = GPT(GPTConfig(**SHAPE, ngrams=[2, 3, 5], ngram_rows=512, ngram_width=8, **options)).eval()  # type: ignore[arg-type]
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return net
 
 
 def test_equal_runs_share_a_row_and_different_ones_hardly_ever() -> None:
-    runs = NgramEmbedding([2, 3], rows=100_000, n_embd=4)
+    runs = NgramEmbedding([2, 3], rows=100_000, width=4, n_embd=4)
     rows = runs.rows(torch.tensor([[5, 7, 9, 5, 7, 9, 7, 9]]))[0]
     assert rows[1].tolist()[0] == rows[4].tolist()[0]  # 5 7
     assert rows[2].tolist() == rows[5].tolist()  # 7 9 and 5 7 9
@@ -77,12 +77,14 @@ def test_pads_on_the_left_are_no_tokens() -> None:
     torch.testing.assert_close(padded[:, 4:], net(ids), rtol=1e-5, atol=1e-5)
 
 
-def test_the_table_is_an_embedding_to_the_optimizer_and_costs_no_flops() -> None:
+def test_the_table_counts_as_an_embedding_and_its_mix_as_a_matrix() -> None:
     net, plain = network(), GPT(GPTConfig(**SHAPE))  # type: ignore[arg-type]
     assert "ngrams.table.weight" in dict(parameter_groups(net)["embeddings"])
-    assert net.flops_per_token() == plain.flops_per_token()
-    assert net.num_parameters() == plain.num_parameters() + 512 * 16
-    assert net.num_parameters(embeddings=False) == plain.num_parameters(embeddings=False)
+    assert "ngrams.mix.weight" in dict(parameter_groups(net)["matrices"])
+    mix = 3 * 8 * 16
+    assert net.flops_per_token() == plain.flops_per_token() + 6 * mix
+    assert net.num_parameters() == plain.num_parameters() + 512 * 8 + mix
+    assert net.num_parameters(embeddings=False) == plain.num_parameters(embeddings=False) + mix
 
 
 def test_a_run_of_one_token_is_refused() -> None:
