@@ -23,7 +23,7 @@ from datamodules.errors import UserError
 from lit_gpt import checkpoint
 from lit_gpt.loss import IGNORE, score, summed_nats
 from lit_gpt.metrics import TokenMetrics, per_text
-from lit_gpt.optim import OptimizerConfig, StepSchedule, build_optimizer, describe_groups
+from lit_gpt.optim import OptimizerConfig, StepSchedule, build_optimizer, describe_groups, has_bfloat16
 
 Batch = dict[str, Tensor]
 
@@ -216,9 +216,14 @@ class LitLanguageModel(LightningModule):
         """One optimizer over groups that choose their rule and decay, and its schedule per step."""
         fused = not str(self.trainer.precision).startswith("16")
         optimizer = build_optimizer(self.net, self.optimizer_config, fused)
-        say(describe_groups(optimizer))
+        say([*describe_groups(optimizer), *self._slow_precision()])
         schedule = StepSchedule(optimizer, self.optimizer_config, self._total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _slow_precision(self) -> list[str]:
+        if not str(self.trainer.precision).startswith("bf16") or has_bfloat16(self.device):
+            return []
+        return ["this CPU has no bfloat16 instructions: --trainer.precision 32-true is several times faster here"]
 
     def _total_steps(self) -> int:
         steps = self.trainer.estimated_stepping_batches

@@ -232,6 +232,23 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
         trainer(tmp_path, max_steps=20).fit(model, DataLoader(rows(*[16] * 20), batch_size=None))
 
 
+@pytest.mark.parametrize(
+    ("precision", "hardware", "told"),
+    [("bf16-mixed", False, True), ("bf16-mixed", True, False), ("32-true", False, False)],
+)
+def test_emulated_bfloat16_is_told(
+    precision: str,
+    hardware: bool,
+    told: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("lit_gpt.module.has_bfloat16", lambda _: hardware)
+    trainer(tmp_path, max_steps=1, precision=precision).fit(module(), DataLoader(rows(16), batch_size=None))
+    assert ("no bfloat16 instructions" in capsys.readouterr().out) is told
+
+
 def test_an_endless_run_needs_a_constant_rate(tmp_path: Path, text: Path) -> None:
     with pytest.raises(UserError, match="the cosine schedule needs an end"):
         trainer(tmp_path).fit(LitGPT(GPTConfig(**SMALL)), datamodule=CharDataModule(str(text), tokens_per_step=128))
