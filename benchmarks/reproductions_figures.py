@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.reproductions_headlines import pictures
+from benchmarks.reproductions_headlines import losses, pictures
 from benchmarks.reproductions_results import evaluations, newest
 from lit_gpt import load
 from lit_gpt.run import LAST
@@ -102,5 +102,6 @@ FIGURES: dict[str, Figure] = {
     "memorize_windows": memorize_windows,
     "novel_gaps": novel_gaps,
     "bigram_distance": bigram_distance,
+    "headlines_losses": losses,
     "headlines_pictures": pictures,
 }

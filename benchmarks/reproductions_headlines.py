@@ -16,6 +16,7 @@ from lit_gpt.generate import TextModel
 from lit_gpt.run import LAST
 
 RUNS = ("headlines_sgd", "headlines_adamw", "headlines_rope")
+METRICS = ("challenge_loss", "challenge_loss_uncovered", "challenge_coverage", "nats_per_char", "bpb")
 CONTEXT = "Motorola Xoom commercial reminiscent of Apple's"
 TITLES = 1000  # of the validation part, for frequencies
 TOP = 20
@@ -39,6 +40,23 @@ def pictures(logs: Path, docs: Path) -> dict[str, Any] | None:
     named = {path.stem.replace("_", " "): path.name for path in sorted(docs.glob("headlines_*.png"))}
     columns = ["run", "end mark in the data", "end mark predicted", "first choice is the end mark"]
     return {"about": about, "columns": columns, "table": frequencies, "pictures": named}
+
+
+def losses(logs: Path, docs: Path) -> dict[str, Any] | None:
+    """The last evaluation of each run, in every unit, and beside the SGD run's at the same step."""
+    found = {name: evaluations(folder) for name in RUNS if (folder := newest(logs / name))}
+    of_sgd = {e["step"]: float(e["val/challenge_loss_uncovered"]) for e in found.get(RUNS[0], [])}
+    table = []
+    for name, all_evaluations in found.items():
+        for last in all_evaluations[-1:]:
+            values = [float(last[f"val/{metric}"]) for metric in METRICS]
+            share = f"{values[1] / of_sgd[last['step']]:.4f}" if last["step"] in of_sgd else ""
+            table.append([f"`{name}`", last["step"], *(f"{value:.4f}" for value in values), share])
+    about = (
+        "The last evaluation of each run; `challenge_coverage` is the share of the targets that the uncovered loss has."
+    )
+    columns = ["run", "step", *(f"`{metric}`" for metric in METRICS), "uncovered, of the SGD run's at that step"]
+    return {"about": about, "columns": columns, "table": table} if table else None
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:

@@ -46,7 +46,7 @@ def _summary(row: Row, run: Run | None) -> list[str]:
         f"{run['parameters']:,}",
         f"{run['steps']:,} of {row.steps:,}",
         f"`{metric}`, step {found[0] if found else last['step']}",
-        f"{point.value:.4g}" if point else "",
+        f"{point.value:g}" if point else "",
         f"{found[1] if found else last[metric]:.4f}",
         f"{run['training_seconds']:,.0f} + {run['validation_seconds']:,.0f} s",
         f"{run['device']}, {run['precision']}",
@@ -72,7 +72,8 @@ def _project(project: Project, runs: dict[str, Run], figures: dict[str, Any]) ->
     done = [(row, runs[row.name]) for row in project.rows if row.name in runs]
     compared = [line for row, run in done for line in _comparison(row, run)]
     if compared:
-        yield "\n" + _table(("run", "step", "metric", "published", "same text, original code", "ours"), compared)
+        columns = ("run", "step", "metric", "published", "original code on our text", "ours", "ratio")
+        yield "\n" + _table(columns, compared)
     if done:
         yield "\n" + _table(_COURSE, (line for row, run in done for line in _course(row, run)))
     yield from _notes(project)
@@ -92,12 +93,13 @@ def _comparison(row: Row, run: Run) -> Iterator[list[str]]:
     points = {(p.step, p.metric): ["", ""] for p in (*row.published, *row.same_text)}
     for column, given in enumerate((row.published, row.same_text)):
         for p in given:
-            points[p.step, p.metric][column] = f"{p.value:.4g}"
+            points[p.step, p.metric][column] = f"{p.value:g}"
     for (step, metric), (published, same) in sorted(points.items()):
         found = _at(run, step, metric)
         ours = f"cut at {run['steps']:,}" if found is None else f"{found[1]:.4f}"
         at = "" if found is None or found[0] == step else f" (at {found[0]:,})"
-        yield [f"`{row.name}`", f"{step:,}", f"`{metric}`", published, same, ours + at]
+        ratio = f"{found[1] / float(same or published):.4f}" if found else ""
+        yield [f"`{row.name}`", f"{step:,}", f"`{metric}`", published, same, ours + at, ratio]
 
 
 _COURSE = (

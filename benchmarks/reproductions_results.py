@@ -8,7 +8,10 @@ from benchmarks.reproductions_rows import Row
 from lit_gpt import load
 from lit_gpt.run import LAST, SUMMARY, read_json
 
-KEPT = ("loss", "top1", "top5", "bpb", "nats_per_char", "challenge_loss", "challenge_loss_uncovered")
+KEPT = (
+    *("loss", "top1", "top5", "bpb", "nats_per_char"),
+    *("challenge_loss", "challenge_loss_uncovered", "challenge_coverage"),
+)
 _FROM_SUMMARY = ("finished", "steps", "parameters", "training_seconds", "validation_seconds", "precision")
 
 

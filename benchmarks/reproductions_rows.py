@@ -193,7 +193,7 @@ PROJECTS = (
         "`challenge_loss` counts every target and every character; `challenge_loss_uncovered`, which the published "
         "figures are, leaves the targets of unfinished batches out and their characters in.",
         _HEADLINES,
-        ("headlines_pictures",),
+        ("headlines_losses", "headlines_pictures"),
     ),
     Project(
         "A novel at character level",

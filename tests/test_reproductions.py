@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
+import lit_gpt
 from benchmarks import reproductions
 from benchmarks.reproductions_page import page
 from benchmarks.reproductions_rows import PROJECTS, ROWS
@@ -128,7 +129,8 @@ def test_the_page_holds_the_kept_numbers_and_compares_at_reached_steps() -> None
     run |= {"validation_seconds": 11.0, "device": "a machine", "precision": "32-true", "texts": {}}
     text = page({"runs": {"novel_1x1": run, "novel_1x6": run}})
     assert "| `novel_1x1` | 1,938,132 | 1,234 of 5,000 | `val/loss`, step 1100 | 1.762 | 1.8050 | 99 + 11 s |" in text
-    assert "| `novel_1x6` | 2,200 | `val/loss` | 1.574 |  | cut at 1,234 |" in text
+    assert "| `novel_1x1` | 1,100 | `val/loss` | 1.762 |  | 1.8050 | 1.0244 |" in text
+    assert "| `novel_1x6` | 2,200 | `val/loss` | 1.574 |  | cut at 1,234 |  |" in text
     assert "| `novel_1x1` | 1,200 | 1.6820 | 1.7820 | +0.1000 |" in text
     assert "| `novel_2x6` |  | 0 of 5,000 |" in text
 
@@ -154,3 +156,28 @@ def test_the_batches_of_memorize_are_those_published(
     for ids, target in (("50256 40 1842 4572", 4673), ("40 1842 4572 4673", 13), ("1842 4572 4673 13", 50256)):
         assert f"ids     {ids}\n    targets -100 -100 -100 {target}\n    mask    ####" in shown
     assert "input   <|endoftext|>|I| love| machine\n    target  ·|·|·| learning" in shown
+
+
+@pytest.mark.slow
+def test_a_run_is_cut_goes_on_and_writes_text_from_its_checkpoint_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: Path
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    same = ["--only", "diary_bigram", "--source", f"tiny_shakespeare={text}"]
+    same += ["--out", str(tmp_path / "docs"), "--logs_dir", str(tmp_path / "logs")]
+    kept = tmp_path / "docs" / reproductions.RESULTS
+    reproductions.main([*same, "--steps", "500"])
+    first = json.loads(kept.read_text())["runs"]["diary_bigram"]
+    assert not first["finished"]
+    assert 500 <= first["steps"] < 3000
+    reproductions.main(same)
+    second = json.loads(kept.read_text())["runs"]["diary_bigram"]
+    assert second["finished"]
+    assert [e["step"] for e in second["evaluations"]] == list(range(0, 3001, 500))
+    assert second["evaluations"][: len(first["evaluations"])] == first["evaluations"]
+    assert [folder.name for folder in (tmp_path / "logs" / "diary_bigram").iterdir()] == ["version_0"]
+    (tmp_path / "elsewhere").mkdir()
+    checkpoint = (tmp_path / "logs" / "diary_bigram" / "version_0" / "checkpoints" / "last.ckpt").read_bytes()
+    (tmp_path / "elsewhere" / "only.ckpt").write_bytes(checkpoint)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert lit_gpt.load("only.ckpt").generate("the", seed=1)[0]
