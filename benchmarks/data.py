@@ -1,12 +1,12 @@
-"""Speed, memory and exactness of the data: ``python -m benchmarks.data`` prints each figure, then a line of JSON.
+"""Speed, memory and exactness of the data: text to tokens, tokens to batches, tokenizers trained and sampled.
 
-Uses the real text in ``../shared/data`` and gpt2's ranks in ``../shared/tiktoken_cache`` where they are, else the
-embedded corpus and whatever tiktoken finds. Rates that are compared are measured in one run, the peer's before and
-after ours.
+    python -m benchmarks.data [--megabytes 1000] [--record]
+
+Needs the ``bench`` extra. Uses the real text in ``../shared/data`` and gpt2's ranks in ``../shared/tiktoken_cache``
+where they are, else the embedded corpus and whatever tiktoken finds. Rates that are compared are measured in one run,
+the peer's before and after ours. The last line is JSON.
 """
 
-import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -20,10 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import report
 from datamodules import BPEDataModule, HeadlinesDataModule, TextDataModule
 from datamodules.base import RowKind
 from datamodules.sources import open_source
-from datamodules.tokenizers import train_tokenizer
+from datamodules.tokenizers import UnigramTokenizer, train_tokenizer
+from datamodules.tokenizers.sampling import SampledTexts
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -59,9 +61,10 @@ print(sum(len(piece.encode()) for piece in pieces) / (time.perf_counter() - star
 
 def main() -> None:
     """Runs every measurement."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--megabytes", type=int, default=1000, help="size of the text that is prepared")
-    size = parser.parse_args().megabytes * 1_000_000
+    options = parser.parse_args()
+    size = options.megabytes * 1_000_000
     if (SHARED / "tiktoken_cache").exists():
         os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(SHARED / "tiktoken_cache"))
     figures: dict[str, object] = {"cores": len(os.sched_getaffinity(0))}
@@ -70,7 +73,7 @@ def main() -> None:
         figures |= preparation(Path(folder), size)
         figures |= batches(Path(folder))
         figures |= trained_tokenizers()
-    print(json.dumps(figures))
+    report.finish("data", figures, [f"- {name.replace('_', ' ')}: {value}" for name, value in figures.items()], options)
 
 
 def sentence(folder: Path) -> dict[str, object]:
@@ -147,7 +150,20 @@ def trained_tokenizers() -> dict[str, object]:
             f"{kind} of {tokenizer.vocab_size:,}: {seconds:.2f} s; {different} of {len(titles):,} titles changed by it"
         )
         figures |= {f"{kind}_seconds": round(seconds, 2), f"{kind}_changed_titles": different}
-    return figures
+    assert isinstance(tokenizer, UnigramTokenizer)
+    return figures | sampled(tokenizer, titles[: len(titles) * 9 // 10])
+
+
+def sampled(tokenizer: UnigramTokenizer, titles: list[str]) -> dict[str, object]:
+    """What it takes to segment the training titles anew: once, and in each epoch."""
+    started = time.process_time()
+    texts = SampledTexts(tokenizer, titles, 0.2)
+    once = time.process_time() - started
+    started = time.process_time()
+    ids, _ = texts.draw(0)
+    each = time.process_time() - started
+    print(f"subword sampling of {len(titles):,} titles: {once:.2f} s once, {each:.2f} s an epoch; {len(ids):,} tokens")
+    return {"sampling_cpu_seconds_once": round(once, 2), "sampling_cpu_seconds_an_epoch": round(each, 2)}
 
 
 def _ready(data: TextDataModule) -> TextDataModule:
