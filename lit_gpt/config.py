@@ -94,9 +94,10 @@ class GPTConfig:
     """Bound logits smoothly to +-softcap by softcap * tanh(logits / softcap)."""
     dropout: float = 0.0
     """Probability of dropping a channel of the embedding or of a block's outputs, or an attention weight."""
-    init: Literal["gpt2", "normal", "zero_proj", "torch"] = "zero_proj"
+    init: Literal["gpt2", "normal", "zero_proj", "torch"] = "gpt2"
     """Initial weights. normal: N(0, 0.02), biases 0. gpt2: the same, with outputs of blocks divided by sqrt(2 n_layer).
-    zero_proj: the same, with outputs of blocks and an untied head 0. torch: the layers' own default."""
+    zero_proj: the same, with outputs of blocks and an untied head 0, from which AdamW starts slowly. torch: the layers'
+    own default."""
     position_std: float = 0.02
     """Standard deviation of the initial learned positions (not with init torch)."""
     pad_vocab_to: int = 1
