@@ -20,7 +20,8 @@ This page is written by
 which runs what is missing, goes on with what was cut, and reads every figure of ours from the runs' own files. Texts
 are downloaded by name; `--source TEXT=FILE` takes a file instead, and the headlines need one:
 `--source titles=titles.txt`. Losses are nats per token over the whole validation split, in eval mode, and `train` is
-the same over a part of the training split. A run that was cut is compared at the steps that it reached.
+the same over a part of the training split. A run that was cut is compared at the steps that it reached. Seconds are
+by the clock, on a machine that may have had other work.
 """
 COLUMNS = ("config", "parameters", "steps", "compared at", "published", "ours", "training + evaluation", "on")
 
@@ -98,7 +99,8 @@ def _comparison(row: Row, run: Run) -> Iterator[list[str]]:
         found = _at(run, step, metric)
         ours = f"cut at {run['steps']:,}" if found is None else f"{found[1]:.4f}"
         at = "" if found is None or found[0] == step else f" (at {found[0]:,})"
-        ratio = f"{found[1] / float(same or published):.4f}" if found else ""
+        theirs = float(same or published)
+        ratio = f"{found[1] / theirs:.4f}" if found and theirs else ""
         yield [f"`{row.name}`", f"{step:,}", f"`{metric}`", published, same, ours + at, ratio]
 
 

@@ -12,7 +12,7 @@ KEPT = (
     *("loss", "top1", "top5", "bpb", "nats_per_char"),
     *("challenge_loss", "challenge_loss_uncovered", "challenge_coverage"),
 )
-_FROM_SUMMARY = ("finished", "steps", "parameters", "training_seconds", "validation_seconds", "precision")
+_FROM_SUMMARY = ("finished", "parameters", "training_seconds", "validation_seconds", "precision")
 
 
 def newest(runs: Path) -> Path | None:
@@ -22,11 +22,15 @@ def newest(runs: Path) -> Path | None:
 
 def evaluations(folder: Path) -> list[dict[str, str]]:
     """The rows of metrics.csv that hold a validation."""
+    return [row for row in _logged(folder) if row.get("val/loss")]
+
+
+def _logged(folder: Path) -> list[dict[str, str]]:
     path = folder / "metrics.csv"
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if row.get("val/loss")]
+        return list(csv.DictReader(file))
 
 
 def read_run(row: Row, folder: Path) -> dict[str, Any]:
@@ -37,6 +41,7 @@ def read_run(row: Row, folder: Path) -> dict[str, Any]:
     said = _texts(row, folder) if row.prompts and summary["finished"] else {}
     return {
         **kept,
+        "steps": max(int(line["step"]) for line in _logged(folder)),  # the summary's are those of the last validation
         "device": _device(summary["device"]),
         "text": summary["hashes"].get("data", "")[:16],
         "torch": summary["versions"]["torch"],

@@ -178,7 +178,7 @@ PROJECTS = (
         "with the first three targets of each window masked, a full context is continued and the end mark alone is "
         "not.",
         (
-            Row("memorize", 301, prompts=("",)),
+            Row("memorize", 301, published=_losses("val/loss", {301: 0.0}), prompts=("",)),
             Row("memorize_masked", 301, None, "val/loss scores masked targets too", prompts=("I love machine", "")),
         ),
         ("memorize_windows",),

@@ -181,3 +181,27 @@ def test_a_run_is_cut_goes_on_and_writes_text_from_its_checkpoint_alone(
     (tmp_path / "elsewhere" / "only.ckpt").write_bytes(checkpoint)
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert lit_gpt.load("only.ckpt").generate("the", seed=1)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["memorize", "memorize_masked"])
+def test_a_narrow_memorize_says_the_sentence_and_stops(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lit_gpt.cli import run
+
+    if not (SHARED / "tiktoken_cache").exists():
+        pytest.skip("gpt2's ranks are not in ../shared/tiktoken_cache")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(SHARED / "tiktoken_cache"))
+    flags = ["--config", str(FOLDER / f"{name}.yaml"), "--logs_dir", str(tmp_path), "--trainer.accelerator", "cpu"]
+    for source in ("source", "val_source"):
+        flags += [f"--data.{source}", str(FOLDER / "sentence.txt")]
+    run("fit", [*flags, "--model.config.n_embd", "48", "--model.optimizer.lr", "0.003"])
+    folder = tmp_path / name / "version_0" / "checkpoints"
+    kept = {path.name for path in folder.iterdir()}
+    assert kept == {"best.ckpt", "last.ckpt", "epoch_0100.ckpt", "epoch_0200.ckpt", "epoch_0300.ckpt"}
+    model = lit_gpt.load(folder / "last.ckpt")
+    whole = model.generate(temperature=0, max_new_tokens=12)[0]
+    rest = model.generate("I love machine", temperature=0, max_new_tokens=12, new_document=True)[0]
+    assert (whole == "I love machine learning.") == (name == "memorize")
+    assert rest == " learning."
