@@ -6,13 +6,16 @@ loads under ``weights_only=True``.
 """
 
 import importlib
+import json
 import pickle
 import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from datamodules.errors import UserError
 from lit_gpt.version import CHECKPOINT_FORMAT
@@ -32,6 +35,9 @@ NETWORKS = {
 }
 
 PREFIX = "net."
+
+#: Fields in which a run may differ from the weights it starts from: they change neither tensors nor the function.
+FREE = ("block_size", "dropout", "init", "position_std", "pad_vocab_to", "activation_checkpointing")
 
 
 def describe(net: nn.Module, config: dict[str, Any], data: Any) -> dict[str, Any]:
@@ -55,10 +61,14 @@ def describe(net: nn.Module, config: dict[str, Any], data: Any) -> dict[str, Any
 def read(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     """Read and check a checkpoint file.
 
+    Args:
+        path: A file, or a run's folder (see ``file_of``).
+        mmap: Leave tensors on the disk until they are used.
+
     Raises:
         UserError: When the file is missing, cut short, not ours or of a newer format.
     """
-    path = Path(path)
+    path = file_of(path)
     if not path.is_file():
         raise UserError(
             f"checkpoint {str(path)!r} does not exist: check --ckpt_path, or list logs/*/version_*/checkpoints."
@@ -70,6 +80,20 @@ def read(path: str | Path, mmap: bool = False) -> dict[str, Any]:
         raise UserError(f"file {str(path)!r} {reason}: use another one, such as last.ckpt beside it.") from error
     check(checkpoint, path)
     return checkpoint
+
+
+def file_of(path: str | Path, names: Sequence[str] = ("best.ckpt", "last.ckpt")) -> Path:
+    """The checkpoint that ``path`` names: itself, or in a run's folder the first of ``names`` that is there."""
+    path = Path(path)
+    found = [path / part / name for name in names for part in ("checkpoints", "") if (path / part / name).is_file()]
+    if path.is_dir() and not found:
+        raise UserError(f"folder {str(path)!r} holds no checkpoint: give a run's, such as logs/run/version_0.")
+    return found[0] if found else path
+
+
+def is_ours(source: str | Path) -> bool:
+    """Whether ``source`` is a file or a run's folder, not a folder of Hugging Face's or a name on its hub."""
+    return Path(source).is_file() or (Path(source) / "checkpoints").is_dir()
 
 
 def check(checkpoint: Any, path: str | Path = "the checkpoint") -> None:
@@ -84,6 +108,59 @@ def check(checkpoint: Any, path: str | Path = "the checkpoint") -> None:
         )
 
 
+def check_network(checkpoint: dict[str, Any], net: nn.Module, config: Any) -> None:
+    """Raise a UserError that names what differs unless the checkpoint's network is ``net``, built from ``config``."""
+    stored = checkpoint[KEY]
+    theirs, ours = stored["network"], type(net).__name__
+    if NETWORKS.get(theirs, theirs) != NETWORKS.get(ours, ours):
+        raise UserError(f"the checkpoint holds a {theirs}, not a {ours}: set --model {NETWORKS[theirs][-1]}.")
+    before, now = type(config)(**stored["config"]), config
+    there, here = asdict(before), asdict(now)
+    differing = [name for name in here if here[name] != there[name] and _meant(before, name) != _meant(now, name)]
+    fixed = [name for name in differing if name not in FREE]
+    if fixed or not _same_shapes(checkpoint["state_dict"], net):
+        raise _differs(fixed or differing, there, here)
+
+
+def _differs(names: list[str], there: dict[str, Any], here: dict[str, Any]) -> UserError:
+    has, wanted = (", ".join(f"{name} {_typed(values[name])}" for name in names[:4]) for values in (there, here))
+    flags = " ".join(f"--model.config.{name} {_typed(there[name])}" for name in names)
+    few = len(names) <= 4
+    return UserError(
+        f"the checkpoint has {has}, not {wanted}{'' if few else f', and {len(names) - 4} more fields differ'}: set "
+        f"{flags if few else 'the configuration of its run'}, or start a new run without --ckpt_path."
+    )
+
+
+def _meant(config: Any, name: str) -> Any:
+    """A field's value, or what follows from other fields where it is left out."""
+    return getattr(config, {"n_kv_head": "kv_heads", "mlp_width": "mlp_hidden"}.get(name, name))
+
+
+def _same_shapes(state: dict[str, Tensor], net: nn.Module) -> bool:
+    stored = {name.removeprefix(PREFIX): value.shape for name, value in state.items() if name.startswith(PREFIX)}
+    return stored == {name: value.shape for name, value in net.state_dict().items()}
+
+
+def _typed(value: Any) -> str:
+    return json.dumps(value).strip('"')
+
+
+def check_meanings(checkpoint: dict[str, Any], tokenizer: Any, source: str) -> None:
+    """Raise a UserError when an id stands for other text in the checkpoint's tokenizer than in ``tokenizer``."""
+    from datamodules.tokenizers import tokenizer_from_dict
+
+    stored = checkpoint[KEY]["tokenizer"]
+    if stored is None or tokenizer is None:
+        return
+    theirs, ours = ([t.token_bytes(i) for i in range(t.vocab_size)] for t in (tokenizer_from_dict(stored), tokenizer))
+    if theirs != ours:
+        raise UserError(
+            f"init_from {source} was trained with another tokenizer than the data's, so token ids would change their "
+            "meaning: give the data that tokenizer, or leave init_from out."
+        )
+
+
 def _starts_like_zip(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(2) == b"PK"
@@ -93,7 +170,7 @@ def load(path: str | Path, device: str = "cpu") -> "TextModel":
     """The network and tokenizer of a checkpoint, ready to generate: needs no configuration, data or network.
 
     Args:
-        path: A ``.ckpt`` file that ``fit`` saved.
+        path: A ``.ckpt`` file that ``fit`` saved, or the folder of a run, whose best it takes.
         device: Where to put the network, such as ``cuda``.
 
     Raises:

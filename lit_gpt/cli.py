@@ -1,18 +1,19 @@
 """fit, validate, test and predict: Lightning's command line with our run folders, callbacks, presets and sentences."""
 
 import hashlib
-import itertools
 import json
 import logging
 import os
+import shutil
 import warnings
-from argparse import ArgumentError
-from importlib import resources
+from argparse import SUPPRESS, ArgumentError
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -21,12 +22,13 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules import BPEDataModule, CharDataModule, HeadlinesDataModule
 from datamodules.errors import UserError
-from datamodules.files import write_text
 from datamodules.tokenizers import tokenizer_from_dict
 from lit_gpt import LitBigram, LitGPT, checkpoint
 from lit_gpt import run as runs
+from lit_gpt.arguments import pairs, preset, with_packaged_configs
 from lit_gpt.callbacks.artifacts import LogArtifacts
 from lit_gpt.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
+from lit_gpt.callbacks.folder import RunFolder
 from lit_gpt.callbacks.predictions import WritePredictions
 from lit_gpt.callbacks.progress import RunProgress
 from lit_gpt.callbacks.resume import ExactResume
@@ -37,7 +39,6 @@ from lit_gpt.callbacks.throughput import Throughput
 from lit_gpt.config import PRESETS
 from lit_gpt.loggers import MetricsCSV
 from lit_gpt.parse_errors import sentence
-from lit_gpt.suggest import unknown
 
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # our loaders give each process its rows
@@ -53,6 +54,11 @@ DATAMODULES = (CharDataModule, BPEDataModule, HeadlinesDataModule)
 MODULES = (LitGPT, LitBigram)
 #: How rank 0 tells the processes that it starts where the run is.
 FOLDER_VARIABLE = "LIT_GPT_RUN_FOLDER"
+#: Options that one verb alone has; a config file may hold those of every verb.
+OWN = {
+    "fit": ("name", "logs_dir", "resume", "early_stopping", "val_at_start", "checkpoint", "samples"),
+    "predict": ("predictions",),
+}
 Matmul = Literal["highest", "high", "medium"]
 
 #: Lightning's warnings that do not apply: our loaders are fast without workers, and batches are dicts of one size.
@@ -71,6 +77,13 @@ def run(verb: str, arguments: list[str]) -> None:
     LitCLI(verb, with_packaged_configs(arguments))
 
 
+class StrictParser(LightningArgumentParser):
+    """Options by their whole names, also those of the classes inside, whose parsers are made from this one's class."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+
 class LitCLI(LightningCLI):
     """Lightning's command line for one verb.
 
@@ -82,20 +95,36 @@ class LitCLI(LightningCLI):
     def __init__(self, verb: str, arguments: list[str]) -> None:
         _quieten_lightning()
         self.verb = verb
-        self.preset = _preset(arguments)
-        super().__init__(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            save_config_callback=None,
-            trainer_defaults=TRAINER_DEFAULTS,
-            seed_everything_default=1337,
-            parser_kwargs={"prog": "python -m lit_gpt", "exit_on_error": False, verb: {"exit_on_error": False}},
-            args=[verb, *arguments],
-        )
+        self.preset = preset(arguments)
+        self.claimed: Path | None = None
+        with self._in_sentences():
+            super().__init__(
+                LightningModule,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                save_config_callback=None,
+                trainer_defaults=TRAINER_DEFAULTS,
+                seed_everything_default=1337,
+                parser_kwargs={"prog": "python -m lit_gpt", "exit_on_error": False, verb: {"exit_on_error": False}},
+                parser_class=StrictParser,
+                args=[verb, *arguments],
+            )
+
+    @contextmanager
+    def _in_sentences(self) -> Iterator[None]:
+        """Lightning's refusals become the user's to mend; a run that never began leaves no folder."""
+        try:
+            yield
+        except MisconfigurationException as error:
+            raise UserError(sentence(str(error), [])) from error
+        finally:
+            if self.claimed and not (self.claimed / "config.yaml").is_file():
+                shutil.rmtree(self.claimed, ignore_errors=True)
+                with suppress(OSError):  # other runs are there
+                    self.claimed.parent.rmdir()
 
     # ---- options
 
@@ -122,6 +151,11 @@ class LitCLI(LightningCLI):
         if self.verb == "predict":
             parser.add_lightning_class_args(WritePredictions, "predictions")
         parser.add_lightning_class_args(RunProgress, "progress")
+        for key in self._others():
+            parser.add_argument(f"--{key}", type=Any, default=None, help=SUPPRESS)
+
+    def _others(self) -> list[str]:
+        return [key for verb, keys in OWN.items() if verb != self.verb for key in keys]
 
     def _add_fit_arguments(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str, default="run", help="Folder of the run, below --logs_dir.")
@@ -146,6 +180,10 @@ class LitCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and say what is wrong in one sentence."""
+        for argument in args:
+            key = argument.removeprefix("--").split("=")[0]
+            if argument.startswith("--") and key.split(".")[0] in self._others():
+                raise UserError(f"--{key} is no option of {self.verb}: leave it out (in a config file it may stay).")
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
@@ -153,12 +191,13 @@ class LitCLI(LightningCLI):
 
     def _known_options(self, given: list[str]) -> list[str]:
         """Dotted names of every option, those of the classes chosen on the command line included."""
-        chosen = [part for pair in _pairs(given) if pair[0] in ("--model", "--data") for part in pair]
+        chosen = [part for pair in pairs(given) if pair[0] in ("--model", "--data") for part in pair]
         try:
             parsed = self.parser.parse_args([self.verb, *chosen])
         except ArgumentError:  # the class itself is wrong
             parsed = self.parser.parse_args([self.verb])
-        return [key.replace(".init_args.", ".") for key in vars(parsed[self.verb].as_flat())]
+        keys = [key.replace(".init_args.", ".") for key in vars(parsed[self.verb].as_flat())]
+        return [key for key in keys if key not in self._others()]
 
     # ---- checkpoints
 
@@ -176,6 +215,7 @@ class LitCLI(LightningCLI):
                 f"{self.verb} needs a checkpoint: add --ckpt_path logs/NAME/version_N/checkpoints/best.ckpt."
             )
         else:
+            config.ckpt_path = str(checkpoint.file_of(config.ckpt_path))
             self.stored = checkpoint.read(config.ckpt_path)[checkpoint.KEY]
             path = checkpoint.NETWORKS[self.stored["network"]][-1]
             model = {"class_path": path, "init_args": {"config": self.stored["config"]}}
@@ -185,18 +225,25 @@ class LitCLI(LightningCLI):
         config = self.config[self.verb]
         self.hash = _hash({key: _plain(config[key]) for key in ("model", "data", "seed_everything")})
         root = Path(config.logs_dir)
-        unfinished = runs.unfinished(root, config.name, self.hash) if config.resume else None
+        obstacles = self._obstacles(root, config.name) if config.resume else {}
+        unfinished = next((folder for folder, obstacle in obstacles.items() if obstacle is None), None)
         if unfinished:
             config.ckpt_path = str(unfinished / runs.LAST)
             _say(f"going on with {unfinished}")
         if config.ckpt_path:
-            self.stored = checkpoint.read(config.ckpt_path)
-            self.folder = runs.folder_of(Path(config.ckpt_path))
+            path = checkpoint.file_of(config.ckpt_path, ("last.ckpt", "best.ckpt"))  # a run goes on from its end
+            config.ckpt_path, self.folder = str(path), runs.folder_of(path)
+            self.stored = checkpoint.read(path)
         elif _rank() == 0:
-            self.folder = runs.claim(root, config.name)
+            self.folder = self.claimed = runs.claim(root, config.name)
+            for newest, obstacle in list(obstacles.items())[:1]:
+                _say(f"{newest} {obstacle}: a new run starts in {self.folder}")
         else:  # rank 0 has told the processes that it starts; under torchrun it broadcasts the folder later
             self.folder = Path(os.environ.get(FOLDER_VARIABLE, root / config.name / "version_0"))
         os.environ[FOLDER_VARIABLE] = str(self.folder)
+
+    def _obstacles(self, root: Path, name: str) -> dict[Path, str | None]:
+        return {folder: runs.obstacle(folder, self.hash) for folder in runs.newest_first(root, name)}
 
     # ---- objects
 
@@ -226,6 +273,7 @@ class LitCLI(LightningCLI):
         if trainer["enable_progress_bar"] is False:
             self._parser(self.verb).callback_keys.remove("progress")
         if self.verb == "fit":
+            chosen["default_root_dir"] = trainer["default_root_dir"] or self.folder  # a fast_dev_run has no loggers
             self.trainer_defaults = {**TRAINER_DEFAULTS, "callbacks": self._callbacks()}
             if self.config[self.verb].val_at_start:
                 chosen["num_sanity_val_steps"] = -1  # the sanity check, over the whole split: see EvaluateAtStart
@@ -234,36 +282,26 @@ class LitCLI(LightningCLI):
     def _loggers(self, given: Any) -> Any:
         if self.verb != "fit":
             return given or False
-        if given is False:
-            return False
         others = given if isinstance(given, list) else [given]
         if given in (None, True):
             others = [self._tensorboard()]
-        csv = MetricsCSV(self.folder)
-        if self.stored:
-            csv.rewind(self.stored["global_step"])
-        return [csv, *others]
+        return [MetricsCSV(self.folder), *([] if given is False else others)]
 
     def _tensorboard(self) -> Logger:
         root, name, version = self.folder.parent.parent, self.folder.parent.name, self.folder.name
-        purge = self.stored["global_step"] + 1 if self.stored else None
-        return TensorBoardLogger(root, name, version, default_hp_metric=False, purge_step=purge)
+        return TensorBoardLogger(root, name, version, default_hp_metric=False)
 
     def _callbacks(self) -> list[Callback]:
         config = self.config[self.verb]
         summary = RunSummary(self.hash, config.seed_everything)
-        callbacks: list[Callback] = [Throughput(), ExactResume(), summary, LogArtifacts()]
+        resolved = self._parser(self.verb).dump(config, skip_unset=False)
+        callbacks: list[Callback] = [RunFolder(self.folder, resolved), Throughput(), ExactResume()]
+        callbacks += [summary, LogArtifacts()]
         if config.val_at_start:
             callbacks.append(EvaluateAtStart())
         if config.early_stopping:
             callbacks.append(EarlyStopping("val/loss", patience=config.early_stopping))
         return callbacks
-
-    def before_fit(self) -> None:
-        """Write the resolved configuration into the run's folder."""
-        if _rank() == 0:
-            text = self._parser(self.verb).dump(self.config[self.verb], skip_unset=False)
-            write_text(self.folder / "config.yaml", text)
 
 
 def _quieten_lightning() -> None:
@@ -284,51 +322,6 @@ def _rank() -> int:
 @rank_zero_only
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-def _preset(arguments: list[str]) -> str | None:
-    """The preset named by the command line or a config file; it sets defaults, so it is needed before parsing."""
-    preset = None
-    for name, value in _pairs(arguments):
-        if name == "--preset":
-            preset = value
-        elif name in ("--config", "-c") and Path(value).is_file():
-            loaded = _load_yaml(Path(value))
-            preset = loaded.get("preset", preset) if isinstance(loaded, dict) else preset
-    if preset is not None and preset not in PRESETS:
-        raise unknown("preset", preset, PRESETS)
-    return preset
-
-
-def _load_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config {str(path)!r} is not valid YAML: {' '.join(str(error).split())}.") from error
-
-
-def _pairs(arguments: list[str]) -> list[tuple[str, str]]:
-    """(option, value) for both spellings, ``--option value`` and ``--option=value``."""
-    joined = [tuple(a.split("=", 1)) for a in arguments if a.startswith("-") and "=" in a]
-    return [*itertools.pairwise(arguments), *joined]  # type: ignore[list-item]
-
-
-def with_packaged_configs(arguments: list[str]) -> list[str]:
-    """Configs that are not found from the current folder come from the package."""
-    found = list(arguments)
-    for i, (name, value) in enumerate(itertools.pairwise(arguments)):
-        if name in ("--config", "-c") and not Path(value).exists():
-            found[i + 1] = str(_packaged(value) or value)
-    return found
-
-
-def _packaged(config: str) -> Path | None:
-    try:
-        folder = Path(str(resources.files("lit_gpt.configs")))
-    except ModuleNotFoundError:  # a source tree that is not installed
-        return None
-    path = folder / config.removeprefix("configs/")
-    return path if path.is_file() else None
 
 
 def _plain(value: Any) -> Any:

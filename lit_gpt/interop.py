@@ -20,7 +20,7 @@ from datamodules.files import write_atomically, write_json
 from datamodules.reading import needs_hf_extra
 from datamodules.tokenizers import Tokenizer, load_tokenizer, open_tokenizer, tokenizer_from_dict
 from datamodules.tokenizers import to_huggingface as tokenizer_to_huggingface
-from lit_gpt.checkpoint import KEY, PREFIX, read
+from lit_gpt.checkpoint import FREE, KEY, PREFIX, is_ours, read
 from lit_gpt.huggingface import Config, State, as_typed, from_huggingface, to_huggingface, without_padding
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.version import CHECKPOINT_FORMAT
@@ -28,8 +28,6 @@ from lit_gpt.version import CHECKPOINT_FORMAT
 WEIGHTS = "model.safetensors"
 #: What of a model on the hub is downloaded; files of weights in other formats would double the size.
 WANTED = ["config.json", "tokenizer.json", "model*.safetensors"]
-#: Fields in which a run may differ from the weights it starts from: they change neither tensors nor the function.
-FREE = ("block_size", "dropout", "init", "position_std", "pad_vocab_to", "activation_checkpointing")
 
 
 # in
@@ -44,8 +42,7 @@ def load_weights(source: str | Path) -> tuple[Config, State]:
     Raises:
         UserError: When there is no such thing, it is damaged, or it holds no GPT of ours.
     """
-    is_checkpoint = Path(source).is_file()
-    entry, state = _parts(read(source)) if is_checkpoint else _read_folder(_folder(str(source)))
+    entry, state = _parts(read(source)) if is_ours(source) else _read_folder(_folder(str(source)))
     if entry["network"] != "GPT":
         raise UserError(f"{source} holds a {entry['network']}, and only a GPT can be started from.")
     config = GPTConfig(**entry["config"])

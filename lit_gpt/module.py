@@ -9,7 +9,7 @@ factor is exactly 1.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -50,6 +50,8 @@ class LitLanguageModel(LightningModule):
         self.step_figures = {"loss": torch.tensor(math.nan)}
         self.grad_norm: Tensor | None = None
         self._step_sums = torch.zeros(1)
+        self._scored_here: list[Callable[[], int]] = []
+        self._step_is_empty = False
 
     def _store_hyper_parameters(self) -> None:
         plain = {"config": asdict(self.config), "optimizer": asdict(self.optimizer_config), **self.options}
@@ -81,8 +83,9 @@ class LitLanguageModel(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """What is minimised, summed over a micro-batch, over its capacity B*T."""
-        loss, *sums = self.objective(batch)
         scored = (batch["targets"] != IGNORE).sum()
+        self._scored_here.append(sent_to_cpu(scored))
+        loss, *sums = self.objective(batch)
         self._capacity = batch["targets"].numel()
         self._step_sums = self._step_sums.to(loss.device) + torch.stack((*sums, scored.float()))
         return loss / self._capacity
@@ -111,9 +114,16 @@ class LitLanguageModel(LightningModule):
         return self.net.hidden(batch["input_ids"], document_ids=batch.get("document_ids"))  # (B, T, C)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Turn the mean over capacity into the mean over scored targets of the whole step."""
+        """Turn the mean over capacity into the mean over scored targets of the whole step; without any, nothing is to
+        change: not by weight decay or momentum either.
+        """
         *sums, scored = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum").unbind()
         self._step_sums = torch.zeros_like(self._step_sums)
+        self._step_is_empty = not sum(read() for read in self._scored_here) and not bool(scored)
+        self._scored_here = []
+        if self._step_is_empty:
+            optimizer.zero_grad(set_to_none=True)
+            return
         self.step_figures = {name: total / scored for name, total in zip(self.step_names, sums, strict=True)}
         capacity = self._capacity * self.trainer.accumulate_grad_batches * self.trainer.world_size
         if scored.is_cuda or scored != capacity:  # on a GPU the comparison would wait for the device
@@ -137,6 +147,8 @@ class LitLanguageModel(LightningModule):
         come.
         """
         super().optimizer_step(*args, **kwargs)
+        if self._step_is_empty:
+            return
         logged = self._step_is_logged()
         if (logged or self.device.type == "cpu") and not math.isfinite(self.step_loss):
             raise _non_finite(float(self.step_loss), self.global_step + 1)
@@ -244,7 +256,7 @@ class LitLanguageModel(LightningModule):
         checkpoint_[checkpoint.KEY] = checkpoint.describe(self.net, asdict(self.config), data)
 
     def on_load_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
-        """Refuse files that are not ours, of a newer format, or with another tokenizer than the data's."""
+        """Refuse files that are not ours, of a newer format, or of another tokenizer or network."""
         checkpoint.check(checkpoint_)
         if "optimizer_states" not in checkpoint_ and self._trainer is not None and self._trainer.state.fn == "fit":
             raise UserError(
@@ -259,6 +271,23 @@ class LitLanguageModel(LightningModule):
                 "the data's tokenizer differs from the checkpoint's, so token ids would change their meaning: give the "
                 "text and tokenizer that the checkpoint was trained with."
             )
+        if hasattr(self, "net"):
+            checkpoint.check_network(checkpoint_, self.net, self.config)
+
+
+def sent_to_cpu(count: Tensor) -> Callable[[], int]:
+    """Reads ``count`` later; that waits for a GPU to reach it, not for the work that has been queued since."""
+    if not count.is_cuda:
+        return lambda: int(count)
+    host = torch.empty_like(count, device="cpu", pin_memory=True).copy_(count, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def read() -> int:
+        copied.synchronize()
+        return int(host)
+
+    return read
 
 
 def _copy(cls: type[Any], value: Any) -> Any:

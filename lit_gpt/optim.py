@@ -19,6 +19,8 @@ from torch.optim.adamw import adamw
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.sgd import sgd
 
+from datamodules.errors import UserError
+
 GROUPS = ("matrices", "embeddings", "head", "vectors")
 
 
@@ -65,18 +67,26 @@ class OptimizerConfig:
             unknown = set(getattr(self, name)) - set(GROUPS)
             if unknown:
                 raise ValueError(f"optimizer.{name} names no group {sorted(unknown)[0]!r}: use {', '.join(GROUPS)}.")
-        if "." not in self.kind and self.kind not in ("adamw", "muon", "sgd"):
+        if "." in self.kind:
+            _class_at(self.kind)
+        elif self.kind not in ("adamw", "muon", "sgd"):
             raise ValueError(
                 f"optimizer.kind {self.kind!r} is unknown: use adamw, muon, sgd or a class such as torch.optim.NAdam."
             )
         for name, low, high in (
             ("lr", 0, math.inf),
+            ("weight_decay", 0, math.inf),
+            ("momentum", 0, 1),
             ("warmup", 0, math.inf),
             ("decay_fraction", 0, 1),
             ("final_lr", 0, 1),
         ):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"optimizer.{name} {getattr(self, name)} is out of range: give {low} to {high}.")
+        for name in ("group_lr", "group_weight_decay"):
+            for group, value in getattr(self, name).items():
+                if not value >= 0:
+                    raise ValueError(f"optimizer.{name}.{group} {value} is out of range: give 0 or more.")
 
 
 def lr_factor(step: int, total_steps: int, config: OptimizerConfig) -> float:
@@ -129,7 +139,12 @@ def build_optimizer(net: nn.Module, config: OptimizerConfig, fused: bool = True)
     if "." in config.kind:
         for group in groups:
             del group["rule"], group["name"]
-        return _class_at(config.kind)(groups, lr=config.lr, **config.args)
+        try:
+            return _class_at(config.kind)(groups, lr=config.lr, **config.args)
+        except TypeError as error:
+            raise UserError(
+                f"optimizer.args does not fit {config.kind} ({error}): give its own keyword arguments."
+            ) from error
     return GroupedOptimizer(groups, betas=config.betas, momentum=config.momentum, fused=fused)
 
 
@@ -148,9 +163,12 @@ def _group(name: str, members: list[tuple[str, nn.Parameter]], config: Optimizer
 def _class_at(path: str) -> Callable[..., torch.optim.Optimizer]:
     module, _, name = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"optimizer.kind {path!r} cannot be imported: {error}.") from error
+        raise ValueError(f"optimizer.kind {path!r} cannot be imported ({error}): check its spelling.") from error
+    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+        raise ValueError(f"optimizer.kind {path!r} is no optimizer: give a class such as torch.optim.NAdam.")
+    return found
 
 
 def describe_groups(optimizer: torch.optim.Optimizer) -> list[str]:

@@ -17,6 +17,10 @@ WRONG_KEY = (
     r"Option '(?P<key>[\w.]+)' is not accepted",
     r"does not accept option '(?P<key>[\w.]+)'",
 )
+#: A value that is none of the types of a union, with the choices that some of them offer.
+WRONG_CHOICE = (
+    r'Parser key "(?P<key>[\w.]+)":(?!.*Parser key)(?=.*(?P<what>Literal\[.*\])).*Given value: (?P<value>[^\n]*)'
+)
 WRONG_VALUE = r'Parser key "(?P<key>[\w.]+)":\s+(?P<what>Expected [^\n]*?)\.? Got value: (?P<value>[^\n]*)'
 NOISE = r"(Does not validate|Subtypes:|Errors:|Given value|- Expected a <class 'NoneType'>)"
 
@@ -34,12 +38,17 @@ def sentence(report: str, known: Iterable[str]) -> str:
         found = re.search(pattern, report)
         if found:
             return str(unknown("option", _dotted(prefix, found), known))
-    found = re.search(WRONG_VALUE, report)
+    found = re.search(WRONG_VALUE, report) or re.match(WRONG_CHOICE, report, re.DOTALL)
     if found:
         return f"option {_dotted(prefix, found)!r} cannot be {found['value']!r}: {_readable(found['what'])}."
     found = re.search(r"File does not exist: '(?P<path>[^']*)'", report)
     if found:
         return f"There is no configuration {found['path']}; give the path of a YAML file, such as configs/char.yaml."
+    found = re.search(r"unrecognized arguments: (?P<word>[^-\s]\S*)", report)
+    if found:
+        word = found["word"]
+        is_file = word.endswith((".yaml", ".yml", ".json"))
+        return f"{word!r} stands alone: " + (f"give it as --config {word}." if is_file else "put its option before it.")
     found = re.search(r"required: (?P<keys>[\w., ]+)", report)
     if found:
         keys = [f"--{key.strip().split('.')[-1]}" for key in found["keys"].split(",")]
@@ -56,9 +65,9 @@ def _dotted(prefix: str, found: re.Match[str]) -> str:
 
 
 def _readable(what: str) -> str:
-    choices = re.search(r"Literal\[(.*)\]", what)
+    choices = re.findall(r"Literal\[([^]]*)\]", what)
     if choices:
-        return "use " + choices[1].replace("'", "")
+        return "use " + ", ".join(dict.fromkeys(", ".join(choices).replace("'", "").split(", ")))
     return (
         what.replace("<class '", "")
         .replace("'>", "")

@@ -31,15 +31,19 @@ def _version(folder: Path) -> int:
     return int(match[1]) if match else -1
 
 
-def unfinished(root: Path, name: str, fingerprint: str) -> Path | None:
-    """The newest folder of ``name`` that has a last checkpoint, no finished summary, and this configuration."""
-    folders = sorted((root / name).glob("version_*"), key=_version, reverse=True)
-    return next((f for f in folders if (f / LAST).is_file() and _may_go_on(f, fingerprint)), None)
+def newest_first(root: Path, name: str) -> list[Path]:
+    """The folders of ``name``."""
+    return sorted((root / name).glob("version_*"), key=_version, reverse=True)
 
 
-def _may_go_on(folder: Path, fingerprint: str) -> bool:
+def obstacle(folder: Path, fingerprint: str) -> str | None:
+    """Why a run cannot go on under the configuration with this hash, None when it can."""
     summary = read_json(folder / SUMMARY)
-    return not summary.get("finished", True) and summary["hashes"]["config"] == fingerprint
+    if summary.get("finished"):
+        return "is finished"
+    if not summary or not (folder / LAST).is_file():
+        return "has saved no checkpoint"
+    return None if summary["hashes"]["config"] == fingerprint else "has another configuration"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
+from datamodules.errors import UserError
 from datamodules.files import write_atomically
 
 
@@ -161,13 +162,18 @@ class RunCheckpoints(Checkpoint):
 
         It may be asked again at the same step: Lightning calls other callbacks before those that save.
         """
-        value = trainer.callback_metrics.get(self.monitor) if self.monitor else None
-        if value is None or not torch.isfinite(value):
+        if self.monitor is None:
+            return False
+        if self.monitor not in trainer.callback_metrics:
+            names = ", ".join(sorted(trainer.callback_metrics))
+            raise UserError(f"checkpoint.monitor {self.monitor!r} is no metric of this run: use one of {names}.")
+        value = trainer.callback_metrics[self.monitor]
+        if not torch.isfinite(value):
             return False
         if self.best_value is None or self.sign * float(value) < self.sign * self.best_value:
             metrics = {name: float(metric) for name, metric in sorted(trainer.callback_metrics.items())}
             self.best = {"step": trainer.global_step, **metrics}
-        return self.best["step"] == trainer.global_step
+        return bool(self.best["step"] == trainer.global_step)
 
     def _renew_last(self, trainer: Trainer) -> None:
         if trainer.global_step != self._saved_step:
@@ -188,7 +194,8 @@ class RunCheckpoints(Checkpoint):
     def _leave(self, trainer: Trainer) -> None:
         assert self._signal is not None or trainer.world_size > 1
         if trainer.is_global_zero:
-            print(f"saved step {trainer.global_step} to {self.folder / 'last.ckpt'}", flush=True)
+            print(f"saved step {trainer.global_step} to {self.folder / 'last.ckpt'}")
+            print("to go on: the same command with --resume auto", flush=True)
         raise Interrupted(self._signal or signal.SIGTERM)
 
 

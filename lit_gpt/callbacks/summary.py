@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from datamodules.errors import UserError
 from datamodules.files import write_json
 from lit_gpt.callbacks.checkpoints import RunCheckpoints
 from lit_gpt.callbacks.throughput import Throughput
@@ -41,13 +42,17 @@ class RunSummary(Callback):
         self.config_hash = config_hash
         self.seed = seed
         self.folder = Path()
+        self._began = False
+        self._found: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run's folder, on all ranks: the Trainer broadcasts it."""
         self.folder = Path(trainer.log_dir or trainer.default_root_dir)
+        self._found = read_json(self.folder / SUMMARY)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the network; leave a first summary for ``--resume auto`` to find."""
+        self._began = True
         net: Any = getattr(pl_module, "net", pl_module)
         if trainer.is_global_zero:
             Console().print(network_table(net))
@@ -63,8 +68,16 @@ class RunSummary(Callback):
             self._write(trainer, pl_module, finished=False)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The final summary, and what to type next."""
-        self._write(trainer, pl_module, finished=True)
+        """The final summary, and what to type next; to begin with nothing left to do is a mistake, unless the run was
+        killed between its last checkpoint and this.
+        """
+        if not self._began and self._found.get("finished", True):
+            raise _nothing_to_train(trainer)
+        if self._began:
+            self._write(trainer, pl_module, finished=True)
+        elif trainer.is_global_zero:
+            ended = {"finished": True, "steps": trainer.global_step, "best": _rounded(_checkpoints(trainer).best)}
+            write_json(self.folder / SUMMARY, self._found | ended)
         self._say_goodbye(trainer)
 
     @rank_zero_only
@@ -105,6 +118,16 @@ class RunSummary(Callback):
         name = "best.ckpt" if best else "last.ckpt"
         print(f'  python -m lit_gpt generate --ckpt_path {checkpoints.folder / name} --prompt "The "')
         print(f"  tensorboard --logdir {folder.parent.parent}", flush=True)
+
+
+def _nothing_to_train(trainer: Trainer) -> UserError:
+    step, limit = trainer.global_step, trainer.max_steps
+    if 0 <= limit <= step:
+        return UserError(f"already at step {step}: raise --trainer.max_steps, which is {limit}.")
+    return UserError(
+        f"already at step {step} and nothing left to train: raise --trainer.max_epochs, which is {trainer.max_epochs}, "
+        f"or --trainer.limit_train_batches, which is {trainer.limit_train_batches}."
+    )
 
 
 def network_table(net: nn.Module) -> Table:

@@ -25,7 +25,7 @@ def run(verb: str, arguments: list[str]) -> None:
     target: Any = getattr(module, "VERBS", None) or getattr(module, name)
     prog = f"python -m lit_gpt {verb}"
     try:
-        auto_cli(target, args=arguments, as_positional=False, exit_on_error=False, prog=prog)
+        auto_cli(target, args=arguments, as_positional=False, exit_on_error=False, allow_abbrev=False, prog=prog)
     except ArgumentError as error:
         raise UserError(sentence(str(error), _options(target))) from error
 

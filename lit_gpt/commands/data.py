@@ -9,7 +9,8 @@ from datamodules.batches import IGNORED, Batch
 from datamodules.facts import document_lengths, overlap, token_counts
 from datamodules.tokenizers import Tokenizer
 from datamodules.tokens import TokenStore
-from lit_gpt.cli import LitCLI, with_packaged_configs
+from lit_gpt.arguments import with_packaged_configs
+from lit_gpt.cli import LitCLI
 
 _BATCHES_FOR_PADDING = 50
 

@@ -10,7 +10,7 @@ def export(ckpt_path: str, out: str, format: Literal["huggingface", "safetensors
     """Write a checkpoint as a Hugging Face folder or as plain safetensors.
 
     Args:
-        ckpt_path: A checkpoint that fit saved.
+        ckpt_path: A checkpoint that fit saved, or a run's folder, for its best.
         out: The folder to write.
         format: huggingface is a model and tokenizer that transformers loads without code of ours (GPT-2's shape or
             Llama's); safetensors is the tensors of any model, with its configuration in the file's metadata.

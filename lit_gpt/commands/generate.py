@@ -27,7 +27,7 @@ def generate(
     """Continue a text, printing it as it is written.
 
     Args:
-        ckpt_path: A checkpoint that fit saved; it is all that is needed.
+        ckpt_path: A checkpoint that fit saved, or a run's folder, for its best; it is all that is needed.
         prompt: Beginning of the text; - reads it from standard input. Left out, a terminal asks for one text after
             another (Ctrl-D ends), and anywhere else the text starts from nothing.
         max_new_tokens: The most tokens to write; the end mark ends the text earlier.

@@ -11,7 +11,9 @@ import yaml
 
 from datamodules.errors import UserError
 from lit_gpt import checkpoint
+from lit_gpt.arguments import with_packaged_configs
 from lit_gpt.cli import LitCLI, run
+from lit_gpt.commands import run as run_command
 from lit_gpt.loggers import MetricsCSV
 from tests.conftest import TINY
 
@@ -171,6 +173,22 @@ MISTAKES = {
     "a text as checkpoint": (["--ckpt_path", "short.txt"], "is no checkpoint"),
     "a foreign checkpoint": (["--ckpt_path", "foreign.ckpt"], "was not written by lit_gpt"),
     "a newer checkpoint": (["--ckpt_path", "newer.ckpt"], "upgrade lit-gpt"),
+    "an abbreviated trainer flag": (["--trainer.max_step", "3"], "did you mean trainer.max_steps"),
+    "an abbreviated model flag": (["--model.config.n_lay", "3"], "did you mean model.config.n_layer"),
+    "an abbreviated flag": (["--pres", "gpt2-medium"], "did you mean preset"),
+    "a monitor that is none": (["--checkpoint.monitor", "val/los"], "'val/los' is no metric of this run: use one of"),
+    "part of an epoch": (["--trainer.val_check_interval", "0.5"], "`val_check_interval` should be an integer"),
+    "no devices": (["--trainer.devices", "0"], "devices='0'"),
+    "an optimizer that is none": (["--model.optimizer.kind", "torch.optim.Nope"], "has no attribute 'Nope'"),
+    "a class that is no optimizer": (["--model.optimizer.kind", "torch.nn.Linear"], "is no optimizer: give a class"),
+    "a growing weight": (["--model.optimizer.weight_decay", "-0.1"], "optimizer.weight_decay -0.1 is out of range"),
+    "arguments of another optimizer": (
+        ["--model.optimizer.kind", "torch.optim.SGD", "--model.optimizer.args", "{beta: 1}"],
+        "unexpected keyword argument 'beta'",
+    ),
+    "a config without its option": (["tiny.yaml"], "'tiny.yaml' stands alone: give it as --config tiny.yaml."),
+    "a word without its option": (["more"], "'more' stands alone: put its option before it."),
+    "a choice of one": (["--resume", "yes"], "option 'resume' cannot be 'yes': use auto."),
 }
 
 
@@ -184,6 +202,27 @@ def broken_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({"state_dict": {}}, "foreign.ckpt")
     torch.save({"lit_gpt": {"format": 99}}, "newer.ckpt")
     Path("torn.ckpt").write_bytes(Path("newer.ckpt").read_bytes()[:200])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_told(fit: Fit) -> None:
+    with pytest.raises(UserError, match="No supported gpu backend found"):
+        fit("--trainer.accelerator", "gpu")
+
+
+@pytest.mark.parametrize("spelling", [["--config", "char.yaml"], ["--config=char.yaml"], ["-c=configs/char.yaml"]])
+def test_packaged_configs_are_found_from_everywhere(
+    spelling: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lit_gpt.arguments.resources.files", lambda _: Path(__file__).parents[2] / "configs")
+    (path,) = (part.split("=")[-1] for part in with_packaged_configs(spelling) if part.endswith(".yaml"))
+    assert "name: char" in Path(path).read_text()
+
+
+def test_our_own_verbs_take_no_abbreviations() -> None:
+    with pytest.raises(UserError, match="did you mean temperature"):
+        run_command("generate", ["--ckpt_path", "x", "--temp", "0.5"])
 
 
 @pytest.mark.parametrize("name", MISTAKES)

@@ -258,3 +258,33 @@ def test_a_vocabulary_smaller_than_the_data_is_refused(tmp_path: Path, text: Pat
     model = LitGPT(GPTConfig(**SMALL, vocab_size=3))
     with pytest.raises(UserError, match="vocab_size 3 is smaller than the data's"):
         trainer(tmp_path, max_steps=1).fit(model, datamodule=CharDataModule(str(text), tokens_per_step=128))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon", "sgd", "torch.optim.AdamW"])
+def test_a_step_without_scored_targets_changes_and_logs_nothing(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[tuple[int, float]] = []
+    monkeypatch.setattr(LitGPT, "log_now", lambda _, values, step: logged.append((step, float(values["train/loss"]))))
+
+    def after(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        model = module(kind=kind, momentum=0.9, weight_decay=0.5, schedule="constant")
+        steps, options = len(batches) // 2, {"log_every_n_steps": 1, "gradient_clip_val": 1.0}
+        runner = trainer(tmp_path, max_steps=steps, accumulate_grad_batches=2, **options)
+        runner.fit(model, DataLoader(batches, batch_size=None))
+        return model.state_dict()
+
+    full, empty = rows(16, 9), rows(0, 0)
+    assert all(torch.equal(value, after(empty)[name]) for name, value in initial().items())
+    assert not logged
+    without, with_empty = after([*full, *full]), after([*empty, *full, *empty, *full, *empty])
+    assert [step for step, _ in logged] == [1, 2, 2, 4]
+    assert [loss for _, loss in logged[:2]] == [loss for _, loss in logged[2:]]
+    for name, value in without.items():
+        assert torch.equal(value, with_empty[name]), name
+
+
+def initial() -> dict[str, torch.Tensor]:
+    model = module()
+    model.configure_model()
+    return model.state_dict()

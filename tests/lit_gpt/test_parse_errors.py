@@ -25,6 +25,13 @@ SLOT = 'Parser key "model":\n  Does not validate against any of the Union subtyp
             "Parser key \"format\":\n  Expected a typing.Literal['a', 'b']. Got value: c",
             "'format' cannot be 'c': use a, b.",
         ),
+        (
+            'Parser key "resume":\n  Does not validate against any of the Union subtypes\n  Subtypes: '
+            "[typing.Literal['auto'], <class 'NoneType'>]\n  Errors:\n    - Expected a typing.Literal['auto']\n"
+            "    - Expected a <class 'NoneType'>\n  Given value type: <class 'str'>\n  Given value: often",
+            "option 'resume' cannot be 'often': use auto.",
+        ),
+        ("unrecognized arguments: a.yaml --x 3", "'a.yaml' stands alone: give it as --config a.yaml."),
         ("the following arguments are required: train.source, train.out", "--source and --out must be given."),
         ("Parser key \"config\": File does not exist: 'x.yaml'", "There is no configuration x.yaml"),
     ],

@@ -1,0 +1,66 @@
+"""The command line before it is parsed: which preset and which config files it names."""
+
+import itertools
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from datamodules.errors import UserError
+from lit_gpt.config import PRESETS
+from lit_gpt.suggest import unknown
+
+CONFIG = ("--config", "-c")
+
+
+def preset(arguments: list[str]) -> str | None:
+    """The preset named by the command line or a config file; it sets defaults, so it is needed before parsing."""
+    found = None
+    for name, value in pairs(arguments):
+        if name == "--preset":
+            found = value
+        elif name in CONFIG and Path(value).is_file():
+            loaded = _load_yaml(Path(value))
+            found = loaded.get("preset", found) if isinstance(loaded, dict) else found
+    if found is not None and found not in PRESETS:
+        raise unknown("preset", found, PRESETS)
+    return found
+
+
+def _load_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config {str(path)!r} is not valid YAML: {' '.join(str(error).split())}.") from error
+
+
+def pairs(arguments: list[str]) -> list[tuple[str, str]]:
+    """(option, value) for both spellings, ``--option value`` and ``--option=value``."""
+    joined = [tuple(a.split("=", 1)) for a in arguments if a.startswith("-") and "=" in a]
+    return [*itertools.pairwise(arguments), *joined]  # type: ignore[list-item]
+
+
+def with_packaged_configs(arguments: list[str]) -> list[str]:
+    """Configs that are not found from the current folder come from the package."""
+    found = list(arguments)
+    for i, argument in enumerate(arguments):
+        option, joined, value = argument.partition("=")
+        if joined and option in CONFIG:
+            found[i] = f"{option}={_found(value)}"
+        elif argument in CONFIG and i + 1 < len(arguments):
+            found[i + 1] = _found(arguments[i + 1])
+    return found
+
+
+def _found(config: str) -> str:
+    return config if Path(config).exists() else str(_packaged(config) or config)
+
+
+def _packaged(config: str) -> Path | None:
+    try:
+        folder = Path(str(resources.files("lit_gpt.configs")))
+    except ModuleNotFoundError:  # a source tree that is not installed
+        return None
+    path = folder / config.removeprefix("configs/")
+    return path if path.is_file() else None

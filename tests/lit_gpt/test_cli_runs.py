@@ -1,0 +1,238 @@
+"""What a run's folder goes through: claimed, refused, resumed, finished; and the other verbs over the same files."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from datamodules.errors import UserError
+from lit_gpt import checkpoint
+from lit_gpt.cli import run
+from lit_gpt.commands import run as run_command
+from tests.conftest import TINY
+from tests.lit_gpt.test_cli import rows
+
+Fit = Callable[..., Path]
+ROOT = Path(__file__).parents[2]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What a refused command must leave as it was (TensorBoard may open one more file)."""
+    files = (path for path in folder.rglob("*") if path.is_file() and "tfevents" not in path.name)
+    return {path.name: path.read_bytes() for path in files}
+
+
+def refused(verb: str, *flags: str) -> str:
+    with pytest.raises(UserError) as caught:
+        run(verb, list(flags))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---- the other verbs
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_the_other_verbs_take_the_config_of_fit(verb: str, fit: Fit, text: Path) -> None:
+    folder = fit("--data.test_fraction", "0.1")
+    Path("fit.yaml").write_text(
+        "name: x\nlogs_dir: y\nresume: auto\nearly_stopping: 2\nval_at_start: true\nsamples: {prompt: T}\n"
+        "checkpoint: {every_n_steps: 5}\npredictions: {path: p.jsonl}\ntrainer: {max_steps: 5}\n"
+    )
+    more = ["--data.source", str(text), "--data.test_fraction", "0.1", "--trainer.accelerator", "cpu"]
+    for config in ("fit.yaml", str(folder / "config.yaml")):
+        run(verb, ["--config", config, "--ckpt_path", str(folder / "checkpoints" / "best.ckpt"), *more])
+    assert {path.name for path in Path().iterdir()} - {"predictions.jsonl", "p.jsonl"} == {
+        "logs",
+        text.name,
+        "fit.yaml",
+    }
+
+
+def test_options_of_fit_are_refused_as_flags_of_other_verbs() -> None:
+    assert refused("validate", "--name", "x").startswith("--name is no option of validate")
+    assert refused("test", "--checkpoint.every_n_steps=3").startswith("--checkpoint.every_n_steps is no option of test")
+
+
+def test_the_readme_s_validation(fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The line in the README, but for the checkpoint's place and a piece of the split."""
+    line = next(line for line in (ROOT / "README.md").read_text().splitlines() if "lit_gpt validate" in line)
+    flags = line.split("lit_gpt validate ")[1].split()
+    folder = fit("--data.source", "embedded")
+    monkeypatch.chdir(ROOT)
+    flags[-1] = str(folder / "checkpoints" / "best.ckpt")
+    run("validate", [*flags, "--trainer.limit_val_batches", "2", "--trainer.accelerator", "cpu"])
+    assert "val " in capsys.readouterr().out
+
+
+# ---- a refused checkpoint
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(fit: Fit, text: Path) -> None:
+    folder = fit("--checkpoint.keep_every_n_steps", "3")
+    before = contents(folder)
+    flags = [*TINY, "--data.source", str(text), "--trainer.max_steps", "9", "--model.config.n_embd", "32"]
+    flags += ["--ckpt_path", str(folder / "checkpoints" / "step_000003.ckpt"), "--model.config.norm", "layernorm"]
+    assert refused("fit", *flags) == (
+        "the checkpoint has n_embd 16, norm rmsnorm, not n_embd 32, norm layernorm: set --model.config.n_embd 16 "
+        "--model.config.norm rmsnorm, or start a new run without --ckpt_path."
+    )
+    assert contents(folder) == before
+
+
+def test_a_resume_under_what_changes_no_tensor_is_accepted(fit: Fit) -> None:
+    folder = fit()
+    fit("--ckpt_path", str(folder), "--trainer.max_steps", "7", "--model.config.dropout", "0.1")
+    assert checkpoint.read(folder / "checkpoints" / "last.ckpt")["global_step"] == 7
+
+
+def test_a_checkpoint_of_another_network_is_refused(fit: Fit, text: Path) -> None:
+    folder = fit()
+    flags = ["--model", "LitBigram", "--model.config.block_size", "16", "--data.source", str(text)]
+    sentence = refused("fit", "--ckpt_path", str(folder), *flags, "--trainer.max_steps", "9")
+    assert sentence == "the checkpoint holds a GPT, not a NeuralBigram: set --model lit_gpt.LitGPT."
+
+
+def test_an_accepted_resume_rewrites_what_comes_after_its_step(fit: Fit) -> None:
+    flags = ["--checkpoint.keep_every_n_steps", "3", "--model.optimizer.schedule", "constant"]
+    folder = fit(*flags)
+    flags += ["--ckpt_path", str(folder / "checkpoints" / "step_000003.ckpt"), "--trainer.max_steps", "5"]
+    fit(*flags, "--model.optimizer.lr", "0.5")
+    assert [int(row["step"]) for row in rows(folder) if row["train/loss"]] == [1, 2, 3, 4, 5]
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["optimizer"]["lr"] == 0.5
+    events = EventAccumulator(str(folder)).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5]
+
+
+# ---- nothing left to do
+
+
+def test_a_finished_run_is_not_run_again(fit: Fit) -> None:
+    folder = fit()
+    before = contents(folder)
+    with pytest.raises(UserError, match=r"already at step 6: raise --trainer\.max_steps, which is 6\."):
+        fit("--ckpt_path", str(folder / "checkpoints" / "last.ckpt"))
+    assert contents(folder) == before
+    assert len(list(folder.parent.iterdir())) == 1
+
+
+def test_a_run_killed_after_its_last_checkpoint_is_finished_by_a_resume(fit: Fit) -> None:
+    folder = fit()
+    finished = json.loads((folder / "summary.json").read_text())
+    killed = {**finished, "finished": False, "steps": 3, "best": {}}
+    (folder / "summary.json").write_text(json.dumps(killed))
+    metrics = (folder / "metrics.csv").read_bytes()
+    assert fit("--resume", "auto") == folder
+    assert json.loads((folder / "summary.json").read_text()) == finished
+    assert (folder / "metrics.csv").read_bytes() == metrics
+
+
+def test_a_run_of_no_steps_is_refused_and_leaves_nothing(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sentence = refused("fit", *TINY, "--data.source", str(text), "--trainer.max_steps", "0")
+    assert sentence == "already at step 0: raise --trainer.max_steps, which is 0."
+    assert not list(Path("logs").iterdir())
+
+
+def test_resume_auto_says_why_it_starts_anew(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    fit("--resume", "auto")
+    assert "a new run starts" not in capsys.readouterr().out
+    fit("--resume", "auto")
+    first, second = (os.path.join("logs", "run", f"version_{i}") for i in (0, 1))
+    assert f"{first} is finished: a new run starts in {second}\n" in capsys.readouterr().out
+
+
+# ---- the folder
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--data.source", "nowhere.txt"],
+        ["--model.init_from", "nowhere"],
+        ["--model.config.vocab_size", "3"],
+        ["--trainer.val_check_interval", "0.5"],
+    ],
+)
+def test_a_run_that_never_began_leaves_no_folder(flags: list[str], fit: Fit) -> None:
+    with pytest.raises(UserError):
+        fit(*flags)
+    assert not list(Path("logs").iterdir())
+    fit()
+    with pytest.raises(UserError):
+        fit(*flags)
+    assert [path.name for path in Path("logs", "run").iterdir()] == ["version_0"]
+
+
+def test_without_loggers_a_run_keeps_its_folder(fit: Fit, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fit("--trainer.logger", "false")
+    assert {path.name for path in Path().iterdir()} == {"logs", text.name}
+    assert {path.name for path in folder.iterdir()} == {"checkpoints", "config.yaml", "metrics.csv", "summary.json"}
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"finished": False}))
+    capsys.readouterr()
+    fit("--trainer.logger", "false", "--resume", "auto", "--trainer.max_steps", "8")
+    assert f"going on with {Path('logs', 'run', 'version_0')}" in capsys.readouterr().out
+    assert checkpoint.read(folder / "checkpoints" / "last.ckpt")["global_step"] == 8
+
+
+@pytest.mark.filterwarnings("ignore:You are using `fast_dev_run`")
+def test_a_fast_dev_run_writes_into_its_folder_alone(fit: Fit, text: Path) -> None:
+    fit("--trainer.fast_dev_run", "true")
+    assert {path.name for path in Path().iterdir()} == {"logs", text.name}
+
+
+def test_a_run_s_folder_stands_for_its_best_checkpoint(
+    fit: Fit, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fit("--model.optimizer.lr", "0.01", "--data.test_fraction", "0.1")
+    best, last = (folder / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
+    assert checkpoint.file_of(folder) == checkpoint.file_of(folder / "checkpoints") == best
+    run_command("generate", ["--ckpt_path", str(folder), "--prompt", "the ", "--max_new_tokens", "3"])
+    run_command("export", ["--ckpt_path", str(folder), "--out", "out", "--format", "safetensors"])
+    for verb in ("validate", "test", "predict"):
+        run(verb, ["--ckpt_path", str(folder), "--data.source", str(text), "--data.test_fraction", "0.1"])
+    fit("--model.init_from", str(folder), "--name", "other", "--data.test_fraction", "0.1")
+    assert f"starting from the weights of {folder}" in capsys.readouterr().out
+    best.unlink()
+    assert checkpoint.file_of(folder) == last
+    last.unlink()
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        checkpoint.read(folder)
+
+
+def test_a_run_goes_on_from_its_end_when_its_folder_is_given(fit: Fit) -> None:
+    folder = fit("--checkpoint.mode", "max", "--model.optimizer.lr", "0.01")
+    assert checkpoint.read(folder / "checkpoints" / "best.ckpt")["global_step"] == 3
+    fit("--ckpt_path", str(folder), "--trainer.max_steps", "8", "--trainer.val_check_interval", "8")
+    assert [int(row["step"]) for row in rows(folder) if row["train/loss"]] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+# ---- starting from weights
+
+
+def test_weights_of_another_tokenizer_are_refused(fit: Fit, tmp_path: Path) -> None:
+    folder = fit()
+    letters = (tmp_path / "my text.txt").read_text()
+    swapped = tmp_path / "swapped.txt"
+    swapped.write_text(letters.replace("t", "q").replace("a", "z"))
+    assert len(set(letters)) == len(set(swapped.read_text()))
+    with pytest.raises(UserError, match="was trained with another tokenizer than the data's"):
+        fit("--model.init_from", str(folder / "checkpoints" / "last.ckpt"), "--data.source", str(swapped))
+
+
+def test_the_same_tokens_under_another_name_are_accepted(fit: Fit, text: Path) -> None:
+    folder = fit("--data", "BPEDataModule", "--data.tokenizer", "byte")
+    path = folder / "checkpoints" / "last.ckpt"
+    stored = torch.load(path, weights_only=True)
+    stored["lit_gpt"]["fingerprints"] = {"tokenizer": "of another file of the same tokens"}
+    torch.save(stored, "renamed.ckpt")
+    again = fit("--data", "BPEDataModule", "--data.tokenizer", "byte", "--model.init_from", "renamed.ckpt")
+    assert again.name == "version_1"
