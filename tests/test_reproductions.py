@@ -11,9 +11,9 @@ import torch.nn.functional as F
 import yaml
 
 import lit_gpt
-from benchmarks import reproductions
-from benchmarks.reproductions_page import page
-from benchmarks.reproductions_rows import PROJECTS, ROWS
+from benchmarks.reproductions import __main__ as reproductions
+from benchmarks.reproductions.page import page
+from benchmarks.reproductions.rows import PROJECTS, ROWS
 from lit_gpt.bigram import BigramConfig, NeuralBigram
 from lit_gpt.config import GPTConfig
 from lit_gpt.model import GPT

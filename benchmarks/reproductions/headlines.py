@@ -8,8 +8,8 @@ import numpy as np
 import torch
 import yaml
 
-from benchmarks.reproductions_results import evaluations, newest
-from benchmarks.reproductions_rows import ROWS
+from benchmarks.reproductions.results import evaluations, newest
+from benchmarks.reproductions.rows import ROWS
 from datamodules.sources import open_source
 from lit_gpt import load
 from lit_gpt.generate import TextModel

@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reproductions_rows import Row
+from benchmarks.reproductions.rows import Row
 from lit_gpt import load
 from lit_gpt.run import LAST, SUMMARY, read_json
 

@@ -21,10 +21,10 @@ from typing import Any
 
 import yaml
 
-from benchmarks.reproductions_figures import FIGURES
-from benchmarks.reproductions_page import page
-from benchmarks.reproductions_results import evaluations, newest, read_run
-from benchmarks.reproductions_rows import PROJECTS, ROWS, Row
+from benchmarks.reproductions.figures import FIGURES
+from benchmarks.reproductions.page import page
+from benchmarks.reproductions.results import evaluations, newest, read_run
+from benchmarks.reproductions.rows import PROJECTS, ROWS, Row
 from datamodules.files import write_text
 from datamodules.sources import open_source
 from lit_gpt.run import SUMMARY, read_json

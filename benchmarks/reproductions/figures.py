@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.reproductions_headlines import losses, pictures
-from benchmarks.reproductions_results import evaluations, newest
+from benchmarks.reproductions.headlines import losses, pictures
+from benchmarks.reproductions.results import evaluations, newest
 from lit_gpt import load
 from lit_gpt.run import LAST
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from benchmarks.reproductions_rows import PROJECTS, Project, Published, Row
+from benchmarks.reproductions.rows import PROJECTS, Project, Published, Row
 
 Run = dict[str, Any]
 

@@ -1,0 +1,1 @@
+"""Projects that others published, run again: the rows, the runner and the page."""
