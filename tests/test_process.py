@@ -62,7 +62,7 @@ def test_a_signal_saves_and_leaves_with_its_status(tmp_path: Path, text: Path, n
     process.send_signal(number)
     status, out, err = finish(process)
     assert status == 128 + number, err
-    assert "saved step" in out
+    assert out.endswith("to go on: the same command with --resume auto\n")
     stored = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert f"saved step {stored['global_step']} " in out
     assert not json.loads((folder / "summary.json").read_text())["finished"]
