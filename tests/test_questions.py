@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.questions import DOCS, main, render
-from benchmarks.questions_experiments import EXPERIMENTS
-from benchmarks.questions_runs import Sample
+from benchmarks.questions.__main__ import DOCS, main, render
+from benchmarks.questions.experiments import EXPERIMENTS
+from benchmarks.questions.runs import Sample
 
 RESULTS = json.loads((DOCS / "questions.json").read_text(encoding="utf-8"))
 

@@ -3,8 +3,8 @@
     python -m benchmarks.questions [--only NAME] [--quick]
 
 Every experiment prints its table as it goes. Results are kept in docs/questions.json, so one of them can be repeated
-alone; the page is benchmarks/questions.md with the figures filled in. `--quick` runs each in seconds and writes nothing
-unless `--out` names a folder: its figures mean nothing.
+alone; the page is benchmarks/questions/page.md with the figures filled in. `--quick` runs each in seconds and writes
+nothing unless `--out` names a folder: its figures mean nothing.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.questions_experiments import EXPERIMENTS, Finding
-from benchmarks.questions_runs import QUICK, Budget
+from benchmarks.questions.experiments import EXPERIMENTS, Finding
+from benchmarks.questions.runs import QUICK, Budget
 
-DOCS = Path(__file__).parents[1] / "docs"
-TEMPLATE = Path(__file__).with_name("questions.md")
+DOCS = Path(__file__).parents[2] / "docs"
+TEMPLATE = Path(__file__).with_name("page.md")
 SECTION = re.compile(r"^<!-- (\w+) -->\n", re.MULTILINE)
 
 Results = dict[str, dict[str, Any]]

@@ -1,0 +1,1 @@
+"""What learners of GPTs ask, answered by measurements: the experiments and the page's template."""
