@@ -38,6 +38,8 @@ PREFIX = "net."
 
 #: Fields in which a run may differ from the weights it starts from: they change neither tensors nor the function.
 FREE = ("block_size", "dropout", "init", "position_std", "pad_vocab_to", "activation_checkpointing")
+#: Those of them on which the shapes of a checkpoint may depend: learned positions, a padded vocabulary.
+SHAPING = ("block_size", "pad_vocab_to")
 
 
 def describe(net: nn.Module, config: dict[str, Any], data: Any) -> dict[str, Any]:
@@ -117,9 +119,11 @@ def check_network(checkpoint: dict[str, Any], net: nn.Module, config: Any) -> No
     before, now = type(config)(**stored["config"]), config
     there, here = asdict(before), asdict(now)
     differing = [name for name in here if here[name] != there[name] and _meant(before, name) != _meant(now, name)]
-    fixed = [name for name in differing if name not in FREE]
-    if fixed or not _same_shapes(checkpoint["state_dict"], net):
-        raise _differs(fixed or differing, there, here)
+    wrong = [name for name in differing if name not in FREE]
+    if not wrong and not _same_shapes(checkpoint["state_dict"], net):
+        wrong = [name for name in differing if name in SHAPING]
+    if wrong:
+        raise _differs(wrong, there, here)
 
 
 def _differs(names: list[str], there: dict[str, Any], here: dict[str, Any]) -> UserError:

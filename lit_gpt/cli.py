@@ -118,7 +118,7 @@ class LitCLI(LightningCLI):
         """Lightning's refusals become the user's to mend; a run that never began leaves no folder."""
         try:
             yield
-        except MisconfigurationException as error:
+        except (MisconfigurationException, ModuleNotFoundError) as error:
             raise UserError(sentence(str(error), [])) from error
         finally:
             if self.claimed and not (self.claimed / "config.yaml").is_file():

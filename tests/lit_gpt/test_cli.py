@@ -179,6 +179,7 @@ MISTAKES = {
     "a monitor that is none": (["--checkpoint.monitor", "val/los"], "'val/los' is no metric of this run: use one of"),
     "part of an epoch": (["--trainer.val_check_interval", "0.5"], "`val_check_interval` should be an integer"),
     "no devices": (["--trainer.devices", "0"], "devices='0'"),
+    "a logger that is not installed": (["--trainer.logger", "MLFlowLogger"], "mlflow"),
     "an optimizer that is none": (["--model.optimizer.kind", "torch.optim.Nope"], "has no attribute 'Nope'"),
     "a class that is no optimizer": (["--model.optimizer.kind", "torch.nn.Linear"], "is no optimizer: give a class"),
     "a growing weight": (["--model.optimizer.weight_decay", "-0.1"], "optimizer.weight_decay -0.1 is out of range"),

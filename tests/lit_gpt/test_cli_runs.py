@@ -91,6 +91,23 @@ def test_a_resume_under_what_changes_no_tensor_is_accepted(fit: Fit) -> None:
     assert checkpoint.read(folder / "checkpoints" / "last.ckpt")["global_step"] == 7
 
 
+def test_a_resume_with_other_shapes_names_what_shapes_them(fit: Fit) -> None:
+    learned = ["--preset", "gpt2", "--trainer.max_steps", "7"]
+    folder = fit(*learned)
+    with pytest.raises(UserError, match=r"has block_size 16, not block_size 32: set --model\.config\.block_size 16"):
+        fit(*learned, "--ckpt_path", str(folder), "--model.config.block_size", "32", "--model.config.dropout", "0.1")
+
+
+@pytest.mark.parametrize("kind", ["counts", "neural"])
+def test_a_bigram_is_resumed(kind: str, fit: Fit, text: Path) -> None:
+    flags = ["--model", "LitBigram", "--model.config.block_size", "16", "--model.config.kind", kind]
+    flags += ["--data.source", str(text), "--data.tokens_per_step", "128", "--samples.max_new_tokens", "5"]
+    flags += ["--trainer.accelerator", "cpu", "--trainer.val_check_interval", "2"]
+    run("fit", [*flags, "--trainer.max_steps", "2"])
+    run("fit", [*flags, "--trainer.max_steps", "4", "--ckpt_path", str(Path("logs", "run", "version_0"))])
+    assert checkpoint.read("logs/run/version_0/checkpoints/last.ckpt")["global_step"] == 4
+
+
 def test_a_checkpoint_of_another_network_is_refused(fit: Fit, text: Path) -> None:
     folder = fit()
     flags = ["--model", "LitBigram", "--model.config.block_size", "16", "--data.source", str(text)]
