@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import set_loader
+from jsonargparse._loaders_dumpers import loader_exceptions, loaders
 
 from datamodules.errors import UserError
 from lit_gpt.config import PRESETS
@@ -39,6 +41,12 @@ def pairs(arguments: list[str]) -> list[tuple[str, str]]:
     """(option, value) for both spellings, ``--option value`` and ``--option=value``."""
     joined = [tuple(a.split("=", 1)) for a in arguments if a.startswith("-") and "=" in a]
     return [*itertools.pairwise(arguments), *joined]  # type: ignore[list-item]
+
+
+def read_null() -> None:
+    """Let ``null`` reach a field of a class: jsonargparse 4.53 hands it on as the word None, which no type accepts."""
+    usual = loaders["yaml"]
+    set_loader("yaml", lambda text: None if text == "None" else usual(text), loader_exceptions["yaml"])
 
 
 def with_packaged_configs(arguments: list[str]) -> list[str]:

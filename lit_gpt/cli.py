@@ -25,7 +25,7 @@ from datamodules.errors import UserError
 from datamodules.tokenizers import tokenizer_from_dict
 from lit_gpt import LitBigram, LitGPT, checkpoint
 from lit_gpt import run as runs
-from lit_gpt.arguments import pairs, preset, with_packaged_configs
+from lit_gpt.arguments import pairs, preset, read_null, with_packaged_configs
 from lit_gpt.callbacks.artifacts import LogArtifacts
 from lit_gpt.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from lit_gpt.callbacks.folder import RunFolder
@@ -94,6 +94,7 @@ class LitCLI(LightningCLI):
 
     def __init__(self, verb: str, arguments: list[str]) -> None:
         _quieten_lightning()
+        read_null()
         self.verb = verb
         self.preset = preset(arguments)
         self.claimed: Path | None = None

@@ -248,3 +248,9 @@ def test_metrics_csv_goes_on_without_duplicates(tmp_path: Path) -> None:
     again.rewind(2)
     again.log_metrics({"a": 30, "b": 1}, 3)
     assert [(r["step"], r["a"], r["b"]) for r in rows(tmp_path)] == [("1", "1", ""), ("2", "2", ""), ("3", "30", "1")]
+
+
+@pytest.mark.parametrize("null", [["--model.config.softcap", "null"], ["--model.config.softcap=null"]])
+def test_null_turns_an_option_off(null: list[str], fit: Fit) -> None:
+    folder = fit(*null)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["config"]["softcap"] is None
