@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_gpt.__main__ import TRAINER_VERBS, usage
 from tests.conftest import TINY
@@ -106,6 +107,13 @@ def same_ends(straight: Path, resumed: Path) -> None:
         for key, value in state.items():
             assert torch.equal(value, others[index][key]), (index, key)
     assert logged(straight) == logged(resumed)
+    assert curve(straight) == curve(resumed)
+
+
+def curve(folder: Path) -> list[tuple[int, float]]:
+    """The training loss as TensorBoard shows it."""
+    events = EventAccumulator(str(folder)).Reload()
+    return [(event.step, event.value) for event in events.Scalars("train/loss")]
 
 
 def logged(folder: Path) -> list[list[str]]:
