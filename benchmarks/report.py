@@ -44,7 +44,7 @@ def finish(name: str, figures: dict[str, Any], lines: list[str], options: argpar
 
 def command(name: str) -> str:
     """What was typed, without paths of this machine."""
-    words = [("CLONE" if "/" in word else word) for word in sys.argv[1:] if word != "--record"]
+    words = [("PATH" if "/" in word else word) for word in sys.argv[1:] if word != "--record"]
     return " ".join([f"python -m benchmarks.{name}", *words])
 
 

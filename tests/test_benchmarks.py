@@ -38,7 +38,7 @@ def test_recorded_figures_become_a_page_and_stay_apart(
     assert "- ratio 3.5" in page
     assert "- ratio 2.5" in page
     assert "- ratio 1.5" not in page
-    assert "`python -m benchmarks.one --nanogpt CLONE`" in page
+    assert "`python -m benchmarks.one --nanogpt PATH`" in page
     assert str(tmp_path) not in page + Path("docs/benchmarks.json").read_text()
     last = capsys.readouterr().out.splitlines()[-1]
     assert json.loads(last) == {"benchmark": "one", "ratio": 3.5}
