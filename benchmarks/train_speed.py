@@ -108,7 +108,7 @@ def nanogpt(case: Case, clone: Path, compiled: bool) -> Contestant:
     with contextlib.redirect_stdout(sys.stderr):
         optimizer = plain.configure_optimizers(RATES["weight_decay"], RATES["lr"], RATES["betas"], DEVICE)
     net = torch.compile(plain) if compiled else plain
-    return loop(plain, optimizer, lambda ids: net(ids[:, :-1], ids[:, 1:])[1], case)
+    return loop(plain, optimizer, lambda ids: net(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())[1], case)
 
 
 def transformers(case: Case) -> Contestant:
