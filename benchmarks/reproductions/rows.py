@@ -178,7 +178,13 @@ PROJECTS = (
         "with the first three targets of each window masked, a full context is continued and the end mark alone is "
         "not.",
         (
-            Row("memorize", 301, published=_losses("val/loss", {301: 0.0}), prompts=("",)),
+            Row(
+                "memorize",
+                301,
+                different="the seed was chosen: with some others the loss still moves between 0.02 and 0.6 at the end",
+                published=_losses("val/loss", {301: 0.0}),
+                prompts=("",),
+            ),
             Row("memorize_masked", 301, None, "val/loss scores masked targets too", prompts=("I love machine", "")),
         ),
         ("memorize_windows",),
