@@ -10,7 +10,6 @@ vocabulary size: speed does not depend on what the ids mean, and nothing is down
 """
 
 import argparse
-import csv
 import json
 import statistics
 import subprocess
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks import report
+from benchmarks.timing import column
 from lit_gpt.model import GPT, GPTConfig
 
 FULL = {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024}
@@ -40,12 +40,6 @@ def fit(folder: Path, name: str, options: argparse.Namespace, *more: str) -> Pat
         flags += ["--trainer.accelerator=cuda", "--trainer.precision=bf16-mixed", "--model.compile=true"]
     subprocess.run([sys.executable, "-m", "lit_gpt", "fit", *flags, *more], check=True, stdout=sys.stderr)
     return folder / name / "version_0"
-
-
-def column(folder: Path, name: str) -> dict[int, float]:
-    """One metric of a run by step."""
-    with (folder / "metrics.csv").open() as file:
-        return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row.get(name)}
 
 
 def speed(folder: Path, options: argparse.Namespace) -> dict[str, Any]:

@@ -7,7 +7,6 @@ runs. FLOPs are `GPT.flops_per_token`'s. The picture is docs/scaling.png. The la
 """
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks import report
+from benchmarks.timing import column
 from lit_gpt.model import GPT, GPTConfig
 
 BASE = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 128, "vocab_size": 257}
@@ -47,9 +47,7 @@ def _rate(shape: dict[str, int], steps: int, processes: int) -> float:
         command = [sys.executable, "-m", "lit_gpt", "fit", *flags, f"--logs_dir={folder}", "--name=run"]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         subprocess.run(command, env=environment, stdout=sys.stderr, check=True)
-        with (Path(folder) / "run" / "version_0" / "metrics.csv").open() as file:
-            rates = [float(row["train/tokens_per_second"] or 0) for row in csv.DictReader(file)]
-    return max(rates)
+        return max(column(Path(folder) / "run" / "version_0", "train/tokens_per_second").values())
 
 
 def point(name: str, value: int, options: argparse.Namespace) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,8 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import peers, report
-from benchmarks.timing import StepTimer
-from lit_gpt.cli import run
+from benchmarks.timing import fit_seconds
 from lit_gpt.loss import summed_nats
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.optim import OptimizerConfig, build_optimizer, has_bfloat16
@@ -124,14 +122,7 @@ def through_fit(case: Case, *more: str) -> Contestant:
     flags += ["--data=BPEDataModule", "--data.tokenizer=byte", f"--data.tokens_per_step={case.tokens}"]
     flags += ["--model.optimizer.kind=adamw", f"--model.optimizer.lr={RATES['lr']}", "--trainer.gradient_clip_val=1.0"]
     flags += ["--model.optimizer.schedule=constant", f"--trainer.accelerator={DEVICE}", "--trainer.devices=1"]
-    flags += ["--trainer.val_check_interval=100000", "--trainer.callbacks+=benchmarks.timing.StepTimer"]
-
-    def seconds(steps: int) -> float:
-        with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
-            run("fit", [*flags, *more, f"--trainer.max_steps={steps + WARMUP}", f"--logs_dir={folder}"])
-        return (StepTimer.ends[-1] - StepTimer.ends[WARMUP - 1]) / steps
-
-    return seconds
+    return lambda steps: fit_seconds([*flags, *more], steps, WARMUP)
 
 
 def recommended() -> list[str]:

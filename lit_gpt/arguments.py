@@ -1,6 +1,7 @@
 """The command line before it is parsed: which preset and which config files it names."""
 
 import itertools
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,12 @@ def pairs(arguments: list[str]) -> list[tuple[str, str]]:
     return [*itertools.pairwise(arguments), *joined]  # type: ignore[list-item]
 
 
+@cache
 def read_null() -> None:
-    """Let ``null`` reach a field of a class: jsonargparse 4.53 hands it on as the word None, which no type accepts."""
+    """Let ``null`` reach a field of a class: jsonargparse 4.53 hands it on as the word None, which no type accepts.
+
+    Its loaders are the process's own, so once is enough.
+    """
     usual = loaders["yaml"]
     set_loader("yaml", lambda text: None if text == "None" else usual(text), loader_exceptions["yaml"])
 

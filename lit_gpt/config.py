@@ -69,7 +69,7 @@ class GPTConfig:
     """Wavelength of RoPE's slowest pair of channels, in tokens / 2 pi."""
     ngrams: list[int] = field(default_factory=list)
     """Also add a learned vector for each run of so many tokens that ends here, such as [2, 3, 4]: statistics of short
-    runs without FLOPs, for small networks and short trainings."""
+    runs for hardly any FLOPs, for small networks and short trainings."""
     ngram_rows: int = 131072
     """Rows of the table that runs are hashed into."""
     ngram_width: int = 32

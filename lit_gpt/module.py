@@ -284,6 +284,7 @@ def sent_to_cpu(count: Tensor) -> Callable[[], int]:
     copied.record()
 
     def read() -> int:
+        """The count, once it has been copied."""
         copied.synchronize()
         return int(host)
 
