@@ -1,6 +1,6 @@
 """A run killed at random moments and resumed until it is done, against a straight run: equal to the last bit?
 
-    python -m benchmarks.kills [--kills 50] [--rows windows] [--optimizer muon] [--accumulation 2]
+    python -m benchmarks.kills [--kills 50] [--rows windows] [--optimizer muon] [--accumulation 2] [--record]
 
 Kills fall anywhere: in start-up, a step, a validation, a save. Compared are weights, optimizer state and every logged
 figure that is not a time. The last line is JSON.
@@ -8,7 +8,6 @@ figure that is not a time. The last line is JSON.
 
 import argparse
 import csv
-import json
 import os
 import random
 import signal
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import report
 from datamodules.synthetic import headlines
 
 TIMED = ("tokens_per_second", "step_seconds", "data_wait", "peak_memory", "mfu")
@@ -103,7 +103,7 @@ def figures(folder: Path) -> list[dict[str, str]]:
 
 def main() -> None:
     """Run both, compare, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--rows", choices=("windows", "padded", "packed"), default="windows")
@@ -119,11 +119,11 @@ def main() -> None:
         rows = kill_until_done(folder, given, options.kills, random.Random(options.seed))
         found = differences(*(folder / "logs" / run / "version_0" for run in ("straight", "killed")))
     print(f"rows logged at each kill: {rows}")
-    print(
-        f"{options.kills} kills, {options.rows}, {options.optimizer}, accumulation {options.accumulation}: "
-        + ("equal to the last bit" if not found else f"DIFFERENT: {found}")
-    )
-    print(json.dumps({"benchmark": "kills", **vars(options), "different": found}))
+    how = f"- {options.kills} kills, {options.rows}, {options.optimizer}, accumulation {options.accumulation}: "
+    line = how + ("equal to the last bit" if not found else f"DIFFERENT: {found}")
+    print(line)
+    figures = {"kills": options.kills, "different": found}
+    report.finish(f"kills {options.rows} {options.optimizer}", figures, [line], options)
     sys.exit(bool(found))
 
 

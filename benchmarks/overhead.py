@@ -1,12 +1,10 @@
 """What `fit` costs over a bare PyTorch loop: the same network, batches and optimizer, timed in turn in one process.
 
-    python -m benchmarks.overhead [--rounds 5] [--threads 2]
+    python -m benchmarks.overhead [--rounds 5] [--threads 2] [--record]
 
 Prints the seconds of a step of each, by round, and the median of the rounds' ratios; the last line is JSON.
 """
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
+from benchmarks import report
 from benchmarks.timing import fit_seconds
 from datamodules import CharDataModule
 from lit_gpt.model import GPT, GPTConfig
@@ -67,20 +66,21 @@ def endless(data: CharDataModule) -> Iterator[dict[str, torch.Tensor]]:
 
 def main() -> None:
     """Time both sizes and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    results = {}
+    results, lines = {}, []
     for name, (shape, rows, steps) in SIZES.items():
         size = shape, rows, steps
         pairs = [(through_fit(*size), bare_seconds(*size)) for _ in range(options.rounds)]
         ratio = statistics.median(fit / bare for fit, bare in pairs)
         results[name] = {"ratio": round(ratio, 4), "target": TARGETS[name], "seconds": pairs}
         rounds = ", ".join(f"{1000 * fit:.1f}/{1000 * bare:.1f}" for fit, bare in pairs)
-        print(f"{name}: fit / bare {ratio:.3f} (target {TARGETS[name]}); ms a step by round: {rounds}", flush=True)
-    print(json.dumps({"benchmark": "overhead", "threads": options.threads, "torch": torch.__version__, **results}))
+        lines.append(f"- {name}: fit / bare {ratio:.3f} (mark {TARGETS[name]}); ms a step by round: {rounds}")
+        print(lines[-1], flush=True)
+    report.finish("overhead", results, lines, options)
 
 
 if __name__ == "__main__":

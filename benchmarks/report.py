@@ -44,8 +44,9 @@ def finish(name: str, figures: dict[str, Any], lines: list[str], options: argpar
 
 def command(name: str) -> str:
     """What was typed, without paths of this machine."""
+    module = name.split(maxsplit=1)[0]  # more words tell records of one command apart
     words = [("PATH" if "/" in word else word) for word in sys.argv[1:] if word != "--record"]
-    return " ".join([f"python -m benchmarks.{name}", *words])
+    return " ".join([f"python -m benchmarks.{module}", *words])
 
 
 def machine() -> str:

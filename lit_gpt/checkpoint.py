@@ -37,7 +37,15 @@ NETWORKS = {
 PREFIX = "net."
 
 #: Fields in which a run may differ from the weights it starts from: they change neither tensors nor the function.
-FREE = ("block_size", "dropout", "init", "position_std", "pad_vocab_to", "activation_checkpointing")
+FREE = (
+    "block_size",
+    "dropout",
+    "attention_dropout",
+    "init",
+    "position_std",
+    "pad_vocab_to",
+    "activation_checkpointing",
+)
 #: Those of them on which the shapes of a checkpoint may depend: learned positions, a padded vocabulary.
 SHAPING = ("block_size", "pad_vocab_to")
 
@@ -148,21 +156,6 @@ def _same_shapes(state: dict[str, Tensor], net: nn.Module) -> bool:
 
 def _typed(value: Any) -> str:
     return json.dumps(value).strip('"')
-
-
-def check_meanings(checkpoint: dict[str, Any], tokenizer: Any, source: str) -> None:
-    """Raise a UserError when an id stands for other text in the checkpoint's tokenizer than in ``tokenizer``."""
-    from datamodules.tokenizers import tokenizer_from_dict
-
-    stored = checkpoint[KEY]["tokenizer"]
-    if stored is None or tokenizer is None:
-        return
-    theirs, ours = ([t.token_bytes(i) for i in range(t.vocab_size)] for t in (tokenizer_from_dict(stored), tokenizer))
-    if theirs != ours:
-        raise UserError(
-            f"init_from {source} was trained with another tokenizer than the data's, so token ids would change their "
-            "meaning: give the data that tokenizer, or leave init_from out."
-        )
 
 
 def _starts_like_zip(path: Path) -> bool:

@@ -153,7 +153,6 @@ def _their_tensors(family: Family, config: GPTConfig, state: State) -> Iterator[
 
 
 def _gpt2_config(config: GPTConfig) -> Config:
-    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
     return {
         "n_layer": config.n_layer,
         "n_head": config.n_head,
@@ -164,7 +163,9 @@ def _gpt2_config(config: GPTConfig) -> Config:
         "activation_function": ACTIVATIONS[config.activation],
         "layer_norm_epsilon": LAYERNORM_EPS,
         "tie_word_embeddings": config.tied_head,
-        **dropout,
+        "resid_pdrop": config.dropout,
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": config.score_dropout,
     }
 
 
@@ -183,7 +184,7 @@ def _llama_config(config: GPTConfig) -> Config:
         "rope_theta": config.rope_base,
         "attention_bias": config.bias_qkv,
         "mlp_bias": config.bias,
-        "attention_dropout": config.dropout,
+        "attention_dropout": config.score_dropout,
         "tie_word_embeddings": config.tied_head,
     }
 
@@ -239,6 +240,7 @@ def _from_gpt2(theirs: Config) -> Config:
     ours = {name: mine for mine, name in ACTIVATIONS.items()}
     if activation not in ours:
         raise UserError(f"activation_function {activation} has no counterpart here, only {', '.join(ours)} have.")
+    dropout = theirs.get("resid_pdrop", 0.1)
     return {
         **_fixed(GPT2),
         **{name: theirs[name] for name in ("n_layer", "n_head", "n_embd", "vocab_size")},
@@ -249,7 +251,8 @@ def _from_gpt2(theirs: Config) -> Config:
         "bias": True,
         "bias_qkv": True,
         "tied_head": theirs.get("tie_word_embeddings", True),
-        "dropout": theirs.get("resid_pdrop", 0.1),
+        "dropout": dropout,
+        "attention_dropout": _unless(theirs.get("attn_pdrop", 0.1), dropout),
     }
 
 
@@ -269,8 +272,13 @@ def _from_llama(theirs: Config) -> Config:
         "bias": biased,
         "bias_qkv": biased,
         "tied_head": theirs.get("tie_word_embeddings", False),
-        "dropout": theirs.get("attention_dropout", 0.0),
+        "dropout": 0.0,
+        "attention_dropout": _unless(theirs.get("attention_dropout", 0.0), 0.0),
     }
+
+
+def _unless(value: float, same: float) -> float | None:
+    return None if value == same else value
 
 
 def _fixed(family: Family) -> Config:

@@ -42,24 +42,37 @@ def load_weights(source: str | Path) -> tuple[Config, State]:
     Raises:
         UserError: When there is no such thing, it is damaged, or it holds no GPT of ours.
     """
+    config, state, _ = _read_gpt(source)
+    return asdict(replace(config, pad_vocab_to=1)), state
+
+
+def _read_gpt(source: str | Path) -> tuple[GPTConfig, State, dict[str, Any] | None]:
+    """Configuration, tensors without a padded vocabulary, and the stored tokenizer where there is one of ours."""
     entry, state = _parts(read(source)) if is_ours(source) else _read_folder(_folder(str(source)))
     if entry["network"] != "GPT":
         raise UserError(f"{source} holds a {entry['network']}, and only a GPT can be started from.")
     config = GPTConfig(**entry["config"])
-    return asdict(replace(config, pad_vocab_to=1)), without_padding(config, state)
+    return config, without_padding(config, state), entry["tokenizer"]
 
 
 @torch.no_grad()
-def initialise(net: GPT, source: str | Path) -> None:
+def initialise(net: GPT, source: str | Path, tokenizer: Tokenizer | None = None) -> None:
     """Put the weights of `source` (see `load_weights`) into `net`.
 
     A smaller `block_size` than theirs takes the first of their learned positions.
 
+    Args:
+        net: The network.
+        source: As in `load_weights`.
+        tokenizer: The data's; where `source` stores its own, both must mean the same by every id.
+
     Raises:
-        UserError: When they are of another architecture or size; the first field that differs is named.
+        UserError: When they are of another architecture or size (the first field that differs is named) or tokenizer.
     """
-    fields, state = load_weights(source)
-    _check_same(net.config, GPTConfig(**fields), str(source))
+    config, state, stored = _read_gpt(source)
+    _check_same(net.config, config, str(source))
+    if stored is not None and tokenizer is not None:
+        _check_meanings(tokenizer_from_dict(stored), tokenizer, str(source))
     for name, tensor in net.state_dict().items():
         rows = min(len(tensor), len(state[name]))  # fewer only where a vocabulary is padded or positions are left out
         tensor[:rows] = state[name][:rows]
@@ -176,6 +189,15 @@ def _check_same(ours: GPTConfig, theirs: GPTConfig, source: str) -> None:
         name, fix = differing[0], " ".join(f"--model.config.{n} {as_typed(there[n])}" for n in differing)
         raise UserError(
             f"init_from {source} has {name} {as_typed(there[name])}, not {as_typed(here[name])}: set {fix}."
+        )
+
+
+def _check_meanings(theirs: Tokenizer, ours: Tokenizer, source: str) -> None:
+    there, here = ([t.token_bytes(i) for i in range(t.vocab_size)] for t in (theirs, ours))
+    if there != here:
+        raise UserError(
+            f"init_from {source} was trained with another tokenizer than the data's, so token ids would change their "
+            "meaning: give the data that tokenizer, or leave init_from out."
         )
 
 

@@ -76,7 +76,7 @@ class Attention(nn.Module):
         v = v.transpose(1, 2)
         if cache is not None:
             k, v = cache.append(k, v)
-        y = attention(q, k, v, mask=mask, dropout=self.config.dropout if self.training else 0.0)
+        y = attention(q, k, v, mask=mask, dropout=self.config.score_dropout if self.training else 0.0)
         y = y.transpose(1, 2)  # (B, T, H, D)
         if self.gate is not None:
             y = y * (2 * self.gate(x).sigmoid())[..., None]
@@ -264,7 +264,7 @@ class GPT(nn.Module):
 
     def _flex_allowed(self, input_ids: Tensor) -> bool:
         """FlexAttention has no dropout, and its kernel wants heads of 16 channels or more."""
-        dropout = self.training and self.config.dropout > 0
+        dropout = self.training and self.config.score_dropout > 0
         return input_ids.is_cuda and self.config.head_size >= 16 and not dropout
 
     def _rotation(self, past: int, T: int, device: torch.device) -> Rotation | None:

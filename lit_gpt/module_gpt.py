@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import UserError
-from lit_gpt import checkpoint
 from lit_gpt.config import GPTConfig
 from lit_gpt.interop import initialise
 from lit_gpt.loss import r_drop_nats
@@ -75,10 +74,7 @@ class LitGPT(LitLanguageModel):
     def on_fit_start(self) -> None:
         """Take the weights of ``init_from``, once, unless a checkpoint has brought its own."""
         if self._init_from is not None:
-            initialise(self.net, self._init_from)
-            if checkpoint.is_ours(self._init_from):
-                stored = checkpoint.read(self._init_from, mmap=True)
-                checkpoint.check_meanings(stored, getattr(self._data(), "tokenizer", None), self._init_from)
+            initialise(self.net, self._init_from, getattr(self._data(), "tokenizer", None))
             say([f"starting from the weights of {self._init_from}"])
             self._init_from = None
 

@@ -1,6 +1,6 @@
 """Pictures of the headline runs: their curves, the likeliest next tokens, and token frequencies of data and model."""
 
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,6 @@ import torch
 import yaml
 
 from benchmarks.reproductions.results import evaluations, newest
-from benchmarks.reproductions.rows import ROWS
 from datamodules.sources import open_source
 from lit_gpt import load
 from lit_gpt.generate import TextModel
@@ -20,24 +19,31 @@ METRICS = ("challenge_loss", "challenge_loss_uncovered", "challenge_coverage", "
 CONTEXT = "Motorola Xoom commercial reminiscent of Apple's"
 TITLES = 1000  # of the validation part, for frequencies
 TOP = 20
+EPOCHS = 7
 
 
 def pictures(logs: Path, docs: Path) -> dict[str, Any] | None:
     """Draw what there are runs for; None when there is no run."""
-    folders = {name: folder for name in RUNS if (folder := newest(logs / name)) and (folder / LAST).is_file()}
+    return draw(RUNS, logs, docs / "headlines")
+
+
+def draw(names: Sequence[str], logs: Path, target: Path) -> dict[str, Any] | None:
+    """Draw those of the runs that there are; files begin with the name of ``target``. None when there is no run."""
+    folders = {name: folder for name in names if (folder := newest(logs / name)) and (folder / LAST).is_file()}
     if not folders:
         return None
-    docs.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     models = {name: load(folder / LAST) for name, folder in folders.items()}
-    _curves(folders, docs / "headlines_curves.png")
-    _bars(models, docs / "headlines_next_tokens.png")
-    frequencies = _frequencies(folders, models, docs / "headlines_frequencies.png")
+    _curves(folders, target.with_name(f"{target.name}_curves.png"))
+    _bars(models, target.with_name(f"{target.name}_next_tokens.png"))
+    frequencies = _frequencies(folders, models, target.with_name(f"{target.name}_frequencies.png"))
     about = (
         f"The curves; the ten likeliest tokens after {CONTEXT!r} and at the start of a new title; and how often the "
         f"{TOP} most frequent tokens of {TITLES:,} validation titles occur there beside the probability that a model "
         "gives them, averaged over all its predictions. The end mark's share:"
     )
-    named = {path.stem.replace("_", " "): path.name for path in sorted(docs.glob("headlines_*.png"))}
+    found = sorted(target.parent.glob(f"{target.name}_*.png"))
+    named = {path.stem.removeprefix(target.name).replace("_", " ").strip(): path.name for path in found}
     columns = ["run", "end mark in the data", "end mark predicted", "first choice is the end mark"]
     return {"about": about, "columns": columns, "table": frequencies, "pictures": named}
 
@@ -76,16 +82,21 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _curves(folders: dict[str, Path], path: Path) -> None:
-    """Validation loss by step in the challenge's convention, of ours and of the original."""
+    """Validation loss over the run."""
     figure, ((axis,),) = _figure(1, 1, (7, 4))
     for name, folder in folders.items():
-        row, found = ROWS[name], evaluations(folder)
-        axis.plot([int(e["step"]) for e in found], [float(e[row.metric]) for e in found], label=name)
-        if row.same_text:
-            axis.plot([p.step for p in row.same_text], [p.value for p in row.same_text], "x", label=f"{name}, original")
-    axis.set(xlabel="step", ylabel="challenge loss (uncovered)")
+        found = [e for e in evaluations(folder) if int(e["step"])]
+        epochs = _epochs(folder, [int(e["step"]) for e in found])
+        axis.plot(epochs, [float(e["val/challenge_loss"]) for e in found], label=name)
+    axis.set(xlabel="epoch", ylabel="challenge loss, every token scored")
     axis.legend()
     _save(figure, path)
+
+
+def _epochs(folder: Path, steps: list[int]) -> list[float]:
+    """Steps in epochs; a run without max_steps is evaluated at the end of each."""
+    planned = yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_steps"]
+    return [EPOCHS * step / (planned if planned > 0 else EPOCHS * steps[0]) for step in steps]
 
 
 def _bars(models: dict[str, TextModel], path: Path) -> None:
@@ -120,7 +131,8 @@ def _frequencies(folders: dict[str, Path], models: dict[str, TextModel], path: P
     figure, axes = _figure(len(models), 1, (9, 3 * len(models)))
     table = []
     for (axis,), (name, model) in zip(axes, models.items(), strict=True):
-        actual, predicted, first = _shares(model, _validation_titles(folders[name]))
+        data = yaml.safe_load((folders[name] / "config.yaml").read_text())["data"]["init_args"]
+        actual, predicted, first = _shares(model, validation_titles(data)[:TITLES], packed=data["rows"] == "packed")
         top = np.argsort(-actual, kind="stable")[:TOP]
         eos = model.tokenizer.eos_id
         for shift, values, label in ((-0.2, actual, "data"), (0.2, predicted, "predicted")):
@@ -134,23 +146,27 @@ def _frequencies(folders: dict[str, Path], models: dict[str, TextModel], path: P
     return table
 
 
-def _validation_titles(folder: Path) -> list[str]:
-    """The first titles of the last tenth of the run's own text."""
-    data = yaml.safe_load((folder / "config.yaml").read_text())["data"]["init_args"]
+def validation_titles(data: dict[str, Any]) -> list[str]:
+    """The last tenth of the text of a run's data options."""
     titles = list(open_source(data["source"], documents="line", strip=data["strip"]).documents())
-    return list(islice(titles, int(len(titles) * 0.9), int(len(titles) * 0.9) + TITLES))
+    return titles[int(len(titles) * 0.9) :]
 
 
 @torch.inference_mode()
-def _shares(model: TextModel, titles: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of every token (V,): its share of the targets, its mean probability, its share of the first choices."""
+def _shares(model: TextModel, titles: list[str], packed: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of every token (V,): its share of the targets, its mean probability, its share of the first choices.
+
+    A model that was trained on packed rows sees one title at a time.
+    """
     T, eos = int(model.net.config.block_size), model.tokenizer.eos_id  # type: ignore[union-attr, arg-type]
     ids = torch.tensor([i for title in titles for i in (eos, *model.tokenizer.encode(title))])
     rows = ids[: len(ids) // T * T].view(-1, T)  # (N, T)
     V = int(model.net.config.vocab_size)  # type: ignore[union-attr, arg-type]
     predicted, first = torch.zeros(V, dtype=torch.float64), torch.zeros(V, dtype=torch.int64)
     for part in rows.split(4):
-        probabilities = model.net(part[:, :-1]).flatten(0, 1).softmax(-1)  # (4 * (T - 1), V)
+        read = part[:, :-1]
+        documents = {"document_ids": (read == eos).cumsum(1)} if packed else {}
+        probabilities = model.net(read, **documents).flatten(0, 1).softmax(-1)  # (4 * (T - 1), V)
         predicted += probabilities.double().sum(0)
         first += torch.bincount(probabilities.argmax(-1), minlength=V)
     actual = torch.bincount(rows[:, 1:].flatten(), minlength=V)

@@ -200,6 +200,16 @@ def test_dropout_is_off_in_eval_mode_and_on_in_training() -> None:
     torch.testing.assert_close(net(ids), small()(ids))
 
 
+def test_attention_has_its_own_dropout() -> None:
+    ids = tokens(2, 16)
+    for options in ({"dropout": 0.3, "attention_dropout": 0.0}, {"attention_dropout": 0.3}):
+        net = small(**options)
+        net.config.dropout = 0.0  # that of the embedding and, below, of the blocks' outputs
+        for block in net.blocks:
+            block.dropout = 0.0
+        assert torch.equal(net(ids), net(ids)) is (net.config.score_dropout == 0.0)
+
+
 def test_grouped_heads_equal_repeated_heads() -> None:
     grouped, full = small(n_kv_head=2), small()
     weights = grouped.state_dict()

@@ -1,0 +1,154 @@
+"""Runs the trials of benchmarks/headlines/trials.yaml that have no figure yet and writes docs/headlines.md.
+
+    python -m benchmarks.headlines --titles FILE [--only NAME ...] [--jobs 2]
+
+FILE holds the 100,000 titles of the challenge, one a line. Trials train on the first of them and are judged by the last
+5,000 of the 90,000 training titles: the 10,000 validation titles are never read here. With ``--jobs`` so many run at
+once, each on one thread. Figures are kept in docs/headlines.json as they come; a run that was cut goes on later.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import yaml
+
+from benchmarks.headlines.page import page
+from benchmarks.headlines.story import stories
+from benchmarks.reproductions.results import evaluations, newest
+from datamodules.files import write_text
+from lit_gpt.run import SUMMARY, read_json
+
+TRIALS = Path(__file__).with_name("trials.yaml")
+RESULTS, PAGE = Path("docs/headlines.json"), Path("docs/headlines.md")
+BASE = "configs/headlines_cpu.yaml"
+TRAINING, HELD_OUT = 90_000, 5_000
+_WRITING = Lock()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trial with one seed."""
+
+    name: str
+    seed: int
+    titles: int
+    flags: dict[str, Any] = field(hash=False)
+
+    @property
+    def key(self) -> str:
+        """Its name in headlines.json and below logs/."""
+        return f"{self.name}-{self.seed}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what is missing, then write the page."""
+    options = _options(arguments)
+    described = yaml.safe_load(TRIALS.read_text())
+    done = read_json(RESULTS).get("trials", {})
+    missing = [run for run in runs(described) if run.key not in done and options.only in (None, run.name)]
+    if options.titles is not None:
+        _cut(options.titles, {run.titles for run in missing}, options.logs_dir)
+        with ThreadPoolExecutor(options.jobs) as pool:
+            for _ in pool.map(lambda run: _run(run, options), missing):
+                pass
+    if told := stories(options.logs_dir.parent, RESULTS.parent):
+        _keep_all(told)
+    baseline = read_json(RESULTS.with_name("reproductions.json")).get("runs", {}).get("headlines_sgd", {})
+    write_text(PAGE, page(described, read_json(RESULTS), baseline))
+    print(f"wrote {PAGE}")
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--titles", type=Path, help="the 100,000 titles; left out, only the page is written")
+    parser.add_argument("--only", help="this trial alone")
+    parser.add_argument("--jobs", type=int, default=1, help="so many trials at once")
+    parser.add_argument("--logs_dir", type=Path, default=Path("logs/headlines"), help="folder of the runs")
+    return parser.parse_args(arguments)
+
+
+def runs(described: dict[str, Any]) -> list[Run]:
+    """Every trial with each of its seeds, in the order of the file."""
+    found = []
+    for trial in described["trials"]:
+        scale = described["scales"][trial["scale"]]
+        flags = {**scale["flags"], **trial.get("flags", {})}
+        name = f"{trial['scale']}-{trial['name']}"
+        found += [Run(name, seed, scale["titles"], flags) for seed in trial.get("seeds", [1337])]
+    return found
+
+
+def _cut(titles: Path, sizes: set[int], folder: Path) -> None:
+    """The files that trials read: the first titles of the training part, and its last for judging."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with titles.open(encoding="utf-8") as file:
+        training = list(islice(file, TRAINING))
+    write_text(folder / "held_out.txt", "".join(training[-HELD_OUT:]))
+    for size in sizes:
+        write_text(folder / f"first_{size}.txt", "".join(training[:-HELD_OUT][:size]))
+
+
+def _run(run: Run, options: argparse.Namespace) -> None:
+    folder = options.logs_dir
+    flags = {
+        "data.source": folder / f"first_{run.titles}.txt",
+        "data.val_source": folder / "held_out.txt",
+        "seed_everything": run.seed,
+        "data.seed": run.seed,
+        "samples.max_new_tokens": 0,
+        "logs_dir": folder,
+        "name": run.key,
+        "resume": "auto",
+        **run.flags,
+    }
+    environment = os.environ | ({"OMP_NUM_THREADS": "1"} if options.jobs > 1 else {})
+    given = [f"--{name}={_text(value)}" for name, value in flags.items()]
+    log = folder / f"{run.key}.log"
+    with log.open("w") as file:
+        command = [sys.executable, "-m", "lit_gpt", "fit", "--config", BASE, *given]
+        status = subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+    if status:
+        print(f"{run.key} stopped with status {status}: see {log}", flush=True)
+        return
+    _keep(run, _figures(newest(folder / run.key)))
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _figures(folder: Path | None) -> dict[str, Any]:
+    assert folder is not None
+    last, summary = evaluations(folder)[-1], read_json(folder / SUMMARY)
+    return {
+        "steps": int(last["step"]),
+        "loss": round(float(last["val/challenge_loss"]), 5),
+        "train": round(float(last["train_eval/nats_per_char"]), 5),
+        "val": round(float(last["val/nats_per_char"]), 5),
+        "seconds": round(summary["training_seconds"]),
+        "parameters": summary["parameters"],
+    }
+
+
+def _keep(run: Run, figures: dict[str, Any]) -> None:
+    print(f"{run.key}: {figures}", flush=True)
+    with _WRITING:
+        _keep_all({"trials": {**read_json(RESULTS).get("trials", {}), run.key: figures}})
+
+
+def _keep_all(found: dict[str, Any]) -> None:
+    kept = read_json(RESULTS) | found
+    write_text(RESULTS, json.dumps(kept, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

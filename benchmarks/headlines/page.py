@@ -1,0 +1,95 @@
+"""docs/headlines.md, from trials.yaml, headlines.json and the baseline's figure in reproductions.json."""
+
+from statistics import fmean, stdev
+from typing import Any
+
+HEADER = """# The lowest loss on Hacker News titles in 7 epochs
+
+The challenge: 100,000 titles, the first 90,000 to train on for 7 epochs, the last 10,000 to judge by, seed 1337, no
+other text and no trained weights. The figure is `val/challenge_loss`: nats of all validation tokens over the
+characters of all titles, an end mark counted as 5. Every token is scored, every title comes back exactly from its
+tokens, and the tokenizer has read the training titles alone. `val/challenge_loss_uncovered` is the challenge's first
+convention, which leaves out some tokens but not their characters.
+
+    python -m lit_gpt fit --config configs/headlines_cpu.yaml --data.source titles.txt
+    python -m lit_gpt validate --ckpt_path logs/headlines_cpu/version_0/checkpoints/last.ckpt \\
+        --data HeadlinesDataModule --data.source titles.txt --data.val_source others.txt
+
+The first trains; the second scores any other file of titles, which nobody has tuned on.
+
+This page is written by `python -m benchmarks.headlines`, which runs the trials of `benchmarks/headlines/trials.yaml`
+and reads the runs' own files.
+"""
+RECORDS = ["config", "parameters", "steps", "challenge loss", "of the baseline", "after each epoch", "seconds", "on"]
+TRIALS = ["trial", "change", "seeds", "challenge loss", "spread", "against base", "train", "val", "seconds", "verdict"]
+
+
+def page(described: dict[str, Any], kept: dict[str, Any], baseline: dict[str, Any]) -> str:
+    """Records, their stories, then every trial by scale."""
+    parts = [HEADER, *_records(kept, described["baseline"], baseline)]
+    for name, told in kept.get("records", {}).items():
+        parts += _story(name, told)
+    parts.append("## Trials\n\n" + described["about"])
+    for scale, about in described["scales"].items():
+        trials = [trial for trial in described["trials"] if trial["scale"] == scale]
+        rows = [row for trial in trials if (row := _row(trial, kept.get("trials", {})))]
+        if rows:
+            parts.append(f"### {about['titles']:,} titles\n\n{about['about']}\n\n{_table(TRIALS, rows)}\n")
+    return "\n".join(parts)
+
+
+def _records(kept: dict[str, Any], published: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    """The table of results beside the baseline: our own run of it when it has ended, else the original recipe's."""
+    if not kept.get("records"):
+        return []
+    ended = ours.get("finished")
+    loss = ours["evaluations"][-1]["val/challenge_loss"] if ended else published["loss"]
+    whose = "our own run of `configs/reproductions/headlines_sgd.yaml`" if ended else published["whose"]
+    rows = []
+    for name, told in kept["records"].items():
+        last = told["losses"][-1]
+        about = [f"`{name}`", f"{told['parameters']:,}", f"{told['steps']:,}", f"**{last:.4f}**"]
+        curve = " ".join(f"{value:.3f}" for value in told["losses"])
+        seconds = f"{told['training_seconds']:,.0f} + {told['validation_seconds']:,.0f}"
+        rows.append([*about, f"**{last / loss:.3f}**", curve, seconds, f"{told['device']}, {told['precision']}"])
+    text = f"The baseline is {loss:.4f}, {whose}. Seconds are those of training and of evaluation."
+    drawn = kept.get("drawn") or {}
+    pictures = [f"![{title}]({file})" for title, file in drawn.get("pictures", {}).items()]
+    shares = [drawn["about"], "", _table(drawn["columns"], drawn["table"]), "", *pictures] if drawn else []
+    return [f"## Results\n\n{text}\n\n{_table(RECORDS, rows)}\n", "\n".join(shares) + "\n"]
+
+
+def _story(name: str, told: dict[str, Any]) -> list[str]:
+    """Titles that a model finds hard and easy, and what it writes."""
+    parts = [f"## What `{name}` has learned\n"]
+    for kind in ("hardest", "easiest"):
+        titles = _table(["nats", "title"], [[str(nats), _verbatim(title)] for nats, title in told[kind]])
+        parts.append(f"The {kind} validation titles, by nats per character:\n\n{titles}\n")
+    written = "\n".join(f"- {_verbatim(title)}" for title in told["generated"])
+    parts.append(f"Written at temperature 1, {told['copied']:.1%} of them copies of a training title:\n\n{written}\n")
+    return parts
+
+
+def _verbatim(title: str) -> str:
+    return "`" + title.replace("`", "'").replace("|", "\\|") + "`"
+
+
+def _table(columns: list[str], rows: list[list[Any]]) -> str:
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (columns, ["---"] * len(columns), *rows))
+
+
+def _row(trial: dict[str, Any], kept: dict[str, Any]) -> list[str] | None:
+    found, base = _of(trial["scale"], trial["name"], kept), _of(trial["scale"], trial.get("base", "base"), kept)
+    if not found:
+        return None
+    losses = [one["loss"] for one in found]
+    spread = f"{stdev(losses):.4f}" if len(losses) > 1 else ""
+    against = f"{fmean(losses) - fmean(one['loss'] for one in base):+.4f}" if base else ""
+    means = [f"{fmean(one[name] for one in found):.4f}" for name in ("train", "val")]
+    seconds = f"{fmean(one['seconds'] for one in found):,.0f}"
+    about = [f"`{trial['name']}`", trial["about"], str(len(found)), f"{fmean(losses):.4f}", spread, against]
+    return [*about, *means, seconds, trial.get("verdict", "")]
+
+
+def _of(scale: str, name: str, kept: dict[str, Any]) -> list[dict[str, Any]]:
+    return [figures for key, figures in kept.items() if key.rsplit("-", 1)[0] == f"{scale}-{name}"]

@@ -1,0 +1,68 @@
+"""What the finished runs of headlines_cpu.yaml and headlines.yaml are like, beyond their losses."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import yaml
+
+from benchmarks.reproductions.headlines import RUNS, draw, validation_titles
+from benchmarks.reproductions.results import evaluations, newest
+from datamodules.sources import open_source
+from lit_gpt import load
+from lit_gpt.generate import TextModel
+from lit_gpt.run import LAST, SUMMARY, read_json
+
+RECORDS = ("headlines_cpu", "headlines")
+SHOWN, GENERATED = 10, 200
+END_MARK = 5  # characters that the challenge counts for it
+
+
+def stories(logs: Path, docs: Path) -> dict[str, Any]:
+    """Figures, titles and pictures of the records that there are runs for, by name."""
+    folders = {name: folder for name in RECORDS if (folder := newest(logs / name)) and (folder / LAST).is_file()}
+    told = {name: {**_figures(folder), **_titles(folder)} for name, folder in folders.items()}
+    drawn = draw([*RUNS, *RECORDS], logs, docs / "headlines_record") if folders else None
+    return {"records": told, "drawn": drawn} if told else {}
+
+
+def _figures(folder: Path) -> dict[str, Any]:
+    summary, found = read_json(folder / SUMMARY), [e for e in evaluations(folder) if int(e["step"])]
+    kept = ("finished", "parameters", "training_seconds", "validation_seconds", "device", "precision", "seed")
+    losses = [round(float(e["val/challenge_loss"]), 5) for e in found]
+    last = {name: round(float(found[-1][f"val/{name}"]), 5) for name in ("nats_per_char", "bpb", "top1", "top5")}
+    return {**{name: summary[name] for name in kept}, "steps": int(found[-1]["step"]), "losses": losses, **last}
+
+
+def _titles(folder: Path) -> dict[str, Any]:
+    """The hardest validation titles, some generated ones, and how many of those copy a training title."""
+    data = yaml.safe_load((folder / "config.yaml").read_text())["data"]["init_args"]
+    model, judged = load(folder / LAST), validation_titles(data)
+    source = open_source(data["source"], documents="line", strip=data["strip"])
+    training = set(list(source.documents())[: -len(judged)])
+    nats = _nats(model, judged)
+    hardest = sorted(zip(nats, judged, strict=True), key=lambda pair: -pair[0] / (len(pair[1]) + END_MARK))
+    easiest = hardest[::-1]
+    written = model.generate(num_samples=GENERATED, max_new_tokens=60, temperature=1.0, seed=1337)
+    return {
+        "hardest": [[round(n, 1), title] for n, title in hardest[:SHOWN]],
+        "easiest": [[round(n, 1), title] for n, title in easiest[:SHOWN]],
+        "generated": written[:SHOWN],
+        "copied": sum(title in training for title in written) / len(written),
+    }
+
+
+@torch.inference_mode()
+def _nats(model: TextModel, titles: Sequence[str]) -> list[float]:
+    """Nats of each title with its end mark, given the end mark before it."""
+    eos = model.tokenizer.eos_id
+    rows = [[eos, *model.tokenizer.encode(title), eos] for title in titles]
+    found = torch.zeros(len(rows))
+    for part in torch.tensor(sorted(range(len(rows)), key=lambda i: len(rows[i]))).split(64):  # alike in length
+        width = max(len(rows[i]) for i in part)
+        ids = torch.tensor([rows[i] + [-100] * (width - len(rows[i])) for i in part])  # (N, T + 1)
+        logits = model.net(ids[:, :-1].clamp(min=0))
+        found[part] = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").sum(1)
+    return found.tolist()

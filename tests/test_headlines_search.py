@@ -1,0 +1,74 @@
+"""The search on Hacker News titles: what it trains on and is judged by, a trial from end to end, the page."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks.headlines import __main__ as search
+from datamodules.synthetic import headlines
+
+DESCRIBED = {
+    "baseline": {"loss": 1.8, "whose": "somebody's"},
+    "about": "Changes of a config.\n",
+    "scales": {
+        "tiny": {
+            "titles": 300,
+            "about": "Very small.",
+            "flags": {
+                "data.vocab_size": 400,
+                "data.tokens_per_step": 512,
+                "model.config.n_embd": 32,
+                "model.config.n_layer": 1,
+                "trainer.max_epochs": 1,
+                "trainer.accelerator": "cpu",
+            },
+        }
+    },
+    "trials": [
+        {"name": "base", "scale": "tiny", "about": "as it is", "seeds": [1, 2]},
+        {"name": "wide", "scale": "tiny", "about": "wider", "flags": {"model.config.n_embd": 64}, "verdict": "kept"},
+    ],
+}
+
+
+@pytest.fixture
+def titles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """440 titles, of which the first 400 are training titles and the last 40 the challenge's validation."""
+    monkeypatch.setattr(search, "TRAINING", 400)
+    monkeypatch.setattr(search, "HELD_OUT", 50)
+    monkeypatch.setattr(search, "RESULTS", tmp_path / "docs" / "headlines.json")
+    monkeypatch.setattr(search, "PAGE", tmp_path / "docs" / "headlines.md")
+    monkeypatch.setattr(search, "TRIALS", tmp_path / "trials.yaml")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "trials.yaml").write_text(yaml.safe_dump(DESCRIBED))
+    path = tmp_path / "titles.txt"
+    path.write_text("".join(f"{i} {title}\n" for i, title in enumerate(headlines(440, seed=0))))
+    return path
+
+
+def test_trials_run_once_each_and_never_see_the_validation_titles(titles: Path, tmp_path: Path) -> None:
+    given = ["--titles", str(titles), "--jobs", "2", "--logs_dir", str(tmp_path / "logs" / "headlines")]
+    search.main(given)
+    read = {path.name: path.read_text().splitlines() for path in (tmp_path / "logs" / "headlines").glob("*.txt")}
+    numbers = {name: [int(line.split()[0]) for line in lines] for name, lines in read.items()}
+    assert numbers == {"first_300.txt": list(range(300)), "held_out.txt": list(range(350, 400))}
+    kept = json.loads(search.RESULTS.read_text())["trials"]
+    assert set(kept) == {"tiny-base-1", "tiny-base-2", "tiny-wide-1337"}
+    assert kept["tiny-base-1"]["loss"] != kept["tiny-base-2"]["loss"]
+    assert kept["tiny-wide-1337"]["parameters"] > kept["tiny-base-1"]["parameters"]
+    page = search.PAGE.read_text()
+    mean = (kept["tiny-base-1"]["loss"] + kept["tiny-base-2"]["loss"]) / 2
+    assert f"| `base` | as it is | 2 | {mean:.4f} |" in page
+    assert f"| {kept['tiny-wide-1337']['loss'] - mean:+.4f} |" in page
+    search.RESULTS.write_text(
+        search.RESULTS.read_text().replace(f'"loss": {kept["tiny-base-1"]["loss"]}', '"loss": 0.5')
+    )
+    search.main(given)
+    assert json.loads(search.RESULTS.read_text())["trials"]["tiny-base-1"]["loss"] == 0.5  # not run again
+
+
+def test_the_trials_of_the_search_are_told_apart() -> None:
+    found = search.runs(yaml.safe_load(search.TRIALS.read_text()))
+    assert len({run.key for run in found}) == len(found)
