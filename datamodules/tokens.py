@@ -15,8 +15,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-#: Raised by one when the files of older code can no longer be read. Part of the cache's key.
-STORE_VERSION = 1
+#: Raised by one when the files of older code can no longer be read, or tokenizers are trained otherwise than by it.
+#: Part of the cache's key.
+STORE_VERSION = 2
 META = "meta.json"
 TOKENIZER = "tokenizer.json"
 SPLITS = ("train", "val", "test")

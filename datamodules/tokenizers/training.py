@@ -2,7 +2,9 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Literal
 
 from datamodules.errors import UserError
@@ -14,11 +16,15 @@ from datamodules.tokenizers.simple import ByteTokenizer, CharTokenizer
 from datamodules.tokenizers.unigram import UnigramTokenizer
 
 if TYPE_CHECKING:
-    from tokenizers.trainers import Trainer
+    from tokenizers import Tokenizer as Library
 
 Kind = Literal["bpe", "unigram", "char", "byte"]
 
 _SMALLEST = 257
+#: Of no byte's visible form: see `_whole_words`.
+_AFTER_WORD = "\ue000"
+#: Words seen so often may become tokens whole. Of 2, 3, 5, 8, 12 and 20, 5 gave held-out titles the fewest nats.
+_COMMON = 5
 _TRAINING_PIECE = 1 << 16
 
 
@@ -64,18 +70,52 @@ def train_tokenizer(
 
 def _trained_vocabulary(kind: Kind, texts: Iterable[str], size: int, pattern: str) -> list[tuple[str, float]]:
     """(visible token, score) in order of ids; the score of a BPE token is 0."""
-    from tokenizers import Tokenizer as Library
-
-    empty: dict[str, Any] = {"type": "BPE", "vocab": {}, "merges": []}
-    if kind == "unigram":
-        empty = {"type": "Unigram", "unk_id": None, "vocab": [], "byte_fallback": False}
-    library = Library.from_str(json.dumps(huggingface_state(empty, pattern, specials={})))
-    library.train_from_iterator(_pieces(texts, whole=pattern == PATTERNS["none"]), _trainer(kind, size))
+    pieces = _pieces(texts, whole=pattern == PATTERNS["none"])
+    vocabulary = _bpe(pieces, size, pattern) if kind == "bpe" else _unigram(pieces, size, pattern)
     # A process forked after the library's threads ran would be warned about, unless told that it will use none.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if kind == "bpe":
-        return [(token, 0.0) for token, _ in sorted(library.get_vocab().items(), key=lambda item: item[1])]
-    return _limited([(token, score) for token, score in json.loads(library.to_str())["model"]["vocab"]], size)
+    return vocabulary
+
+
+def _bpe(pieces: Iterator[str], size: int, pattern: str) -> list[tuple[str, float]]:
+    from tokenizers import pre_tokenizers, trainers
+
+    library = _library({"type": "BPE", "vocab": {}, "merges": []}, pattern)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    library.train_from_iterator(pieces, trainer)
+    return [(token, 0.0) for token, _ in sorted(library.get_vocab().items(), key=lambda item: item[1])]
+
+
+def _unigram(pieces: Iterator[str], size: int, pattern: str) -> list[tuple[str, float]]:
+    from tokenizers import pre_tokenizers, trainers
+
+    library = _library({"type": "Unigram", "unk_id": None, "vocab": [], "byte_fallback": False}, pattern)
+    split, library.pre_tokenizer = library.pre_tokenizer.pre_tokenize_str, None
+    words = Counter(word for piece in pieces for word, _ in split(piece))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.UnigramTrainer(vocab_size=size + 1, initial_alphabet=alphabet, show_progress=False)
+    library.train_from_iterator(_whole_words(words), trainer)
+    vocabulary = json.loads(library.to_str())["model"]["vocab"]
+    return _limited([(token, score) for token, score in vocabulary if _AFTER_WORD not in token], size)
+
+
+def _library(model: dict[str, Any], pattern: str) -> "Library":
+    from tokenizers import Tokenizer as Library
+
+    return Library.from_str(json.dumps(huggingface_state(model, pattern, specials={})))
+
+
+def _whole_words(words: Counter[str]) -> Iterator[str]:
+    """Every word as often as it was counted, and the common ones once more with something behind them.
+
+    The library's first candidates are the strings that are followed by two different things. Nothing ever follows a
+    word, so `` from`` would be no candidate and would stay `` fro`` and ``m`` (its issue 1027).
+    """
+    for word, count in words.items():
+        yield from repeat(word, count)
+        if count >= _COMMON:
+            yield word + _AFTER_WORD
 
 
 def _limited(vocab: list[tuple[str, float]], size: int) -> list[tuple[str, float]]:
@@ -83,15 +123,6 @@ def _limited(vocab: list[tuple[str, float]], size: int) -> list[tuple[str, float
     others = [token for token, _ in vocab if len(token) > 1]
     kept = set(others[: size - 256])
     return [(token, score) for token, score in vocab if len(token) == 1 or token in kept]
-
-
-def _trainer(kind: Kind, size: int) -> "Trainer":
-    from tokenizers import pre_tokenizers, trainers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    if kind == "bpe":
-        return trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
-    return trainers.UnigramTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
 
 
 def _pieces(texts: Iterable[str], whole: bool) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """BPE and Unigram: lossless, trained to size, sampled as defined, in agreement with the library that trains them."""
 
 import os
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -130,7 +131,7 @@ def test_sampling_is_seeded_and_follows_the_model(unigram: UnigramTokenizer) -> 
     flat = SampledTexts(unigram, texts, 0.1)
     assert flat.draw(7, 1)[0].tolist() == flat.draw(7, 1)[0].tolist() != flat.draw(7, 2)[0].tolist()
     ids, starts = flat.draw(0)
-    assert len({tuple(ids[a + 1 : b].tolist()) for a, b in pairwise(starts)}) > 40
+    assert len({tuple(ids[a + 1 : b].tolist()) for a, b in pairwise(starts)}) > 20
     sharp, starts = SampledTexts(unigram, texts, 1000.0).draw(0)
     assert all(sharp[a + 1 : b].tolist() == unigram.encode(TEXTS[0]) for a, b in pairwise(starts))
 
@@ -155,6 +156,15 @@ def test_sampled_frequencies_are_those_of_the_definition() -> None:
         assert counts[way] / words == pytest.approx(weight / sum(weights.values()), abs=0.007)
 
 
+def test_a_common_word_that_nothing_follows_becomes_a_token() -> None:
+    rng = random.Random(0)
+    names = ["".join(rng.choices("abcdefghijklmnopqrst", k=5)) for _ in range(60)]
+    texts = [f"{rng.choice(names)} comes from {rng.choice(names)}" for _ in range(400)]
+    tokenizer = train_tokenizer("unigram", texts, 400)
+    assert [tokenizer.decode([i]) for i in tokenizer.encode(texts[0])][1:3] == [" comes", " from"]
+    assert len(tokenizer.encode(texts[0])) == 4
+
+
 # Real titles
 
 
@@ -165,7 +175,7 @@ def test_titles_round_trip(titles: list[str], kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "tokens_per_title"), [("bpe", 12.5), ("unigram", 14.5)])
+@pytest.mark.parametrize(("kind", "tokens_per_title"), [("bpe", 12.5), ("unigram", 12.7)])
 def test_all_titles_round_trip_at_16k(titles: list[str], kind: str, tokens_per_title: float) -> None:
     tokenizer = train_tokenizer(kind, titles[:90_000], 16_384)  # type: ignore[arg-type]
     encoded = tokenizer.encode_batch(titles)
