@@ -37,6 +37,7 @@ class LitLanguageModel(LightningModule):
 
     config_class: type[Any]
     step_names: tuple[str, ...] = ("loss",)  # what `objective` reports, logged as train/NAME per scored target
+    passes: int = 1  # times that the network reads a batch in a step
     net: Any  # an nn.Module with ``hidden(input_ids, document_ids=...)`` and ``head(hidden)``
     scores: Any  # nn.ModuleDict of TokenMetrics by split
 

@@ -51,7 +51,7 @@ class LitGPT(LitLanguageModel):
             )
         self._init_from = init_from
         if r_drop:
-            self.step_names = "loss", "r_drop"
+            self.step_names, self.passes = ("loss", "r_drop"), 2
 
     def build_network(self) -> GPT:
         """The GPT of ``self.config``, its blocks compiled in place when asked for."""

@@ -1,13 +1,17 @@
 """The search on Hacker News titles: what it trains on and is judged by, a trial from end to end, the page."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
 from benchmarks.headlines import __main__ as search
+from benchmarks.headlines import story
 from datamodules.synthetic import headlines
+from lit_gpt import load
+from lit_gpt.run import LAST
 
 DESCRIBED = {
     "baseline": {"loss": 1.8, "whose": "somebody's"},
@@ -67,6 +71,23 @@ def test_trials_run_once_each_and_never_see_the_validation_titles(titles: Path, 
     )
     search.main(given)
     assert json.loads(search.RESULTS.read_text())["trials"]["tiny-base-1"]["loss"] == 0.5  # not run again
+
+    folder = shutil.copytree(tmp_path / "logs" / "headlines" / "tiny-wide-1337", tmp_path / "logs" / "headlines_cpu")
+    search.main(given[2:])
+    assert_told(folder / "version_0", kept["tiny-wide-1337"]["loss"], read["held_out.txt"])
+
+
+def assert_told(folder: Path, loss: float, judged: list[str]) -> None:
+    """The page has the record's figure; titles scored one by one add up to it, but for those that rows cut in two."""
+    told, page = json.loads(search.RESULTS.read_text())["records"]["headlines_cpu"], search.PAGE.read_text()
+    assert told["losses"] == [loss]
+    assert f"| **{loss:.4f}** | **{loss / 1.8:.3f}** |" in page
+    assert "`headlines_cpu` has learned" in page
+    assert told["generated"][0].replace("`", "'").replace("|", "\\|") in page
+    assert (search.PAGE.parent / "headlines_record_curves.png").stat().st_size > 1000
+    nats = story.nats_of_titles(load(folder / LAST), judged)
+    characters = sum(len(title) + story.END_MARK for title in judged)
+    assert sum(nats) / characters == pytest.approx(loss, rel=0.02)
 
 
 def test_the_trials_of_the_search_are_told_apart() -> None:

@@ -42,7 +42,7 @@ def _titles(folder: Path) -> dict[str, Any]:
     model, judged = load(folder / LAST), validation_titles(data)
     source = open_source(data["source"], documents="line", strip=data["strip"])
     training = set(list(source.documents())[: -len(judged)])
-    nats = _nats(model, judged)
+    nats = nats_of_titles(model, judged)
     hardest = sorted(zip(nats, judged, strict=True), key=lambda pair: -pair[0] / (len(pair[1]) + END_MARK))
     easiest = hardest[::-1]
     written = model.generate(num_samples=GENERATED, max_new_tokens=60, temperature=1.0, seed=1337)
@@ -55,7 +55,7 @@ def _titles(folder: Path) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def _nats(model: TextModel, titles: Sequence[str]) -> list[float]:
+def nats_of_titles(model: TextModel, titles: Sequence[str]) -> list[float]:
     """Nats of each title with its end mark, given the end mark before it."""
     eos = model.tokenizer.eos_id
     rows = [[eos, *model.tokenizer.encode(title), eos] for title in titles]

@@ -117,7 +117,8 @@ class Throughput(Callback):
         }
         net: Any = getattr(pl_module, "net", None)
         if self._peak and hasattr(net, "flops_per_token"):
-            values["train/mfu"] = rate * net.flops_per_token() / (self._peak * trainer.world_size)
+            flops = net.flops_per_token() * getattr(pl_module, "passes", 1)
+            values["train/mfu"] = rate * flops / (self._peak * trainer.world_size)
         if isinstance(pl_module, LitLanguageModel):
             pl_module.log_now(values, trainer.global_step)
         self._clear()

@@ -1,0 +1,98 @@
+"""What datamodules share whose text can be anything and whose tokenizer can be any."""
+
+from typing import Any, Literal, cast
+
+from datamodules.base import TextDataModule
+from datamodules.errors import UserError
+from datamodules.prepare import Kind, NewTokenizer
+from datamodules.sources import Documents, Source, open_source
+from datamodules.tokenizers import PatternName, Tokenizer, open_tokenizer
+
+
+def choose_tokenizer(
+    name: str,
+    vocab_size: int | None = None,
+    train_on: Literal["train", "all"] = "train",
+    pattern: PatternName = "cl100k",
+) -> Tokenizer | NewTokenizer:
+    """The tokenizer that an option names, with an end mark.
+
+    Args:
+        name: ``bpe`` or ``unigram`` (trained on the text), ``byte``, ``char``, the path of a tokenizer file, or an
+            encoding of tiktoken such as ``gpt2``.
+        vocab_size: size of one that is trained; for any other, the size it must have.
+        train_on: what one that is trained sees.
+        pattern: where text is split before one is trained.
+    """
+    if name in ("bpe", "unigram"):
+        return NewTokenizer(cast(Kind, name), vocab_size or 16_000, train_on, pattern=pattern)
+    if name == "char":
+        return NewTokenizer("char", None, "all")  # see CharDataModule
+    tokenizer = open_tokenizer(name)
+    if vocab_size not in (None, tokenizer.vocab_size):
+        raise UserError(
+            f"The tokenizer {name} has {tokenizer.vocab_size} tokens, not vocab_size {vocab_size}; leave that out."
+        )
+    return tokenizer
+
+
+class SubwordDataModule(TextDataModule):
+    """Texts of any source with any tokenizer; a subclass says how they are split.
+
+    Args:
+        source: a file, folder or glob, the name of a download, or a list of such.
+        val_source: text for validation, all of it, instead of a part of ``source``.
+        test_source: text for the test split, all of it, instead of a part of ``source``.
+        documents: what a document is: a whole ``file``, a ``line``, or a ``column`` of a table; None is what the class
+            is for.
+        column: the column to read with ``documents: column``.
+        strip: whether to drop white space at both ends of each document.
+        tokenizer: ``bpe`` or ``unigram``, trained once and kept beside the tokens; ``byte``; ``char``; a tokenizer
+            file; or an encoding of tiktoken: ``gpt2``, ``cl100k_base``, ``o200k_base``.
+        vocab_size: number of tokens of a trained tokenizer, the end mark included; None is 16,000.
+        train_tokenizer_on: the text a tokenizer is trained on: ``train``, or ``all`` splits, which leaks a little.
+        pattern: where text is split before a tokenizer is trained: as ``cl100k`` or ``gpt2`` do, or ``none``, nowhere.
+        subword_sampling: smoothing of the segmentations that a unigram tokenizer draws anew for the training text in
+            each epoch: 0 takes the likeliest ones always (validation does in any case), 1 draws by their likelihood,
+            0.2 from much flatter odds. A million words take about 8 s at the start and 0.6 s an epoch in each process.
+        **options: what every datamodule takes.
+    """
+
+    default_documents: Documents
+
+    def __init__(
+        self,
+        source: str | list[str],
+        val_source: str | list[str] | None = None,
+        test_source: str | list[str] | None = None,
+        documents: Documents | None = None,
+        column: str | None = None,
+        strip: bool = False,
+        tokenizer: str = "bpe",
+        vocab_size: int | None = None,
+        train_tokenizer_on: Literal["train", "all"] = "train",
+        pattern: PatternName = "cl100k",
+        subword_sampling: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.source, self.val_source, self.test_source = source, val_source, test_source
+        self.documents, self.column, self.strip = documents or self.default_documents, column, strip
+        self.tokenizer_name, self.wanted_vocab_size = tokenizer, vocab_size
+        self.train_tokenizer_on, self.pattern = train_tokenizer_on, pattern
+        self.subword_sampling = subword_sampling
+
+    def open_predict_source(self, spec: str | list[str]) -> Source:
+        """Read like the training text."""
+        return open_source(
+            spec, documents=self.documents, column=self.column, strip=self.strip, cache_dir=self.cache_dir
+        )
+
+    def chosen_tokenizer(self) -> Tokenizer | NewTokenizer:
+        """The tokenizer that the options name."""
+        return choose_tokenizer(self.tokenizer_name, self.wanted_vocab_size, self.train_tokenizer_on, self.pattern)
+
+    def opened_sources(self) -> tuple[Source, Source | None, Source | None]:
+        """The text, and those that validation and test have of their own."""
+        val, test = (self.open_predict_source(spec) if spec else None for spec in (self.val_source, self.test_source))
+        return self.open_predict_source(self.source), val, test
