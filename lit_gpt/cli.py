@@ -7,7 +7,7 @@ import os
 import shutil
 import warnings
 from argparse import SUPPRESS, ArgumentError
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -188,7 +188,8 @@ class LitCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise UserError(sentence(str(error), self._known_options(args))) from error
+            classes = {"model": _names(MODULES), "data": _names(DATAMODULES)}
+            raise UserError(sentence(str(error), self._known_options(args), classes)) from error
 
     def _known_options(self, given: list[str]) -> list[str]:
         """Dotted names of every option, those of the classes chosen on the command line included."""
@@ -310,6 +311,10 @@ def _quieten_lightning() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     for message in NOT_FOR_US:
         warnings.filterwarnings("ignore", message=message)
+
+
+def _names(classes: Iterable[type]) -> list[str]:
+    return [cls.__name__ for cls in classes]
 
 
 def _path(cls: type) -> str:

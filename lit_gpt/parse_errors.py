@@ -5,7 +5,8 @@ is somewhere in it.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from lit_gpt.suggest import unknown
 
@@ -22,15 +23,21 @@ WRONG_CHOICE = (
     r'Parser key "(?P<key>[\w.]+)":(?!.*Parser key)(?=.*(?P<what>Literal\[.*\])).*Given value: (?P<value>[^\n]*)'
 )
 WRONG_VALUE = r'Parser key "(?P<key>[\w.]+)":\s+(?P<what>Expected [^\n]*?)\.? Got value: (?P<value>[^\n]*)'
+#: A class that is not there, in the slot of the first line.
+WRONG_CLASS = (
+    r"Expected a dot import path string: (?P<value>[\w.]*\w)",
+    r"Problem with given class_path '(?P<value>[\w.]+)':\s+(?:module '[\w.]+' has no attribute|No module named)",
+)
 NOISE = r"(Does not validate|Subtypes:|Errors:|Given value|- Expected a <class 'NoneType'>)"
 
 
-def sentence(report: str, known: Iterable[str]) -> str:
+def sentence(report: str, known: Iterable[str], classes: Mapping[str, Iterable[str]] = MappingProxyType({})) -> str:
     """What is wrong, in one sentence with a fix.
 
     Args:
         report: The parser's message.
         known: Dotted names of all options, from which the nearest is suggested.
+        classes: The names that a slot takes, for each slot.
     """
     slot = re.match(r'Parser key "(\w+)":', report)
     prefix = slot[1] if slot else ""
@@ -38,6 +45,9 @@ def sentence(report: str, known: Iterable[str]) -> str:
         found = re.search(pattern, report)
         if found:
             return str(unknown("option", _dotted(prefix, found), known))
+    found = next((match for pattern in WRONG_CLASS if (match := re.search(pattern, report))), None)
+    if found and prefix in classes:
+        return str(unknown(prefix, found["value"], classes[prefix]))
     found = re.search(WRONG_VALUE, report) or re.match(WRONG_CHOICE, report, re.DOTALL)
     if found:
         return f"option {_dotted(prefix, found)!r} cannot be {found['value']!r}: {_readable(found['what'])}."

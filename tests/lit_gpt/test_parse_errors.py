@@ -5,6 +5,7 @@ import pytest
 from lit_gpt.parse_errors import sentence
 
 KNOWN = ["model.config.n_layer", "trainer.max_steps", "format", "source"]
+CLASSES = {"model": ["LitGPT", "LitBigram"]}
 SLOT = 'Parser key "model":\n  Does not validate against any of the Union subtypes\n  Errors:\n    - Problem:\n        '
 
 
@@ -33,10 +34,15 @@ SLOT = 'Parser key "model":\n  Does not validate against any of the Union subtyp
         ),
         ("unrecognized arguments: a.yaml --x 3", "'a.yaml' stands alone: give it as --config a.yaml."),
         ("the following arguments are required: train.source, train.out", "--source and --out must be given."),
+        (SLOT + "Expected a dot import path string: GPT.", "model 'GPT' is unknown: did you mean LitGPT?"),
+        (
+            SLOT + "Problem with given class_path 'a.B': module 'a' has no attribute 'B'",
+            "model 'a.B' is unknown: use LitGPT, LitBigram.",
+        ),
         ("Parser key \"config\": File does not exist: 'x.yaml'", "There is no configuration x.yaml"),
     ],
 )
 def test_reports_become_sentences(report: str, expected: str) -> None:
-    found = sentence(report, KNOWN)
+    found = sentence(report, KNOWN, CLASSES)
     assert expected in found
     assert "\n" not in found
