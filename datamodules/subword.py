@@ -9,33 +9,6 @@ from datamodules.sources import Documents, Source, open_source
 from datamodules.tokenizers import PatternName, Tokenizer, open_tokenizer
 
 
-def choose_tokenizer(
-    name: str,
-    vocab_size: int | None = None,
-    train_on: Literal["train", "all"] = "train",
-    pattern: PatternName = "cl100k",
-) -> Tokenizer | NewTokenizer:
-    """The tokenizer that an option names, with an end mark.
-
-    Args:
-        name: ``bpe`` or ``unigram`` (trained on the text), ``byte``, ``char``, the path of a tokenizer file, or an
-            encoding of tiktoken such as ``gpt2``.
-        vocab_size: size of one that is trained; for any other, the size it must have.
-        train_on: what one that is trained sees.
-        pattern: where text is split before one is trained.
-    """
-    if name in ("bpe", "unigram"):
-        return NewTokenizer(cast(Kind, name), vocab_size or 16_000, train_on, pattern=pattern)
-    if name == "char":
-        return NewTokenizer("char", None, "all")  # see CharDataModule
-    tokenizer = open_tokenizer(name)
-    if vocab_size not in (None, tokenizer.vocab_size):
-        raise UserError(
-            f"The tokenizer {name} has {tokenizer.vocab_size} tokens, not vocab_size {vocab_size}; leave that out."
-        )
-    return tokenizer
-
-
 class SubwordDataModule(TextDataModule):
     """Texts of any source with any tokenizer; a subclass says how they are split.
 
@@ -89,8 +62,18 @@ class SubwordDataModule(TextDataModule):
         )
 
     def chosen_tokenizer(self) -> Tokenizer | NewTokenizer:
-        """The tokenizer that the options name."""
-        return choose_tokenizer(self.tokenizer_name, self.wanted_vocab_size, self.train_tokenizer_on, self.pattern)
+        """The tokenizer that the options name, with an end mark."""
+        name, vocab_size = self.tokenizer_name, self.wanted_vocab_size
+        if name in ("bpe", "unigram"):
+            return NewTokenizer(cast(Kind, name), vocab_size or 16_000, self.train_tokenizer_on, pattern=self.pattern)
+        if name == "char":
+            return NewTokenizer("char", None, "all")  # see CharDataModule
+        tokenizer = open_tokenizer(name)
+        if vocab_size not in (None, tokenizer.vocab_size):
+            raise UserError(
+                f"The tokenizer {name} has {tokenizer.vocab_size} tokens, not vocab_size {vocab_size}; leave that out."
+            )
+        return tokenizer
 
     def opened_sources(self) -> tuple[Source, Source | None, Source | None]:
         """The text, and those that validation and test have of their own."""

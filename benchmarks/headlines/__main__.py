@@ -1,6 +1,6 @@
 """Runs the trials of benchmarks/headlines/trials.yaml that have no figure yet and writes docs/headlines.md.
 
-    python -m benchmarks.headlines --titles FILE [--only NAME ...] [--jobs 2]
+    python -m benchmarks.headlines --titles FILE [--only NAME] [--jobs 2]
 
 FILE holds the 100,000 titles of the challenge, one a line. Trials train on the first of them and are judged by the last
 5,000 of the 90,000 training titles: the 10,000 validation titles are never read here. With ``--jobs`` so many run at
@@ -8,12 +8,12 @@ once, each on one thread. Figures are kept in docs/headlines.json as they come; 
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -22,8 +22,8 @@ from typing import Any
 import yaml
 
 from benchmarks.headlines.page import page
-from benchmarks.headlines.story import stories
-from benchmarks.reproductions.results import evaluations, newest
+from benchmarks.headlines.story import tell
+from benchmarks.reproductions.results import evaluations, keep, newest
 from datamodules.files import write_text
 from lit_gpt.run import SUMMARY, read_json
 
@@ -41,7 +41,7 @@ class Run:
     name: str
     seed: int
     titles: int
-    flags: dict[str, Any] = field(hash=False)
+    flags: dict[str, Any]
 
     @property
     def key(self) -> str:
@@ -58,10 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.titles is not None:
         _cut(options.titles, {run.titles for run in missing}, options.logs_dir)
         with ThreadPoolExecutor(options.jobs) as pool:
-            for _ in pool.map(lambda run: _run(run, options), missing):
-                pass
-    if told := stories(options.logs_dir.parent, RESULTS.parent):
-        _keep_all(told)
+            list(pool.map(partial(_run, options=options), missing))
+    tell(options.logs_dir.parent, RESULTS)
     baseline = read_json(RESULTS.with_name("reproductions.json")).get("runs", {}).get("headlines_sgd", {})
     write_text(PAGE, page(described, read_json(RESULTS), baseline))
     print(f"wrote {PAGE}")
@@ -119,7 +117,10 @@ def _run(run: Run, options: argparse.Namespace) -> None:
     if status:
         print(f"{run.key} stopped with status {status}: see {log}", flush=True)
         return
-    _keep(run, _figures(newest(folder / run.key)))
+    figures = _figures(newest(folder / run.key))
+    print(f"{run.key}: {figures}", flush=True)
+    with _WRITING:
+        keep(RESULTS, "trials", run.key, figures)
 
 
 def _text(value: Any) -> str:
@@ -137,17 +138,6 @@ def _figures(folder: Path | None) -> dict[str, Any]:
         "seconds": round(summary["training_seconds"]),
         "parameters": summary["parameters"],
     }
-
-
-def _keep(run: Run, figures: dict[str, Any]) -> None:
-    print(f"{run.key}: {figures}", flush=True)
-    with _WRITING:
-        _keep_all({"trials": {**read_json(RESULTS).get("trials", {}), run.key: figures}})
-
-
-def _keep_all(found: dict[str, Any]) -> None:
-    kept = read_json(RESULTS) | found
-    write_text(RESULTS, json.dumps(kept, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

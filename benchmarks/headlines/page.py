@@ -3,6 +3,8 @@
 from statistics import fmean, stdev
 from typing import Any
 
+from benchmarks.reproductions.page import figure, table
+
 HEADER = """# The lowest loss on Hacker News titles in 7 epochs
 
 The challenge: 100,000 titles, the first 90,000 to train on for 7 epochs, the last 10,000 to judge by, seed 1337, no
@@ -34,7 +36,7 @@ def page(described: dict[str, Any], kept: dict[str, Any], baseline: dict[str, An
         trials = [trial for trial in described["trials"] if trial["scale"] == scale]
         rows = [row for trial in trials if (row := _row(trial, kept.get("trials", {})))]
         if rows:
-            parts.append(f"### {about['titles']:,} titles\n\n{about['about']}\n\n{_table(TRIALS, rows)}\n")
+            parts.append(f"### {about['titles']:,} titles\n\n{about['about']}\n\n{table(TRIALS, rows)}\n")
     return "\n".join(parts)
 
 
@@ -53,17 +55,14 @@ def _records(kept: dict[str, Any], published: dict[str, Any], ours: dict[str, An
         seconds = f"{told['training_seconds']:,.0f} + {told['validation_seconds']:,.0f}"
         rows.append([*about, f"**{last / loss:.3f}**", curve, seconds, f"{told['device']}, {told['precision']}"])
     text = f"The baseline is {loss:.4f}, {whose}. Seconds are those of training and of evaluation."
-    drawn = kept.get("drawn") or {}
-    pictures = [f"![{title}]({file})" for title, file in drawn.get("pictures", {}).items()]
-    shares = [drawn["about"], "", _table(drawn["columns"], drawn["table"]), "", *pictures] if drawn else []
-    return [f"## Results\n\n{text}\n\n{_table(RECORDS, rows)}\n", "\n".join(shares) + "\n"]
+    return [f"## Results\n\n{text}\n\n{table(RECORDS, rows)}\n", figure(kept["figures"]["drawn"]) + "\n"]
 
 
 def _story(name: str, told: dict[str, Any]) -> list[str]:
     """Titles that a model finds hard and easy, and what it writes."""
     parts = [f"## What `{name}` has learned\n"]
     for kind in ("hardest", "easiest"):
-        titles = _table(["nats", "title"], [[str(nats), _verbatim(title)] for nats, title in told[kind]])
+        titles = table(["nats", "title"], [[str(nats), _verbatim(title)] for nats, title in told[kind]])
         parts.append(f"The {kind} validation titles, by nats per character:\n\n{titles}\n")
     written = "\n".join(f"- {_verbatim(title)}" for title in told["generated"])
     parts.append(f"Written at temperature 1, {told['copied']:.1%} of them copies of a training title:\n\n{written}\n")
@@ -72,10 +71,6 @@ def _story(name: str, told: dict[str, Any]) -> list[str]:
 
 def _verbatim(title: str) -> str:
     return "`" + title.replace("`", "'").replace("|", "\\|") + "`"
-
-
-def _table(columns: list[str], rows: list[list[Any]]) -> str:
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (columns, ["---"] * len(columns), *rows))
 
 
 def _row(trial: dict[str, Any], kept: dict[str, Any]) -> list[str] | None:

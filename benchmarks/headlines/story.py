@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from benchmarks.reproductions.headlines import RUNS, draw, validation_titles
-from benchmarks.reproductions.results import evaluations, newest
-from datamodules.sources import open_source
+from benchmarks.reproductions.headlines import RUNS, draw, split_titles
+from benchmarks.reproductions.results import evaluations, keep, trained
 from lit_gpt import load
 from lit_gpt.generate import TextModel
 from lit_gpt.run import LAST, SUMMARY, read_json
@@ -20,12 +19,13 @@ SHOWN, GENERATED = 10, 200
 END_MARK = 5  # characters that the challenge counts for it
 
 
-def stories(logs: Path, docs: Path) -> dict[str, Any]:
-    """Figures, titles and pictures of the records that there are runs for, by name."""
-    folders = {name: folder for name in RECORDS if (folder := newest(logs / name)) and (folder / LAST).is_file()}
-    told = {name: {**_figures(folder), **_titles(folder)} for name, folder in folders.items()}
-    drawn = draw([*RUNS, *RECORDS], logs, docs / "headlines_record") if folders else None
-    return {"records": told, "drawn": drawn} if told else {}
+def tell(logs: Path, results: Path) -> None:
+    """Keep figures, titles and pictures of the records that there are runs for."""
+    folders = {name: folder for name in RECORDS if (folder := trained(logs / name))}
+    for name, folder in folders.items():
+        keep(results, "records", name, {**_figures(folder), **_titles(folder)})
+    if folders:
+        keep(results, "figures", "drawn", draw([*RUNS, *RECORDS], logs, results.with_name("headlines_record")))
 
 
 def _figures(folder: Path) -> dict[str, Any]:
@@ -39,18 +39,16 @@ def _figures(folder: Path) -> dict[str, Any]:
 def _titles(folder: Path) -> dict[str, Any]:
     """The hardest validation titles, some generated ones, and how many of those copy a training title."""
     data = yaml.safe_load((folder / "config.yaml").read_text())["data"]["init_args"]
-    model, judged = load(folder / LAST), validation_titles(data)
-    source = open_source(data["source"], documents="line", strip=data["strip"])
-    training = set(list(source.documents())[: -len(judged)])
+    model, (training, judged) = load(folder / LAST), split_titles(data)
     nats = nats_of_titles(model, judged)
     hardest = sorted(zip(nats, judged, strict=True), key=lambda pair: -pair[0] / (len(pair[1]) + END_MARK))
-    easiest = hardest[::-1]
+    known = set(training)
     written = model.generate(num_samples=GENERATED, max_new_tokens=60, temperature=1.0, seed=1337)
     return {
         "hardest": [[round(n, 1), title] for n, title in hardest[:SHOWN]],
-        "easiest": [[round(n, 1), title] for n, title in easiest[:SHOWN]],
+        "easiest": [[round(n, 1), title] for n, title in hardest[: -SHOWN - 1 : -1]],
         "generated": written[:SHOWN],
-        "copied": sum(title in training for title in written) / len(written),
+        "copied": sum(title in known for title in written) / len(written),
     }
 
 

@@ -9,7 +9,6 @@ gave is kept in reproductions.json beside the page; with ``--steps 0`` nothing i
 """
 
 import argparse
-import json
 import signal
 import subprocess
 import sys
@@ -17,13 +16,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from benchmarks.reproductions.figures import FIGURES
 from benchmarks.reproductions.page import page
-from benchmarks.reproductions.results import evaluations, newest, read_run
+from benchmarks.reproductions.results import evaluations, keep, newest, read_run
 from benchmarks.reproductions.rows import PROJECTS, ROWS, Row
 from datamodules.files import write_text
 from datamodules.sources import open_source
@@ -66,24 +64,18 @@ def _run_all(options: argparse.Namespace, run: Callable[[Row, argparse.Namespace
         if options.steps != 0 and not _finished(options.logs_dir / name):
             run(ROWS[name], options)
         if (folder := newest(options.logs_dir / name)) and evaluations(folder):
-            _keep(options.out / RESULTS, "runs", name, read_run(ROWS[name], folder))
+            keep(options.out / RESULTS, "runs", name, read_run(ROWS[name], folder))
             _write_page(options)
     for project in PROJECTS:
         for figure in project.figures:
             found = FIGURES[figure](options.logs_dir, options.out)
             if found is not None:
-                _keep(options.out / RESULTS, "figures", figure, found)
+                keep(options.out / RESULTS, "figures", figure, found)
     _write_page(options)
 
 
 def _write_page(options: argparse.Namespace) -> None:
     write_text(options.out / PAGE, page(read_json(options.out / RESULTS)))
-
-
-def _keep(path: Path, kind: str, name: str, value: Any) -> None:
-    kept = read_json(path)
-    kept.setdefault(kind, {})[name] = value
-    write_text(path, json.dumps(kept, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def _finished(runs: Path) -> bool:

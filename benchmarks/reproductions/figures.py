@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.reproductions.headlines import losses, pictures
-from benchmarks.reproductions.results import evaluations, newest
+from benchmarks.reproductions.results import evaluations, newest, trained
 from lit_gpt import load
 from lit_gpt.run import LAST
 
@@ -94,8 +94,8 @@ def _excess(plain: torch.Tensor, rows: torch.Tensor, weight: torch.Tensor) -> fl
 
 
 def _last(runs: Path) -> Path | None:
-    folder = newest(runs)
-    return folder / LAST if folder is not None and (folder / LAST).is_file() else None
+    folder = trained(runs)
+    return folder / LAST if folder else None
 
 
 FIGURES: dict[str, Figure] = {

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import yaml
 
-from benchmarks.reproductions.results import evaluations, newest
+from benchmarks.reproductions.results import evaluations, newest, trained
 from datamodules.sources import open_source
 from lit_gpt import load
 from lit_gpt.generate import TextModel
@@ -29,7 +29,7 @@ def pictures(logs: Path, docs: Path) -> dict[str, Any] | None:
 
 def draw(names: Sequence[str], logs: Path, target: Path) -> dict[str, Any] | None:
     """Draw those of the runs that there are; files begin with the name of ``target``. None when there is no run."""
-    folders = {name: folder for name in names if (folder := newest(logs / name)) and (folder / LAST).is_file()}
+    folders = {name: folder for name in names if (folder := trained(logs / name))}
     if not folders:
         return None
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ def _frequencies(folders: dict[str, Path], models: dict[str, TextModel], path: P
     table = []
     for (axis,), (name, model) in zip(axes, models.items(), strict=True):
         data = yaml.safe_load((folders[name] / "config.yaml").read_text())["data"]["init_args"]
-        actual, predicted, first = _shares(model, validation_titles(data)[:TITLES], packed=data["rows"] == "packed")
+        actual, predicted, first = _shares(model, split_titles(data)[1][:TITLES], packed=data["rows"] == "packed")
         top = np.argsort(-actual, kind="stable")[:TOP]
         eos = model.tokenizer.eos_id
         for shift, values, label in ((-0.2, actual, "data"), (0.2, predicted, "predicted")):
@@ -146,10 +146,11 @@ def _frequencies(folders: dict[str, Path], models: dict[str, TextModel], path: P
     return table
 
 
-def validation_titles(data: dict[str, Any]) -> list[str]:
-    """The last tenth of the text of a run's data options."""
+def split_titles(data: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The text of a run's data options: its training titles, and the last tenth."""
     titles = list(open_source(data["source"], documents="line", strip=data["strip"]).documents())
-    return titles[int(len(titles) * 0.9) :]
+    training = int(len(titles) * 0.9)
+    return titles[:training], titles[training:]
 
 
 @torch.inference_mode()

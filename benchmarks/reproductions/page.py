@@ -30,7 +30,7 @@ def page(results: dict[str, Any]) -> str:
     """The whole page."""
     runs, figures = results.get("runs", {}), results.get("figures", {})
     rows = [row for project in PROJECTS for row in project.rows]
-    parts = [INTRO, _table(COLUMNS, (_summary(row, runs.get(row.name)) for row in rows))]
+    parts = [INTRO, table(COLUMNS, (_summary(row, runs.get(row.name)) for row in rows))]
     return "\n".join([*parts, *(line for project in PROJECTS for line in _project(project, runs, figures))])
 
 
@@ -74,12 +74,12 @@ def _project(project: Project, runs: dict[str, Run], figures: dict[str, Any]) ->
     compared = [line for row, run in done for line in _comparison(row, run)]
     if compared:
         columns = ("run", "step", "metric", "published", "original code on our text", "ours", "ratio")
-        yield "\n" + _table(columns, compared)
+        yield "\n" + table(columns, compared)
     if done:
-        yield "\n" + _table(_COURSE, (line for row, run in done for line in _course(row, run)))
+        yield "\n" + table(_COURSE, (line for row, run in done for line in _course(row, run)))
     yield from _notes(project)
     yield from (line for row, run in done for line in _texts(row, run))
-    yield from (_figure(figures[name]) for name in project.figures if name in figures)
+    yield from (figure(figures[name]) for name in project.figures if name in figures)
 
 
 def _command(row: Row) -> str:
@@ -146,15 +146,17 @@ def _texts(row: Row, run: Run) -> Iterator[str]:
         yield f"\n`{row.name}` goes on from {start} with `{text!r}`."
 
 
-def _figure(figure: dict[str, Any]) -> str:
-    parts = [f"\n{figure['about']}\n"]
-    if "table" in figure:
-        parts.append(_table(figure["columns"], figure["table"]))
-    parts += [f"![{title}]({path})" for title, path in figure.get("pictures", {}).items()]
+def figure(found: dict[str, Any]) -> str:
+    """What a figure is about, its table and its pictures."""
+    parts = [f"\n{found['about']}\n"]
+    if "table" in found:
+        parts.append(table(found["columns"], found["table"]))
+    parts += [f"![{title}]({path})" for title, path in found.get("pictures", {}).items()]
     return "\n".join(parts)
 
 
-def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown."""
     head = list(columns)
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

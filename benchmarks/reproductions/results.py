@@ -1,10 +1,12 @@
 """What a run of the reproductions left in its folder, as plain values for reproductions.json."""
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
 from benchmarks.reproductions.rows import Row
+from datamodules.files import write_text
 from lit_gpt import load
 from lit_gpt.run import LAST, SUMMARY, read_json
 
@@ -18,6 +20,19 @@ _FROM_SUMMARY = ("finished", "parameters", "training_seconds", "validation_secon
 def newest(runs: Path) -> Path | None:
     """The folder of the last run below ``logs/NAME``."""
     return max(runs.glob("version_*"), key=lambda folder: int(folder.name.split("_")[1]), default=None)
+
+
+def trained(runs: Path) -> Path | None:
+    """The same, if it has weights."""
+    folder = newest(runs)
+    return folder if folder is not None and (folder / LAST).is_file() else None
+
+
+def keep(path: Path, kind: str, name: str, value: Any) -> None:
+    """Put a value into a file of results, beside what it holds."""
+    kept = read_json(path)
+    kept.setdefault(kind, {})[name] = value
+    write_text(path, json.dumps(kept, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def evaluations(folder: Path) -> list[dict[str, str]]:
