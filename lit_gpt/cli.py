@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
@@ -122,7 +123,7 @@ class LitCLI(LightningCLI):
         except (MisconfigurationException, ModuleNotFoundError) as error:
             raise UserError(sentence(str(error), [])) from error
         finally:
-            if self.claimed and not (self.claimed / "config.yaml").is_file():
+            if self.claimed and not (self.claimed / runs.CONFIG).is_file():
                 shutil.rmtree(self.claimed, ignore_errors=True)
                 with suppress(OSError):  # other runs are there
                     self.claimed.parent.rmdir()
@@ -225,7 +226,7 @@ class LitCLI(LightningCLI):
 
     def _choose_folder(self) -> None:
         config = self.config[self.verb]
-        self.hash = _hash({key: _plain(config[key]) for key in ("model", "data", "seed_everything")})
+        self.settings = _settings(config)
         root = Path(config.logs_dir)
         obstacles = self._obstacles(root, config.name) if config.resume else {}
         unfinished = next((folder for folder, obstacle in obstacles.items() if obstacle is None), None)
@@ -245,7 +246,14 @@ class LitCLI(LightningCLI):
         os.environ[FOLDER_VARIABLE] = str(self.folder)
 
     def _obstacles(self, root: Path, name: str) -> dict[Path, str | None]:
-        return {folder: runs.obstacle(folder, self.hash) for folder in runs.newest_first(root, name)}
+        return {folder: runs.obstacle(folder, self.settings, self._read) for folder in runs.newest_first(root, name)}
+
+    def _read(self, path: Path) -> runs.Settings | None:
+        """The settings of a run's own file; options that did not exist then have their defaults."""
+        try:
+            return _settings(self._parser(self.verb).parse_path(path))
+        except ArgumentError:
+            return None
 
     # ---- objects
 
@@ -295,7 +303,7 @@ class LitCLI(LightningCLI):
 
     def _callbacks(self) -> list[Callback]:
         config = self.config[self.verb]
-        summary = RunSummary(self.hash, config.seed_everything)
+        summary = RunSummary(_hash(self.settings), config.seed_everything)
         resolved = self._parser(self.verb).dump(config, skip_unset=False)
         callbacks: list[Callback] = [RunFolder(self.folder, resolved), Throughput(), ExactResume()]
         callbacks += [summary, LogArtifacts()]
@@ -330,8 +338,10 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _plain(value: Any) -> Any:
-    return value.as_dict() if hasattr(value, "as_dict") else value
+def _settings(config: Namespace) -> runs.Settings:
+    """Every option that decides the weights, by its dotted name, with its value as JSON."""
+    deciding = Namespace({key: config[key] for key in ("model", "data", "seed_everything")})
+    return {name: json.dumps(value, sort_keys=True, default=str) for name, value in vars(deciding.as_flat()).items()}
 
 
 def _hash(value: Any) -> str:

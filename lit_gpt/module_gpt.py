@@ -44,7 +44,7 @@ class LitGPT(LitLanguageModel):
         super().__init__(config, optimizer, compile=compile, init_from=init_from, r_drop=r_drop)
         if r_drop < 0:
             raise UserError(f"r_drop is {r_drop}: give 0 for none, or a positive weight.")
-        if r_drop and not self.config.dropout:
+        if r_drop and not max(self.config.dropout, self.config.score_dropout):
             raise UserError(
                 f"r_drop {r_drop} compares passes that differ by dropout alone, and config.dropout is 0: set it, to "
                 "0.1 for example, or leave r_drop out."

@@ -2,12 +2,15 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from datamodules.errors import UserError
 
-SUMMARY = "summary.json"
+Settings: TypeAlias = dict[str, Any]
+
+SUMMARY, CONFIG = "summary.json", "config.yaml"
 LAST = Path("checkpoints") / "last.ckpt"
 
 
@@ -36,14 +39,28 @@ def newest_first(root: Path, name: str) -> list[Path]:
     return sorted((root / name).glob("version_*"), key=_version, reverse=True)
 
 
-def obstacle(folder: Path, fingerprint: str) -> str | None:
-    """Why a run cannot go on under the configuration with this hash, None when it can."""
+def obstacle(folder: Path, settings: Settings, read: Callable[[Path], Settings | None]) -> str | None:
+    """Why a run cannot go on under these settings, None when it can.
+
+    Args:
+        folder: The run's.
+        settings: The value of every option that decides the weights, by its name.
+        read: The same of a run's configuration file; None where options of that file are gone.
+    """
     summary = read_json(folder / SUMMARY)
     if summary.get("finished"):
         return "is finished"
     if not summary or not (folder / LAST).is_file():
         return "has saved no checkpoint"
-    return None if summary["hashes"]["config"] == fingerprint else "has another configuration"
+    theirs = read(folder / CONFIG)
+    if theirs is None:
+        return "is of another version"
+    apart = [name for name in sorted(settings | theirs) if settings.get(name) != theirs.get(name)]
+    if not apart:
+        return None
+    more = f" and {len(apart) - 1} more" if len(apart) > 1 else ""
+    values = f"{theirs.get(apart[0])} there, {settings.get(apart[0])} here"
+    return f"has another configuration ({apart[0]} is {values}{more})"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.files import write_text
 from lit_gpt.loggers import MetricsCSV
+from lit_gpt.run import CONFIG
 
 
 class RunFolder(Callback):
@@ -25,7 +26,7 @@ class RunFolder(Callback):
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The checkpoint, if any, has been accepted."""
-        write_text(self.folder / "config.yaml", self.config)
+        write_text(self.folder / CONFIG, self.config)
         for logger in trainer.loggers if trainer.ckpt_path else ():
             if isinstance(logger, MetricsCSV):
                 logger.rewind(trainer.global_step)

@@ -61,8 +61,11 @@ def test_headlines_are_judged_by_the_challenge_and_other_texts_are_not(
     assert not [name for name in summary["final"] if "train_eval/challenge" in name]
 
 
-def test_r_drop_by_one_key(fit: Fit) -> None:
-    folder = fit("--model.r_drop", "1.0", "--model.config.dropout", "0.2", "--model.optimizer.lr", "0.01")
+@pytest.mark.parametrize("kind", ["dropout", "attention_dropout"])
+def test_r_drop_by_one_key(kind: str, fit: Fit) -> None:
+    with pytest.raises(UserError, match="passes that differ by dropout alone"):
+        fit("--model.r_drop", "1.0")
+    folder = fit("--model.r_drop", "1.0", f"--model.config.{kind}", "0.2", "--model.optimizer.lr", "0.01")
     found = [(float(row["train/loss"]), float(row["train/r_drop"])) for row in rows(folder) if row["train/loss"]]
     assert len(found) == 6
     assert all(0 < kl < loss for loss, kl in found[1:])

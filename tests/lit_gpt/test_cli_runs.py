@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,6 +167,39 @@ def test_resume_auto_says_why_it_starts_anew(fit: Fit, capsys: pytest.CaptureFix
     assert f"{first} is finished: a new run starts in {second}\n" in capsys.readouterr().out
 
 
+def unfinished(folder: Path) -> Path:
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"finished": False}))
+    return folder / "config.yaml"
+
+
+def test_resume_auto_names_the_option_that_differs(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    unfinished(fit())
+    fit("--resume", "auto", "--model.optimizer.lr", "0.5", "--data.seed", "3")
+    reason = "(data.init_args.seed is 1337 there, 3 here and 1 more)"
+    assert f"has another configuration {reason}: a new run starts in" in capsys.readouterr().out
+
+
+def test_a_run_from_before_an_option_goes_on_where_the_option_has_its_default(
+    fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = unfinished(fit())
+    lines = config.read_text().splitlines(keepends=True)
+    config.write_text("".join(line for line in lines if "attention_gate:" not in line))
+    fit("--resume", "auto", "--model.config.attention_gate", "true")
+    reason = "(model.init_args.config.attention_gate is false there, true here)"
+    assert f"has another configuration {reason}" in capsys.readouterr().out
+    shutil.rmtree(Path("logs", "run", "version_1"))
+    assert fit("--resume", "auto", "--trainer.max_steps", "8") == config.parent
+
+
+def test_a_run_with_options_that_are_gone_is_of_another_version(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    config = unfinished(fit())
+    config.write_text(config.read_text().replace("attention_gate:", "attention_door:"))
+    fit("--resume", "auto")
+    assert "is of another version: a new run starts in" in capsys.readouterr().out
+
+
 # ---- the folder
 
 
@@ -192,8 +226,7 @@ def test_without_loggers_a_run_keeps_its_folder(fit: Fit, text: Path, capsys: py
     folder = fit("--trainer.logger", "false")
     assert {path.name for path in Path().iterdir()} == {"logs", text.name}
     assert {path.name for path in folder.iterdir()} == {"checkpoints", "config.yaml", "metrics.csv", "summary.json"}
-    summary = json.loads((folder / "summary.json").read_text())
-    (folder / "summary.json").write_text(json.dumps(summary | {"finished": False}))
+    unfinished(folder)
     capsys.readouterr()
     fit("--trainer.logger", "false", "--resume", "auto", "--trainer.max_steps", "8")
     assert f"going on with {Path('logs', 'run', 'version_0')}" in capsys.readouterr().out
