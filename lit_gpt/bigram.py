@@ -56,7 +56,11 @@ class Bigram(nn.Module):
         """Logits after each token, (B, T, V). Masks, documents and caches (`context`) cannot matter to one token."""
         raise NotImplementedError
 
-    def head(self, hidden: Tensor) -> Tensor:
+    def head_weights(self) -> list[Tensor]:
+        """None."""
+        return []
+
+    def head(self, hidden: Tensor, weights: list[Tensor] | None = None) -> Tensor:
         """The features are the logits."""
         return hidden
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.errors import UserError
+from lit_gpt.composed import ComposedEmbedding
 from lit_gpt.version import CHECKPOINT_FORMAT
 
 if TYPE_CHECKING:
@@ -180,7 +181,10 @@ def load(path: str | Path, device: str = "cpu") -> "TextModel":
     tokenizer = checkpoint[KEY]["tokenizer"]
     if tokenizer is None:
         raise UserError(f"checkpoint {str(path)!r} holds no tokenizer: it was trained on ready-made token ids.")
-    return TextModel(build_network(checkpoint).to(device), tokenizer_from_dict(tokenizer))
+    net = build_network(checkpoint)
+    if isinstance(embedding := getattr(net, "wte", None), ComposedEmbedding):
+        net.wte = embedding.plain()
+    return TextModel(net.to(device), tokenizer_from_dict(tokenizer))
 
 
 def build_network(checkpoint: dict[str, Any]) -> nn.Module:

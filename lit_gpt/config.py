@@ -67,6 +67,12 @@ class GPTConfig:
     """Rotate queries and keys by their position (RoPE)."""
     rope_base: float = 10000.0
     """Wavelength of RoPE's slowest pair of channels, in tokens / 2 pi."""
+    token_parts: bool = False
+    """Compose the vector of a token of its own and of those of its parts that other tokens have too: the word in small
+    letters, its capitals and space, its first and last letters. Rare tokens then learn from frequent ones: for words of
+    a small corpus."""
+    n_parts: int | None = None
+    """Number of parts that tokens share; left out, the data's tokenizer decides."""
     ngrams: list[int] = field(default_factory=list)
     """Also add a learned vector for each run of so many tokens that ends here, such as [2, 3, 4]: statistics of short
     runs for hardly any FLOPs, for small networks and short trainings."""
@@ -161,6 +167,7 @@ class GPTConfig:
             "n_embd",
             "mlp_width",
             "pad_vocab_to",
+            "n_parts",
             "ngram_rows",
             "ngram_width",
         ):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import UserError
+from lit_gpt.composed import folded
 from lit_gpt.model import GPT, GPTConfig
 
 Config = dict[str, Any]
@@ -46,6 +47,7 @@ SAME: dict[str, tuple[Any, ...]] = {
     "attention_gate": (False,),
     "layer_scale": (None,),
     "ngrams": ([],),
+    "token_parts": (False,),
 }
 GPT2 = Family(
     model_type="gpt2",
@@ -104,6 +106,7 @@ def to_huggingface(config: GPTConfig, state: State, eos_id: int | None) -> tuple
         UserError: Options that the architecture does not have; each is named.
     """
     family = LLAMA if config.rope else GPT2
+    config, state = plain_table(config, state)
     _check_options(family, config)
     full = _with_every_tensor(family, config)
     theirs = _gpt2_config(full) if family is GPT2 else _llama_config(full)
@@ -138,8 +141,17 @@ def _with_every_tensor(family: Family, config: GPTConfig) -> GPTConfig:
 
 def without_padding(config: GPTConfig, state: State) -> State:
     """Tensors without the rows that pad the vocabulary."""
-    rows = {"wte.weight", "lm_head.weight", "lm_head.bias"}
+    rows = {"wte.weight", "lm_head.weight", "lm_head.bias", "wte.parts"}
     return {name: tensor[: config.vocab_size] if name in rows else tensor for name, tensor in state.items()}
+
+
+def plain_table(config: GPTConfig, state: State) -> tuple[GPTConfig, State]:
+    """The same function with a table of token vectors that stands alone, without `token_parts`."""
+    if not config.token_parts:
+        return config, state
+    own, shared, parts = (state[f"wte.{name}"] for name in ("weight", "shared.weight", "parts"))
+    rest = {name: tensor for name, tensor in state.items() if not name.startswith("wte.")}
+    return replace(config, token_parts=False, n_parts=None), {**rest, "wte.weight": folded(own, shared, parts)}
 
 
 def _their_tensors(family: Family, config: GPTConfig, state: State) -> Iterator[tuple[str, Tensor]]:

@@ -29,6 +29,7 @@ from lit_gpt.attention import (
     rotate,
     rotation,
 )
+from lit_gpt.composed import ComposedEmbedding
 from lit_gpt.config import PRESETS, GPTConfig
 from lit_gpt.ngrams import NgramEmbedding
 
@@ -39,6 +40,13 @@ def _norm(config: GPTConfig) -> nn.Module:
     if config.norm == "rmsnorm":
         return nn.RMSNorm(config.n_embd, eps=1e-6, elementwise_affine=config.norm_gain)
     return nn.LayerNorm(config.n_embd, eps=1e-5, elementwise_affine=config.norm_gain, bias=config.bias)
+
+
+def _token_embedding(config: GPTConfig) -> nn.Embedding:
+    if not config.token_parts:
+        return nn.Embedding(config.vocab_rows, config.n_embd)
+    assert config.n_parts is not None, "GPTConfig.n_parts is not set: the data's tokenizer decides it"
+    return ComposedEmbedding(config.vocab_rows, config.n_parts, config.n_embd)
 
 
 def _layer_scale(config: GPTConfig) -> nn.Parameter | None:
@@ -144,7 +152,7 @@ class GPT(nn.Module):
         """Build and initialise the model; `config.vocab_size` must be known."""
         super().__init__()
         self.config = config
-        self.wte = nn.Embedding(config.vocab_rows, config.n_embd)
+        self.wte = _token_embedding(config)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.learned_positions else None
         self.ngrams = _ngrams(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -190,9 +198,20 @@ class GPT(nn.Module):
         mask = attention_mask_for(input_ids, past, **masks, flex=self._flex_allowed(input_ids))
         return self.norm(self._run_blocks(x, self._rotation(past, T, x.device), mask, cache))
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V) of features (..., C): softcapped, without the rows that pad the vocabulary."""
-        logits = F.linear(hidden, self.wte.weight) if self.lm_head is None else self.lm_head(hidden)
+    def head_weights(self) -> list[Tensor]:
+        """Weight (and bias) of the head: its own, or the vectors of the tokens when they are tied."""
+        if self.lm_head is not None:
+            return list(self.lm_head.parameters())
+        return [self.wte.table() if isinstance(self.wte, ComposedEmbedding) else self.wte.weight]
+
+    def head(self, hidden: Tensor, weights: list[Tensor] | None = None) -> Tensor:
+        """Logits (..., V) of features (..., C): softcapped, without the rows that pad the vocabulary.
+
+        Args:
+            hidden: From `hidden`.
+            weights: From `head_weights`, for a caller that asks more than once.
+        """
+        logits = F.linear(hidden, *(weights or self.head_weights()))
         logits, cap = logits[..., : self.config.vocab_size], self.config.softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -209,7 +228,7 @@ class GPT(nn.Module):
         """
         total = sum(p.numel() for p in self.parameters())
         runs = 0 if self.ngrams is None else self.ngrams.table.weight.numel()
-        tokens = 0 if embeddings else self.wte.weight.numel() + runs
+        tokens = 0 if embeddings else sum(p.numel() for p in self.wte.parameters()) + runs
         places = 0 if positions or self.wpe is None else self.wpe.weight.numel()
         return total - tokens - places
 
@@ -237,10 +256,12 @@ class GPT(nn.Module):
         for module in self.blocks.modules():
             if isinstance(module, Attention) and module.gate is not None:
                 nn.init.zeros_(module.gate.weight)
+        if isinstance(self.wte, ComposedEmbedding):
+            nn.init.zeros_(self.wte.shared.weight)  # a new network starts as if it had none
         if self.wpe is not None:
             nn.init.normal_(self.wpe.weight, std=self.config.position_std)
         if self.ngrams is not None:
-            nn.init.zeros_(self.ngrams.table.weight)  # a new network starts as if it had none
+            nn.init.zeros_(self.ngrams.table.weight)  # likewise
             nn.init.normal_(self.ngrams.mix.weight, std=self.config.n_embd**-0.5)
         self._scale_outputs()
 

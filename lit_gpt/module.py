@@ -11,6 +11,7 @@ factor is exactly 1.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import UserError
 from lit_gpt import checkpoint
-from lit_gpt.loss import IGNORE, score, summed_nats
+from lit_gpt.loss import IGNORE, Head, score, summed_nats
 from lit_gpt.metrics import TokenMetrics, per_text
 from lit_gpt.optim import OptimizerConfig, StepSchedule, build_optimizer, describe_groups, has_bfloat16
 
@@ -38,7 +39,7 @@ class LitLanguageModel(LightningModule):
     config_class: type[Any]
     step_names: tuple[str, ...] = ("loss",)  # what `objective` reports, logged as train/NAME per scored target
     passes: int = 1  # times that the network reads a batch in a step
-    net: Any  # an nn.Module with ``hidden(input_ids, document_ids=...)`` and ``head(hidden)``
+    net: Any  # an nn.Module with ``hidden(input_ids, document_ids=...)``, ``head(hidden)`` and ``head_weights()``
     scores: Any  # nn.ModuleDict of TokenMetrics by split
 
     def __init__(self, config: Any, optimizer: Any, **options: Any) -> None:
@@ -62,20 +63,19 @@ class LitLanguageModel(LightningModule):
         """The network for ``self.config``, whose vocabulary is known by now."""
         raise NotImplementedError
 
-    def head_parameters(self) -> list[Tensor]:
-        """What ``net.head`` multiplies hidden states with; the chunked loss adds up its gradients itself."""
-        raise NotImplementedError
-
     # ---- the network, once the data is known
 
     def configure_model(self) -> None:
         """Take the vocabulary from the data, write it back to the hyper-parameters and build the network once."""
         if hasattr(self, "net"):
             return
-        data = self._data()
-        self.config.vocab_size = _vocabulary(self.config.vocab_size, getattr(data, "vocab_size", None))
+        self.complete_config(self._data())
         self._store_hyper_parameters()
         self.net = self.build_network()
+
+    def complete_config(self, data: Any) -> None:
+        """Take from the data what ``self.config`` leaves to it."""
+        self.config.vocab_size = _vocabulary(self.config.vocab_size, getattr(data, "vocab_size", None))
 
     def _data(self) -> Any:
         return getattr(self._trainer, "datamodule", None)
@@ -105,9 +105,13 @@ class LitLanguageModel(LightningModule):
 
     def batch_nats(self, batch: Batch) -> Tensor:
         """Summed nats over the scored targets of ``batch``, differentiable."""
-        return summed_nats(
-            self._hidden(batch), self.net.head, self.head_parameters(), batch["targets"], self.config.vocab_size
-        )
+        head, weights = self._head()
+        return summed_nats(self._hidden(batch), head, weights, batch["targets"], self.config.vocab_size)
+
+    def _head(self) -> tuple[Head, list[Tensor]]:
+        """The network's head and what it multiplies with; the chunked loss adds up the gradients of that itself."""
+        weights = self.net.head_weights()
+        return partial(self.net.head, weights=weights), weights
 
     def _hidden(self, batch: Batch) -> Tensor:
         # Rows are padded on the right, where causal attention already hides pads from real tokens: no mask is passed,
@@ -188,7 +192,7 @@ class LitLanguageModel(LightningModule):
 
     def token_scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Nats and rank of every target, each (B, T)."""
-        return score(self._hidden(batch), self.net.head, batch["targets"], self.config.vocab_size)
+        return score(self._hidden(batch), self._head()[0], batch["targets"], self.config.vocab_size)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The batch's ``targets``, ``document`` and, for each target, ``nats`` and ``rank``."""

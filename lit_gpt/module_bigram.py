@@ -33,10 +33,6 @@ class LitBigram(LitLanguageModel):
         """The table of ``self.config``."""
         return bigram(self.config)
 
-    def head_parameters(self) -> list[Tensor]:
-        """None: the table's rows are the logits."""
-        return []
-
     def batch_nats(self, batch: Batch) -> Tensor:
         """Summed nats; the counting kind then counts the batch."""
         nats = super().batch_nats(batch)

@@ -4,6 +4,7 @@ from datamodules.tokenizers.base import END_MARK, Tokenizer
 from datamodules.tokenizers.bpe import ENCODINGS, PATTERNS, BPETokenizer, PatternName
 from datamodules.tokenizers.files import load_tokenizer, open_tokenizer, save_tokenizer, tokenizer_from_dict
 from datamodules.tokenizers.huggingface import from_huggingface, to_huggingface
+from datamodules.tokenizers.parts import token_parts
 from datamodules.tokenizers.simple import ByteTokenizer, CharTokenizer
 from datamodules.tokenizers.training import train_tokenizer
 from datamodules.tokenizers.unigram import UnigramTokenizer
@@ -23,6 +24,7 @@ __all__ = [
     "open_tokenizer",
     "save_tokenizer",
     "to_huggingface",
+    "token_parts",
     "tokenizer_from_dict",
     "train_tokenizer",
 ]

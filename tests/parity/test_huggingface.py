@@ -16,9 +16,11 @@ from datamodules.tokenizers import (
     Tokenizer,
     open_tokenizer,
     to_huggingface,
+    token_parts,
     train_tokenizer,
 )
 from lit_gpt.checkpoint import KEY, PREFIX, build_network
+from lit_gpt.composed import ComposedEmbedding
 from lit_gpt.decode import Sampling, decode
 from lit_gpt.interop import export_huggingface, import_checkpoint, load_weights
 from lit_gpt.model import GPT, GPTConfig
@@ -140,6 +142,7 @@ SHAPES = {
     "gpt2-erf": {"activation": "gelu", "dropout": 0.1, "mlp_width": 40},
     "gpt2-untied": {"tied_head": False, "activation": "relu"},
     "gpt2-no-bias": {"bias": False, "bias_qkv": False},
+    "gpt2-parts": {"token_parts": True, "n_parts": 40},
     "gpt2-plain-norm": {"norm_gain": False},
     "llama": {"n_kv_head": 2},
     "llama-one-key": {"n_kv_head": 1, "rope_base": 500.0, "mlp_width": 48},
@@ -157,6 +160,8 @@ def trained(tokenizer: Tokenizer, preset: str, **options: Any) -> tuple[GPT, dic
     config = GPTConfig.from_preset(preset, **{**small, "pad_vocab_to": 64, **options})
     net = GPT(config).eval()
     disturb(net)
+    if isinstance(net.wte, ComposedEmbedding):
+        net.wte.compose(token_parts(tokenizer))
     entry = {"network": "GPT", "config": asdict(config), "tokenizer": tokenizer.to_dict(), "fingerprints": {}}
     state = {PREFIX + name: tensor for name, tensor in net.state_dict().items()}
     return net, {KEY: {"format": 1, **entry}, "state_dict": state}
