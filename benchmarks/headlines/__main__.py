@@ -8,6 +8,7 @@ once, each on one thread. Figures are kept in docs/headlines.json as they come; 
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -98,18 +99,18 @@ def _cut(titles: Path, sizes: set[int], folder: Path) -> None:
 def _run(run: Run, options: argparse.Namespace) -> None:
     folder = options.logs_dir
     flags = {
-        "data.source": folder / f"first_{run.titles}.txt",
-        "data.val_source": folder / "held_out.txt",
+        "data.source": str(folder / f"first_{run.titles}.txt"),
+        "data.val_source": str(folder / "held_out.txt"),
         "seed_everything": run.seed,
         "data.seed": run.seed,
         "samples.max_new_tokens": 0,
-        "logs_dir": folder,
+        "logs_dir": str(folder),
         "name": run.key,
         "resume": "auto",
         **run.flags,
     }
     environment = os.environ | ({"OMP_NUM_THREADS": "1"} if options.jobs > 1 else {})
-    given = [f"--{name}={_text(value)}" for name, value in flags.items()]
+    given = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in flags.items()]
     log = folder / f"{run.key}.log"
     with log.open("w") as file:
         command = [sys.executable, "-m", "lit_gpt", "fit", "--config", BASE, *given]
@@ -121,10 +122,6 @@ def _run(run: Run, options: argparse.Namespace) -> None:
     print(f"{run.key}: {figures}", flush=True)
     with _WRITING:
         keep(RESULTS, "trials", run.key, figures)
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _figures(folder: Path | None) -> dict[str, Any]:
