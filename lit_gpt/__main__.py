@@ -54,7 +54,7 @@ def _guarded(arguments: list[str]) -> None:
     # runs on the machine; a short spin, then sleep, is the fastest of three on a quiet one too (docs/LOG.md). Read when
     # torch is loaded, so it is set here.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    _keep_freed_memory()
+    keep_freed_memory()
     try:
         _dispatch(arguments[0], arguments[1:])
     except UserError as error:
@@ -66,7 +66,7 @@ def _guarded(arguments: list[str]) -> None:
         sys.exit(130)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc keep what torch frees for the next step instead of giving it back and faulting it in again: a step on
     the CPU at 16,000 tokens takes 6 % less (docs/LOG.md). Other systems have no ``mallopt`` or none that knows these.
     """

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -45,6 +46,27 @@ def test_a_mistake_exits_with_2_and_no_traceback(tmp_path: Path) -> None:
         assert err.startswith("lit_gpt: ")
         assert "Traceback" not in err
         assert err.count("\n") == 1
+
+
+STEPS = """
+import resource, sys
+from lit_gpt.__main__ import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+for _ in range(10):
+    step = [b"x" * (30 << 20) for _ in range(3)]
+    del step
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_what_a_step_frees_serves_the_next() -> None:
+    faults = [
+        int(subprocess.run([sys.executable, "-c", STEPS, kind], capture_output=True, check=True, text=True).stdout)
+        for kind in ("kept", "default")
+    ]
+    assert faults[0] < faults[1] / 3
 
 
 def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
