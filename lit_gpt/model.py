@@ -211,7 +211,10 @@ class GPT(nn.Module):
             hidden: From `hidden`.
             weights: From `head_weights`, for a caller that asks more than once.
         """
-        logits = F.linear(hidden, *(weights or self.head_weights()))
+        if weights is None and self.lm_head is not None:
+            logits = self.lm_head(hidden)  # the layer itself: decoding makes it fast for few rows
+        else:
+            logits = F.linear(hidden, *(weights or self.head_weights()))
         logits, cap = logits[..., : self.config.vocab_size], self.config.softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 

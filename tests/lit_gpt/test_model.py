@@ -278,6 +278,14 @@ def test_the_whole_model_runs_in_bfloat16() -> None:
     assert (rough - exact).abs().max() < 0.05 * exact.abs().max()
 
 
+def test_the_head_is_the_layer_that_decoding_makes_fast() -> None:
+    net, ids = small(softcap=None), tokens(2, 8)
+    assert net.lm_head is not None
+    before, plain = net(ids), net.lm_head.forward
+    net.lm_head.forward = lambda x: 2 * plain(x)  # type: ignore[method-assign]
+    torch.testing.assert_close(net(ids), 2 * before)
+
+
 def test_weights_are_named_plainly_and_nothing_else_is_saved() -> None:
     net = small(tied_head=True, learned_positions=True, activation="swiglu")
     block = ("attn.qkv", "attn.proj", "mlp.fc", "mlp.proj", "mlp.gate")
