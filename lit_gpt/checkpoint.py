@@ -6,7 +6,6 @@ loads under ``weights_only=True``.
 """
 
 import importlib
-import json
 import pickle
 import zipfile
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import UserError
 from lit_gpt.composed import ComposedEmbedding
+from lit_gpt.config import as_typed
 from lit_gpt.version import CHECKPOINT_FORMAT
 
 if TYPE_CHECKING:
@@ -136,8 +136,8 @@ def check_network(checkpoint: dict[str, Any], net: nn.Module, config: Any) -> No
 
 
 def _differs(names: list[str], there: dict[str, Any], here: dict[str, Any]) -> UserError:
-    has, wanted = (", ".join(f"{name} {_typed(values[name])}" for name in names[:4]) for values in (there, here))
-    flags = " ".join(f"--model.config.{name} {_typed(there[name])}" for name in names)
+    has, wanted = (", ".join(f"{name} {as_typed(values[name])}" for name in names[:4]) for values in (there, here))
+    flags = " ".join(f"--model.config.{name} {as_typed(there[name])}" for name in names)
     few = len(names) <= 4
     return UserError(
         f"the checkpoint has {has}, not {wanted}{'' if few else f', and {len(names) - 4} more fields differ'}: set "
@@ -153,10 +153,6 @@ def _meant(config: Any, name: str) -> Any:
 def _same_shapes(state: dict[str, Tensor], net: nn.Module) -> bool:
     stored = {name.removeprefix(PREFIX): value.shape for name, value in state.items() if name.startswith(PREFIX)}
     return stored == {name: value.shape for name, value in net.state_dict().items()}
-
-
-def _typed(value: Any) -> str:
-    return json.dumps(value).strip('"')
 
 
 def _starts_like_zip(path: Path) -> bool:

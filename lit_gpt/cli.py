@@ -246,7 +246,13 @@ class LitCLI(LightningCLI):
         os.environ[FOLDER_VARIABLE] = str(self.folder)
 
     def _obstacles(self, root: Path, name: str) -> dict[Path, str | None]:
-        return {folder: runs.obstacle(folder, self.settings, self._read) for folder in runs.newest_first(root, name)}
+        """What is in the way of each run from the newest on, up to the first that can go on."""
+        found: dict[Path, str | None] = {}
+        for folder in runs.newest_first(root, name):
+            found[folder] = runs.obstacle(folder, self.settings, self._read)
+            if found[folder] is None:
+                break
+        return found
 
     def _read(self, path: Path) -> runs.Settings | None:
         """The settings of a run's own file; options that did not exist then have their defaults."""

@@ -3,6 +3,7 @@
 Each field is one idea and combines with the others. The defaults are the modern recipe at a laptop's size.
 """
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -35,6 +36,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     | {"n_kv_head": 4, "norm_gain": True, "activation": "swiglu", "qk_norm": False, "softcap": None, "init": "gpt2"},
     "modern": SMALL,
 }
+
+
+def as_typed(value: Any) -> str:
+    """A value as people type it in YAML and on the command line: null, true, 0.5, gelu."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 @dataclass

@@ -4,7 +4,6 @@ Both directions walk over the same table of names. What is the same function in 
 bias is a bias of zeros, a norm without a gain has gains of one); what would be another function is refused by name.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from datamodules.errors import UserError
 from lit_gpt.composed import folded
+from lit_gpt.config import as_typed
 from lit_gpt.model import GPT, GPTConfig
 
 Config = dict[str, Any]
@@ -126,11 +126,6 @@ def _check_options(family: Family, config: GPTConfig) -> None:
             f"{have} cannot be expressed in Hugging Face's {family.architecture}, which needs {need}: train with that, "
             "or export with --format safetensors."
         )
-
-
-def as_typed(value: Any) -> str:
-    """A value as people type it in YAML and on the command line: null, true, 0.5, gelu."""
-    return json.dumps(value).strip('"')
 
 
 def _with_every_tensor(family: Family, config: GPTConfig) -> GPTConfig:

@@ -21,7 +21,8 @@ from datamodules.reading import needs_hf_extra
 from datamodules.tokenizers import Tokenizer, load_tokenizer, open_tokenizer, tokenizer_from_dict
 from datamodules.tokenizers import to_huggingface as tokenizer_to_huggingface
 from lit_gpt.checkpoint import FREE, KEY, PREFIX, is_ours, read
-from lit_gpt.huggingface import Config, State, as_typed, from_huggingface, to_huggingface, without_padding
+from lit_gpt.config import as_typed
+from lit_gpt.huggingface import Config, State, from_huggingface, to_huggingface, without_padding
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.version import CHECKPOINT_FORMAT
 

@@ -8,7 +8,6 @@ once, each on one thread. Figures are kept in docs/headlines.json as they come; 
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from benchmarks.headlines.page import page
 from benchmarks.headlines.story import tell
 from benchmarks.reproductions.results import evaluations, keep, newest
 from datamodules.files import write_text
+from lit_gpt.config import as_typed
 from lit_gpt.run import SUMMARY, read_json
 
 TRIALS = Path(__file__).with_name("trials.yaml")
@@ -110,7 +110,7 @@ def _run(run: Run, options: argparse.Namespace) -> None:
         **run.flags,
     }
     environment = os.environ | ({"OMP_NUM_THREADS": "1"} if options.jobs > 1 else {})
-    given = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in flags.items()]
+    given = [f"--{name}={as_typed(value)}" for name, value in flags.items()]
     log = folder / f"{run.key}.log"
     with log.open("w") as file:
         command = [sys.executable, "-m", "lit_gpt", "fit", "--config", BASE, *given]

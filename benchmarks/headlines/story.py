@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import yaml
 
 from benchmarks.reproductions.headlines import RUNS, draw, split_titles
-from benchmarks.reproductions.results import evaluations, keep, trained
+from benchmarks.reproductions.results import configured, evaluations, keep, trained
 from lit_gpt import load
 from lit_gpt.generate import TextModel
 from lit_gpt.run import LAST, SUMMARY, read_json
@@ -38,7 +37,7 @@ def _figures(folder: Path) -> dict[str, Any]:
 
 def _titles(folder: Path) -> dict[str, Any]:
     """The hardest validation titles, some generated ones, and how many of those copy a training title."""
-    data = yaml.safe_load((folder / "config.yaml").read_text())["data"]["init_args"]
+    data = configured(folder)["data"]["init_args"]
     model, (training, judged) = load(folder / LAST), split_titles(data)
     nats = nats_of_titles(model, judged)
     hardest = sorted(zip(nats, judged, strict=True), key=lambda pair: -pair[0] / (len(pair[1]) + END_MARK))

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
-from benchmarks.reproductions.results import evaluations, newest, trained
+from benchmarks.reproductions.results import configured, evaluations, newest, trained
 from datamodules.sources import open_source
 from lit_gpt import load
 from lit_gpt.generate import TextModel
@@ -95,7 +94,7 @@ def _curves(folders: dict[str, Path], path: Path) -> None:
 
 def _epochs(folder: Path, steps: list[int]) -> list[float]:
     """Steps in epochs; a run without max_steps is evaluated at the end of each."""
-    planned = yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_steps"]
+    planned = configured(folder)["trainer"]["max_steps"]
     return [EPOCHS * step / (planned if planned > 0 else EPOCHS * steps[0]) for step in steps]
 
 
@@ -131,7 +130,7 @@ def _frequencies(folders: dict[str, Path], models: dict[str, TextModel], path: P
     figure, axes = _figure(len(models), 1, (9, 3 * len(models)))
     table = []
     for (axis,), (name, model) in zip(axes, models.items(), strict=True):
-        data = yaml.safe_load((folders[name] / "config.yaml").read_text())["data"]["init_args"]
+        data = configured(folders[name])["data"]["init_args"]
         actual, predicted, first = _shares(model, split_titles(data)[1][:TITLES], packed=data["rows"] == "packed")
         top = np.argsort(-actual, kind="stable")[:TOP]
         eos = model.tokenizer.eos_id

@@ -5,10 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from benchmarks.reproductions.rows import Row
 from datamodules.files import write_text
 from lit_gpt import load
-from lit_gpt.run import LAST, SUMMARY, read_json
+from lit_gpt.run import CONFIG, LAST, SUMMARY, read_json
 
 KEPT = (
     *("loss", "top1", "top5", "bpb", "nats_per_char"),
@@ -26,6 +28,12 @@ def trained(runs: Path) -> Path | None:
     """The same, if it has weights."""
     folder = newest(runs)
     return folder if folder is not None and (folder / LAST).is_file() else None
+
+
+def configured(folder: Path) -> dict[str, Any]:
+    """The resolved configuration of a run."""
+    config: dict[str, Any] = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    return config
 
 
 def keep(path: Path, kind: str, name: str, value: Any) -> None:
