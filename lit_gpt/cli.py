@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import logging
 import os
 import shutil
-import warnings
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -40,6 +38,7 @@ from lit_gpt.callbacks.throughput import Throughput
 from lit_gpt.config import PRESETS
 from lit_gpt.loggers import MetricsCSV
 from lit_gpt.parse_errors import sentence
+from lit_gpt.quiet import quieten_lightning
 
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # our loaders give each process its rows
@@ -61,16 +60,6 @@ OWN = {
     "predict": ("predictions",),
 }
 Matmul = Literal["highest", "high", "medium"]
-
-#: Lightning's warnings that do not apply: our loaders are fast without workers, and batches are dicts of one size.
-NOT_FOR_US = (
-    ".*isinstance.treespec, LeafSpec.. is deprecated.*",
-    ".*does not have many workers.*",
-    ".*Checkpoint directory .* exists and is not empty.*",
-    ".*The number of training batches .* is smaller than the logging interval.*",
-    ".*callbacks used to create the checkpoint need to be provided.*",
-    ".*Trying to infer the `batch_size` from an ambiguous collection.*",
-)
 
 
 def run(verb: str, arguments: list[str]) -> None:
@@ -94,7 +83,7 @@ class LitCLI(LightningCLI):
     """
 
     def __init__(self, verb: str, arguments: list[str]) -> None:
-        _quieten_lightning()
+        quieten_lightning()
         read_null()
         self.verb = verb
         self.preset = preset(arguments)
@@ -318,13 +307,6 @@ class LitCLI(LightningCLI):
         if config.early_stopping:
             callbacks.append(EarlyStopping("val/loss", patience=config.early_stopping))
         return callbacks
-
-
-def _quieten_lightning() -> None:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    for message in NOT_FOR_US:
-        warnings.filterwarnings("ignore", message=message)
 
 
 def _names(classes: Iterable[type]) -> list[str]:

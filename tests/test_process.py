@@ -160,6 +160,7 @@ def test_two_processes_equal_one_and_hand_over(tmp_path: Path, text: Path) -> No
         resume = ["--ckpt_path", str(folder / "checkpoints" / "last.ckpt")] if folder.exists() else []
         status, _, err = finish(lit_gpt("fit", *flags, steps, "--name", name, *more, *resume, cwd=tmp_path))
         assert status == 0, err
+        assert "recommended" not in err
     one, *others = (losses(tmp_path / "logs" / name / "version_0") for name in ("one", "two", "mixed"))
     for other in others:
         assert one.keys() == other.keys()
