@@ -1,6 +1,7 @@
 """The search on Hacker News titles: what it trains on and is judged by, a trial from end to end, the page."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -63,6 +64,9 @@ def test_trials_run_once_each_and_never_see_the_validation_titles(titles: Path, 
     assert kept["tiny-base-1"]["loss"] != kept["tiny-base-2"]["loss"]
     assert kept["tiny-wide-1337"]["parameters"] > kept["tiny-base-1"]["parameters"]
     page = search.PAGE.read_text()
+    assert re.search(
+        r"Trained 3 times .* it takes \d+\.\d+, \d+\.\d+, \d+\.\d+ tokens a held-out title, and \d+\.\d% and", page
+    )
     mean = (kept["tiny-base-1"]["loss"] + kept["tiny-base-2"]["loss"]) / 2
     assert f"| `base` | as it is | 2 | {mean:.4f} |" in page
     assert f"| {kept['tiny-wide-1337']['loss'] - mean:+.4f} |" in page

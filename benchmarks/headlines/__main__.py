@@ -23,6 +23,7 @@ import yaml
 
 from benchmarks.headlines.page import page
 from benchmarks.headlines.story import tell
+from benchmarks.headlines.variation import variation
 from benchmarks.reproductions.results import evaluations, keep, newest
 from datamodules.files import write_text
 from lit_gpt.config import as_typed
@@ -60,6 +61,9 @@ def main(arguments: list[str] | None = None) -> None:
         _cut(options.titles, {run.titles for run in missing}, options.logs_dir)
         with ThreadPoolExecutor(options.jobs) as pool:
             list(pool.map(partial(_run, options=options), missing))
+        if "tokenizers" not in read_json(RESULTS):
+            training = _training(options.titles)
+            keep(RESULTS, "tokenizers", "unigram", variation(training[:-HELD_OUT], training[-HELD_OUT:]))
     tell(options.logs_dir.parent, RESULTS)
     baseline = read_json(RESULTS.with_name("reproductions.json")).get("runs", {}).get("headlines_sgd", {})
     write_text(PAGE, page(described, read_json(RESULTS), baseline))
@@ -89,11 +93,15 @@ def runs(described: dict[str, Any]) -> list[Run]:
 def _cut(titles: Path, sizes: set[int], folder: Path) -> None:
     """The files that trials read: the first titles of the training part, and its last for judging."""
     folder.mkdir(parents=True, exist_ok=True)
-    with titles.open(encoding="utf-8") as file:
-        training = list(islice(file, TRAINING))
+    training = [f"{title}\n" for title in _training(titles)]
     write_text(folder / "held_out.txt", "".join(training[-HELD_OUT:]))
     for size in sizes:
         write_text(folder / f"first_{size}.txt", "".join(training[:-HELD_OUT][:size]))
+
+
+def _training(titles: Path) -> list[str]:
+    with titles.open(encoding="utf-8") as file:
+        return [line.rstrip("\n") for line in islice(file, TRAINING)]
 
 
 def _run(run: Run, options: argparse.Namespace) -> None:

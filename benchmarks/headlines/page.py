@@ -31,6 +31,7 @@ def page(described: dict[str, Any], kept: dict[str, Any], baseline: dict[str, An
     parts = [HEADER, *_records(kept, described["baseline"], baseline)]
     for name, told in kept.get("records", {}).items():
         parts += _story(name, told)
+    parts += [_variation(told) for told in kept.get("tokenizers", {}).values()]
     parts.append("## Trials\n\n" + described["about"])
     for scale, about in described["scales"].items():
         trials = [trial for trial in described["trials"] if trial["scale"] == scale]
@@ -67,6 +68,18 @@ def _story(name: str, told: dict[str, Any]) -> list[str]:
     written = "\n".join(f"- {_verbatim(title)}" for title in told["generated"])
     parts.append(f"Written at temperature 1, {told['copied']:.1%} of them copies of a training title:\n\n{written}\n")
     return parts
+
+
+def _variation(told: dict[str, Any]) -> str:
+    """How far the tokenizer moves from one training to the next."""
+    common = " and ".join(f"{share:.1%}" for share in told["common"])
+    tokens = ", ".join(f"{count:.3f}" for count in told["tokens"])
+    times = len(told["tokens"])
+    return (
+        "## The tokenizer\n\nUnigram's training is not deterministic, so a run keeps the tokenizer that it trained. "
+        f"Trained {times} times on the same training titles, it takes {tokens} tokens a held-out title, and {common} of "
+        "its tokens are those of the first.\n"
+    )
 
 
 def _verbatim(title: str) -> str:

@@ -1,0 +1,18 @@
+"""How far a Unigram vocabulary moves when it is trained again on the same titles: its sums run in parallel."""
+
+from datamodules.tokenizers import train_tokenizer
+
+TIMES, VOCABULARY = 3, 16_000
+
+
+def variation(training: list[str], others: list[str]) -> dict[str, list[float]]:
+    """Of tokenizers trained on the same titles: the share of tokens that each has in common with the first, and its
+    tokens for each of the other titles, end marks counted.
+    """
+    trained = [train_tokenizer("unigram", training, VOCABULARY) for _ in range(TIMES)]
+    first = set(trained[0].tokens)  # type: ignore[attr-defined]
+    tokens = [sum(len(tokenizer.encode(title)) + 1 for title in others) for tokenizer in trained]
+    return {
+        "common": [round(len(first & set(one.tokens)) / len(first), 5) for one in trained[1:]],  # type: ignore[attr-defined]
+        "tokens": [round(count / len(others), 4) for count in tokens],
+    }
