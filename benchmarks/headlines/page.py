@@ -77,8 +77,8 @@ def _variation(told: dict[str, Any]) -> str:
     times = len(told["tokens"])
     return (
         "## The tokenizer\n\nUnigram's training is not deterministic, so a run keeps the tokenizer that it trained. "
-        f"Trained {times} times on the same training titles, it takes {tokens} tokens a held-out title, and {common} of "
-        "its tokens are those of the first.\n"
+        f"Trained {times} times on the same training titles, it takes {tokens} tokens a held-out title, and {common} "
+        "of its tokens are those of the first.\n"
     )
 
 
