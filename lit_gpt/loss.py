@@ -23,8 +23,8 @@ IGNORE = -100
 #: Logits held at once: 2**25 float32 numbers are 128 MiB. A character model never reaches it and runs as one chunk.
 MAX_LOGITS = 2**25
 #: The same on a CPU, where glibc asks the system anew for every tensor of 32 MiB or more: a little less. With 16,000
-#: tokens and 256 channels, one thread takes 2.0 s for 4,096 targets instead of 2.9, and 2.4 s for R-Drop on 2,048
-#: instead of 4.3; with 16,384, where 2**23 numbers are 32 MiB exactly, two threads take 0.8 s instead of 1.7.
+#: tokens and 256 channels, one thread takes 2.0 s for 4,096 targets instead of 2.9; with 16,384, where 2**23 numbers
+#: are 32 MiB exactly, two threads take 0.8 s instead of 1.7.
 MAX_LOGITS_CPU = 2**23 - 2**15
 
 
