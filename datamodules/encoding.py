@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from io import BufferedReader
 from queue import SimpleQueue
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
@@ -34,9 +34,13 @@ class Encoded(NamedTuple):
     bytes: int
 
 
-def encode(tokenizer: Tokenizer, texts: list[str]) -> list[Encoded]:
-    """Encodes each text alone."""
-    return [Encoded(tokenizer.encode_array(text), len(text), len(text.encode())) for text in texts]
+#: Pieces of text, each with whether it is the beginning of its document.
+Job: TypeAlias = list[tuple[str, bool]]
+
+
+def encode(tokenizer: Tokenizer, job: Job) -> list[Encoded]:
+    """Encodes each piece alone."""
+    return [Encoded(tokenizer.encode_array(text, start), len(text), len(text.encode())) for text, start in job]
 
 
 def useful_workers(tokenizer: Tokenizer, chars: int) -> int:
@@ -47,7 +51,7 @@ def useful_workers(tokenizer: Tokenizer, chars: int) -> int:
     return workers if workers > 1 else 0
 
 
-def encode_all(tokenizer: Tokenizer, jobs: Iterable[list[str]], workers: int) -> Iterator[list[Encoded]]:
+def encode_all(tokenizer: Tokenizer, jobs: Iterable[Job], workers: int) -> Iterator[list[Encoded]]:
     """Encodes jobs in their order, on ``workers`` processes or here; at most two jobs a worker are in memory."""
     if workers == 0:
         yield from (encode(tokenizer, job) for job in jobs)
@@ -66,7 +70,7 @@ def encode_all(tokenizer: Tokenizer, jobs: Iterable[list[str]], workers: int) ->
             yield waiting.popleft().result()
 
 
-def _encode_on(free: "SimpleQueue[_Worker]", job: list[str]) -> list[Encoded]:
+def _encode_on(free: "SimpleQueue[_Worker]", job: Job) -> list[Encoded]:
     worker = free.get()
     try:
         return worker.encode(job)
@@ -98,9 +102,9 @@ class _Worker:
         with suppress(BrokenPipeError):  # of a job that nobody waits for any more
             self.requests.close()
 
-    def encode(self, texts: list[str]) -> list[Encoded]:
+    def encode(self, job: Job) -> list[Encoded]:
         try:
-            _send(self.requests, texts)
+            _send(self.requests, job)
             reply = pickle.load(self.replies)
         except (EOFError, BrokenPipeError):
             raise UserError(
@@ -116,9 +120,9 @@ def serve() -> None:
     requests, replies = cast(BufferedReader, sys.stdin.buffer), sys.stdout.buffer
     tokenizer = tokenizer_from_dict(pickle.load(requests))
     while requests.peek(1):
-        texts = pickle.load(requests)
+        job = pickle.load(requests)
         try:
-            _send(replies, encode(tokenizer, texts))
+            _send(replies, encode(tokenizer, job))
         except UserError as error:
             _send(replies, error)
 

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from datamodules.encoding import Encoded, encode_all, useful_workers
+from datamodules.encoding import Encoded, Job, encode_all, useful_workers
 from datamodules.errors import UserError
 from datamodules.files import default_cache_dir, locked
 from datamodules.progress import progress
@@ -47,6 +47,7 @@ class NewTokenizer:
         eos: whether documents end with a mark; if not, they are joined by newlines.
         unknown: what a character outside a character vocabulary does.
         pattern: where text is split before a vocabulary of ``bpe`` or ``unigram`` is learned.
+        prefix_space: whether each document has a space before it.
     """
 
     kind: Kind
@@ -55,6 +56,7 @@ class NewTokenizer:
     eos: bool = True
     unknown: Literal["error", "unk"] = "error"
     pattern: PatternName = "cl100k"
+    prefix_space: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,10 +196,13 @@ def _encoded(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[tuple[str, bool, 
     """Split, whether a document ends, and ids, piece by piece."""
     heads: list[list[tuple[str, bool]]] = []  # of the jobs under way
 
-    def jobs() -> Iterator[list[str]]:
+    def jobs() -> Iterator[Job]:
+        start = True
         for group in _grouped(recipe.pieces()):
             heads.append([(piece.split, piece.end) for piece in group])
-            yield [piece.text for piece in group]
+            starts = [start, *(piece.end for piece in group)]
+            start = starts.pop()
+            yield [(piece.text, first) for piece, first in zip(group, starts, strict=True)]
 
     chars = recipe.scanned.chars
     with progress("Encoding", chars) as advance:
@@ -227,7 +232,8 @@ def _train(made: NewTokenizer, recipe: Recipe) -> Tokenizer:
     texts = (piece.text for piece in recipe.pieces() if made.train_on == "all" or piece.split == "train")
     if made.kind == "char":
         return CharTokenizer.from_texts(texts, made.unknown, made.eos)
-    return train_tokenizer(made.kind, texts, made.vocab_size, pattern=made.pattern, eos=made.eos)
+    size, prefix = made.vocab_size, made.prefix_space
+    return train_tokenizer(made.kind, texts, size, pattern=made.pattern, eos=made.eos, prefix_space=prefix)
 
 
 def _texts_and_joints(scanners: list[Scanner], eos: bool) -> Iterator[str]:

@@ -25,6 +25,8 @@ class SubwordDataModule(TextDataModule):
         vocab_size: number of tokens of a trained tokenizer, the end mark included; None is 16,000.
         train_tokenizer_on: the text a tokenizer is trained on: ``train``, or ``all`` splits, which leaks a little.
         pattern: where text is split before a tokenizer is trained: as ``cl100k`` or ``gpt2`` do, or ``none``, nowhere.
+        prefix_space: whether a trained tokenizer puts a space before each document: its first word is then the token
+            that it is elsewhere.
         subword_sampling: smoothing of the segmentations that a unigram tokenizer draws anew for the training text in
             each epoch: 0 takes the likeliest ones always (validation does in any case), 1 draws by their likelihood,
             0.2 from much flatter odds. A million words take about 8 s at the start and 0.6 s an epoch in each process.
@@ -45,6 +47,7 @@ class SubwordDataModule(TextDataModule):
         vocab_size: int | None = None,
         train_tokenizer_on: Literal["train", "all"] = "train",
         pattern: PatternName = "cl100k",
+        prefix_space: bool = False,
         subword_sampling: float = 0.0,
         **options: Any,
     ) -> None:
@@ -52,7 +55,7 @@ class SubwordDataModule(TextDataModule):
         self.source, self.val_source, self.test_source = source, val_source, test_source
         self.documents, self.column, self.strip = documents or self.default_documents, column, strip
         self.tokenizer_name, self.wanted_vocab_size = tokenizer, vocab_size
-        self.train_tokenizer_on, self.pattern = train_tokenizer_on, pattern
+        self.train_tokenizer_on, self.pattern, self.prefix_space = train_tokenizer_on, pattern, prefix_space
         self.subword_sampling = subword_sampling
 
     def open_predict_source(self, spec: str | list[str]) -> Source:
@@ -65,7 +68,12 @@ class SubwordDataModule(TextDataModule):
         """The tokenizer that the options name, with an end mark."""
         name, vocab_size = self.tokenizer_name, self.wanted_vocab_size
         if name in ("bpe", "unigram"):
-            return NewTokenizer(cast(Kind, name), vocab_size or 16_000, self.train_tokenizer_on, pattern=self.pattern)
+            kind, size = cast(Kind, name), vocab_size or 16_000
+            return NewTokenizer(
+                kind, size, self.train_tokenizer_on, pattern=self.pattern, prefix_space=self.prefix_space
+            )
+        if self.prefix_space:
+            raise UserError(f"prefix_space is for a bpe or unigram that is trained here, not for {name}: leave it out.")
         if name == "char":
             return NewTokenizer("char", None, "all")  # see CharDataModule
         tokenizer = open_tokenizer(name)

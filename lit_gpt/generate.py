@@ -25,6 +25,7 @@ class Tokenizer(Protocol):
 
     vocab_size: int
     eos_id: int | None
+    prefix_space: bool
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text."""
@@ -36,8 +37,9 @@ class Tokenizer(Protocol):
 class _Text:
     """The text of one row as it grows. Held back: half a character, and what may be the beginning of a stop string."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], prompt: str) -> None:
         self.tokenizer = tokenizer
+        self.prefixed = tokenizer.prefix_space and not prompt  # the text's first space is the tokenizer's
         self.stop = [s.encode() for s in stop]
         self.held = b""
         self.ended = False
@@ -49,7 +51,9 @@ class _Text:
             return ""
         if token == self.tokenizer.eos_id:
             return self.end()
-        self.held += self.tokenizer.decode_bytes([token])
+        piece = self.tokenizer.decode_bytes([token])
+        self.held += piece.removeprefix(b" ") if self.prefixed else piece
+        self.prefixed = False
         places = [place for place in map(self.held.find, self.stop) if place >= 0]
         if places:
             self.held = self.held[: min(places)]
@@ -125,7 +129,7 @@ class TextModel:
             raise UserError(f"num_samples is {num_samples}: give at least 1.")
         prompts = [prompt] if isinstance(prompt, str) else prompt
         rows = [ids for ids in (self._encode(p, new_document) for p in prompts) for _ in range(num_samples)]
-        texts = [_Text(self.tokenizer, stop) for _ in rows]
+        texts = [_Text(self.tokenizer, stop, p) for p in prompts for _ in range(num_samples)]
         pieces: list[list[str]] = [[] for _ in rows]
         for tokens in self._decode(rows, max_new_tokens, Sampling(temperature, top_k, top_p, min_p), seed, cache):
             for text, written, token in zip(texts, pieces, tokens, strict=True):
@@ -148,7 +152,7 @@ class TextModel:
         seed: int | None = None,
     ) -> Iterator[str]:
         """Continue one text piece by piece; the pieces joined are what `generate` returns for the same arguments."""
-        text = _Text(self.tokenizer, stop)
+        text = _Text(self.tokenizer, stop, prompt)
         sampling = Sampling(temperature, top_k, top_p, min_p)
         for (token,) in self._decode([self._encode(prompt, new_document)], max_new_tokens, sampling, seed, cache=True):
             yield text.add(token)

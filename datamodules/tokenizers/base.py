@@ -24,14 +24,19 @@ class Tokenizer(ABC):
     Attributes:
         vocab_size: number of ids; every id is in ``range(vocab_size)``.
         eos_id: id of the end mark between documents, or None. Text never encodes to it, not even its own name.
+        prefix_space: whether a text is encoded with a space before it, which `decode` takes away.
     """
 
     vocab_size: int
     eos_id: int | None
+    prefix_space: bool = False
 
     @abstractmethod
-    def encode_array(self, text: str) -> Ids:
-        """Ids of ``text`` as an array (T,): the fast way for long texts. A lone surrogate raises `UserError`."""
+    def encode_array(self, text: str, start: bool = True) -> Ids:
+        """Ids of ``text`` as an array (T,): the fast way for long texts. A lone surrogate raises `UserError`.
+
+        Without ``start`` the text goes on from another: no space comes before it.
+        """
 
     @abstractmethod
     def token_bytes(self, token_id: int) -> bytes:

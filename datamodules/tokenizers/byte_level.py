@@ -1,6 +1,7 @@
 """What BPE and Unigram share: tokens of bytes, a pattern of splits, special marks; and their Hugging Face form."""
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -23,9 +24,18 @@ class ByteLevelTokenizer(Tokenizer):
         pattern: regular expression of the splits.
         specials: ids of the marks that no text encodes to, by name.
         eos: the name among ``specials`` that ends documents, or None.
+        prefix_space: whether a space comes before each text, so that a word is the same token at its beginning as
+            elsewhere.
     """
 
-    def __init__(self, tokens: list[str], pattern: str, specials: dict[str, int], eos: str | None = None) -> None:
+    def __init__(
+        self,
+        tokens: list[str],
+        pattern: str,
+        specials: dict[str, int],
+        eos: str | None = None,
+        prefix_space: bool = False,
+    ) -> None:
         if missing := {chr(byte) for byte in range(256)}.difference(tokens):
             raise UserError(f"The vocabulary lacks {len(missing)} of the 256 bytes, so some text would have no ids.")
         self.tokens = tokens
@@ -33,18 +43,30 @@ class ByteLevelTokenizer(Tokenizer):
         self.specials = specials
         self.vocab_size = len(tokens)
         self.eos = eos
+        self.prefix_space = prefix_space
         self.eos_id = None if eos is None else specials[eos]
 
     @abstractmethod
     def _encode_short(self, text: str) -> Ids:
         """Ids of at most `LONGEST` characters of valid Unicode."""
 
-    def encode_array(self, text: str) -> Ids:
+    def encode_array(self, text: str, start: bool = True) -> Ids:
         """See `Tokenizer`."""
         check_unicode(text)  # the libraries below replace a lone surrogate in silence, or stop with a TypeError
+        if start:
+            text = self.prefixed(text)
         if len(text) <= LONGEST:
             return self._encode_short(text)
         return np.concatenate([self._encode_short(piece.text) for piece in cut([text], LONGEST)])
+
+    def prefixed(self, text: str) -> str:
+        """``text`` as it is split into tokens; an empty one stays empty."""
+        return f" {text}" if self.prefix_space and text else text
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """See `Tokenizer`."""
+        text = super().decode(ids)
+        return text.removeprefix(" ") if self.prefix_space else text
 
     def token_bytes(self, token_id: int) -> bytes:
         """See `Tokenizer`; an unused id stands for nothing."""
@@ -52,7 +74,8 @@ class ByteLevelTokenizer(Tokenizer):
 
     def to_dict(self) -> dict[str, Any]:
         """Tokens, pattern and marks; 0.8 MB as a pickle for gpt2."""
-        return {"tokens": self.tokens, "pattern": self.pattern, "specials": self.specials, "eos": self.eos}
+        state = {"tokens": self.tokens, "pattern": self.pattern, "specials": self.specials, "eos": self.eos}
+        return state | ({"prefix_space": True} if self.prefix_space else {})
 
     @cached_property
     def ids_by_bytes(self) -> dict[bytes, int]:
@@ -96,18 +119,26 @@ def special_tokens(specials: dict[str, int]) -> list[dict[str, Any]]:
     return [{"id": token_id, "content": name, **flags, "special": True} for name, token_id in marks]
 
 
-def huggingface_state(model: dict[str, Any], pattern: str, specials: dict[str, int]) -> dict[str, Any]:
+#: Hugging Face's steps that put a space before a text, and that take it away again.
+PREPEND: dict[str, Any] = {"type": "Prepend", "prepend": " "}
+_STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+
+
+def huggingface_state(
+    model: dict[str, Any], pattern: str, specials: dict[str, int], prefix_space: bool = False
+) -> dict[str, Any]:
     """A byte-level Hugging Face ``tokenizer.json`` around ``model``: split by ``pattern``, then bytes."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    decoder = byte_level | {"use_regex": True}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": special_tokens(specials),
-        "normalizer": None,
+        "normalizer": PREPEND if prefix_space else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
         "post_processor": None,
-        "decoder": byte_level | {"use_regex": True},
+        "decoder": {"type": "Sequence", "decoders": [decoder, _STRIP]} if prefix_space else decoder,
         "model": model,
     }

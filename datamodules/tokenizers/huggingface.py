@@ -7,6 +7,7 @@ from datamodules.errors import UserError
 from datamodules.tokenizers.base import END_MARK, Tokenizer
 from datamodules.tokenizers.bpe import PATTERNS, BPETokenizer
 from datamodules.tokenizers.byte_level import (
+    PREPEND,
     ByteLevelTokenizer,
     from_visible,
     huggingface_state,
@@ -37,7 +38,8 @@ def to_huggingface(tokenizer: Tokenizer) -> dict[str, Any]:
     """
     match tokenizer:
         case BPETokenizer() | UnigramTokenizer():
-            return huggingface_state(tokenizer.huggingface_model(), tokenizer.pattern, tokenizer.specials)
+            model = tokenizer.huggingface_model()
+            return huggingface_state(model, tokenizer.pattern, tokenizer.specials, tokenizer.prefix_space)
         case ByteTokenizer():
             specials = {} if tokenizer.eos_id is None else {END_MARK: tokenizer.eos_id}
             tokens = [chr(byte) for byte in range(256)] + [""] * len(specials)
@@ -62,23 +64,24 @@ def from_huggingface(state: dict[str, Any]) -> Tokenizer:
     """The tokenizer in a ``tokenizer.json``; the end mark is ``<|endoftext|>`` or another usual name, if it has one.
 
     Raises:
-        UserError: not byte-level BPE or Unigram, or something in it (a normaliser, a prefix space, ids that are not in
+        UserError: not byte-level BPE or Unigram, or something in it (another normaliser, ids that are not in
             the order of merges) makes ids that ours would not equal.
     """
     model = state["model"]
     specials = {token["content"]: token["id"] for token in state.get("added_tokens") or []}
     eos = next((name for name in _END_MARKS if name in specials), None)
+    prefix_space = state.get("normalizer") == PREPEND
     match model.get("type"):
         case "BPE":
             tokens = _tokens(model["vocab"], specials)
-            bpe = BPETokenizer(tokens, _pattern(state), specials, eos)
+            bpe = BPETokenizer(tokens, _pattern(state), specials, eos, prefix_space)
             _check_merges(bpe, model)
             tokenizer: ByteLevelTokenizer = bpe
         case "Unigram":
             tokens = _tokens({token: i for i, (token, _) in enumerate(model["vocab"])}, specials)
             scores = [0.0 if token in specials else score for token, score in model["vocab"]]
             scores += [0.0] * (len(tokens) - len(scores))
-            tokenizer = UnigramTokenizer(tokens, _pattern(state), specials, eos, scores)
+            tokenizer = UnigramTokenizer(tokens, _pattern(state), specials, eos, scores, prefix_space)
         case kind:
             raise UserError(f"Its model is {kind}; only byte-level BPE and Unigram can be imported.")
     _check_ids(tokenizer, state)

@@ -49,7 +49,7 @@ class CharTokenizer(Tokenizer):
                 known = np.flatnonzero(seen[:128]).astype(np.uint8).tobytes()
         return cls(map(chr, np.flatnonzero(seen)), unknown, eos)
 
-    def encode_array(self, text: str) -> Ids:
+    def encode_array(self, text: str, start: bool = True) -> Ids:
         """Ids (T,), one a character. An unknown one raises `UserError` or becomes ``unk_id``."""
         codes = _code_points(text)
         ids = self._id_by_code_point.take(codes, mode="clip")  # the last entry is never an alphabet's, see below
@@ -88,7 +88,7 @@ class ByteTokenizer(Tokenizer):
         self.vocab_size = 257 if eos else 256
         self.eos_id = 256 if eos else None
 
-    def encode_array(self, text: str) -> Ids:
+    def encode_array(self, text: str, start: bool = True) -> Ids:
         """Ids (T,), one a byte."""
         return np.frombuffer(_utf8(text), dtype=np.uint8).astype(np.uint32)
 

@@ -35,6 +35,7 @@ def train_tokenizer(
     *,
     pattern: PatternName = "cl100k",
     eos: bool = True,
+    prefix_space: bool = False,
 ) -> Tokenizer:
     """A tokenizer made from ``texts``: give it the training split only.
 
@@ -48,24 +49,30 @@ def train_tokenizer(
         pattern: how text is split into words that tokens do not cross. ``none`` lets BPE merges cross them (as in the
             reproductions of byte BPE without a pattern); its training slows with the square of a text's length.
         eos: whether to add the end mark ``<|endoftext|>``, as the last id.
+        prefix_space: whether each text has a space before it, for ``bpe`` and ``unigram`` only: its first word is then
+            the token that it is elsewhere. `Tokenizer.decode` takes the space away.
 
     Raises:
         UserError: ``vocab_size`` missing, too small, or given to a kind that has none of its own; no text.
     """
     if kind in ("char", "byte"):
+        if prefix_space:
+            raise UserError(f"prefix_space means nothing to a {kind} tokenizer, which has no words: leave it out.")
         if vocab_size is not None:
             raise UserError(f"vocab_size={vocab_size} means nothing to a {kind} tokenizer: its text decides; leave it.")
         return CharTokenizer.from_texts(texts, eos=eos) if kind == "char" else ByteTokenizer(eos)
     if vocab_size is None or vocab_size < _SMALLEST:
         raise UserError(f"vocab_size={vocab_size} is too small for {kind}: give at least {_SMALLEST}, for 256 bytes.")
+    if prefix_space:
+        texts = (f" {text}" for text in texts if text)
     vocab = _trained_vocabulary(kind, texts, vocab_size - eos, PATTERNS[pattern])
     tokens = [from_visible(token) for token, _ in vocab] + [""] * eos
     specials = {END_MARK: len(vocab)} if eos else {}
     end_mark = END_MARK if eos else None
     if kind == "bpe":
-        return BPETokenizer(tokens, PATTERNS[pattern], specials, end_mark)
+        return BPETokenizer(tokens, PATTERNS[pattern], specials, end_mark, prefix_space)
     scores = [score for _, score in vocab] + [0.0] * eos
-    return UnigramTokenizer(tokens, PATTERNS[pattern], specials, end_mark, scores)
+    return UnigramTokenizer(tokens, PATTERNS[pattern], specials, end_mark, scores, prefix_space)
 
 
 def _trained_vocabulary(kind: Kind, texts: Iterable[str], size: int, pattern: str) -> list[tuple[str, float]]:

@@ -27,19 +27,26 @@ class UnigramTokenizer(ByteLevelTokenizer):
         specials: likewise.
         eos: likewise.
         scores: log-probability of each id; that of a special mark has no meaning.
+        prefix_space: as for `ByteLevelTokenizer`.
     """
 
     def __init__(
-        self, tokens: list[str], pattern: str, specials: dict[str, int], eos: str | None, scores: list[float]
+        self,
+        tokens: list[str],
+        pattern: str,
+        specials: dict[str, int],
+        eos: str | None,
+        scores: list[float],
+        prefix_space: bool = False,
     ) -> None:
-        super().__init__(tokens, pattern, specials, eos)
+        super().__init__(tokens, pattern, specials, eos, prefix_space)
         self.scores = scores
 
     def words(self, text: str) -> list[str]:
         """The stretches of ``text`` that no token crosses, each byte as a visible character."""
         check_unicode(text)
         split = self._library.pre_tokenizer.pre_tokenize_str
-        return [word for piece in cut([text], LONGEST) for word, _ in split(piece.text)]
+        return [word for piece in cut([self.prefixed(text)], LONGEST) for word, _ in split(piece.text)]
 
     def to_dict(self) -> dict[str, Any]:
         """See `ByteLevelTokenizer`; with the scores."""

@@ -25,6 +25,7 @@ def train(
     kind: Literal["bpe", "unigram", "char"] = "bpe",
     vocab_size: int | None = None,
     pattern: PatternName = "cl100k",
+    prefix_space: bool = False,
     documents: Documents = "file",
     column: str | None = None,
 ) -> None:
@@ -39,6 +40,7 @@ def train(
         kind: ``bpe`` or ``unigram`` (on bytes, lossless for any text), or ``char``.
         vocab_size: number of tokens, the end mark included; 16,384 by default, and not for ``char``.
         pattern: where text is split before tokens are sought: as ``cl100k`` or ``gpt2`` do, or ``none``, nowhere.
+        prefix_space: whether a space comes before each document: its first word is then the token that it is elsewhere.
         documents: what a document is: a ``file``, a ``line``, or a row's ``column`` (csv, tsv, jsonl, parquet).
         column: the column to read, with ``--documents column``.
     """
@@ -46,7 +48,7 @@ def train(
         vocab_size = 16_384
     texts = (piece.text for piece in open_source(source, documents=documents, column=column).pieces())
     start = time.perf_counter()
-    tokenizer = train_tokenizer(kind, texts, vocab_size, pattern=pattern)
+    tokenizer = train_tokenizer(kind, texts, vocab_size, pattern=pattern, prefix_space=prefix_space)
     print(f"{kind} tokenizer of {tokenizer.vocab_size:,} tokens, trained in {time.perf_counter() - start:.1f} s: {out}")
     if vocab_size is not None and tokenizer.vocab_size < vocab_size:
         print(f"That is fewer than {vocab_size:,}: the text has no more to merge.")

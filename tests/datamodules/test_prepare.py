@@ -174,7 +174,7 @@ def test_a_lone_surrogate_is_refused_with_a_sentence(tmp_path: Path) -> None:
 
 
 def test_workers_give_the_same_as_this_process() -> None:
-    jobs = [[f"text {i}", "é" * i] for i in range(50)]
+    jobs = [[(f"text {i}", True), ("é" * i, False)] for i in range(50)]
     here = [[e.ids.tolist() for e in job] for job in encode_all(ByteTokenizer(), jobs, workers=0)]
     there = [[e.ids.tolist() for e in job] for job in encode_all(ByteTokenizer(), jobs, workers=2)]
     assert there == here
@@ -206,7 +206,7 @@ def test_stores_are_the_same_with_and_without_workers(
 
 def test_an_error_in_a_worker_is_the_callers() -> None:
     with pytest.raises(UserError, match="'b'"):
-        list(encode_all(CharTokenizer("a"), [["a"], ["b"], ["a"]], workers=2))
+        list(encode_all(CharTokenizer("a"), [[("a", True)], [("b", True)], [("a", True)]], workers=2))
 
 
 def test_character_lookups_stay_in_this_process() -> None:
