@@ -127,6 +127,7 @@ def test_a_tokenizer_file_is_used_and_another_than_the_checkpoints_refused(words
         ({"tokenizer": "gpt3"}, "'gpt3' is neither a file nor one of"),
         ({"tokenizer": "byte", "vocab_size": 300}, "byte has 257 tokens, not vocab_size 300"),
         ({"tokenizer": "bpe", "vocab_size": 20}, "vocab_size=20 is too small"),
+        ({"tokenizer": "byte", "prefix_space": True}, "prefix_space is for a bpe or unigram that is trained here, not"),
         ({"documents": "column"}, "give a column"),
     ],
 )
@@ -140,7 +141,14 @@ def test_the_key_of_a_trained_tokenizer_follows_its_options(words: str) -> None:
         recipe: Recipe = BPEDataModule(words, **options).recipe()  # type: ignore[arg-type]
         return recipe.key
 
-    options = [{}, {"vocab_size": 300}, {"tokenizer": "unigram"}, {"pattern": "none"}, {"train_tokenizer_on": "all"}]
+    options = [
+        {},
+        {"vocab_size": 300},
+        {"tokenizer": "unigram"},
+        {"pattern": "none"},
+        {"prefix_space": True},
+        {"train_tokenizer_on": "all"},
+    ]
     assert len({key(**option) for option in options}) == len(options)
 
 

@@ -24,6 +24,8 @@ LETTERS = "\nabcdefghijklmnopqrstuvwxyz .,é€"
 class Letters:
     """One id for each letter and one for the end mark; the last two ids are the bytes of half a character each."""
 
+    prefix_space = False
+
     def __init__(self, eos_id: int | None = len(LETTERS)) -> None:
         self.eos_id = eos_id
         self.table = [*(c.encode() for c in LETTERS), b"<end>", *("ß".encode()[i : i + 1] for i in range(2))]
@@ -164,6 +166,16 @@ def test_a_character_of_two_tokens_is_written_once_whole() -> None:
     half = tokenizer.vocab_size - 2
     script = TextModel(Script([half, half + 1, half, 1, half], tokenizer.vocab_size), tokenizer)
     assert list(script.stream("a", max_new_tokens=5)) == ["", "ß", "", "\ufffda", "", "\ufffd"]
+
+
+@pytest.mark.parametrize(("prompt", "expected"), [("", "ab"), ("a", " ab")])
+def test_the_space_of_the_tokenizer_before_a_text_is_not_written(prompt: str, expected: str) -> None:
+    tokenizer = Letters()
+    tokenizer.prefix_space = True
+    ids = [*tokenizer.encode(" ab"), tokenizer.eos_id or 0]
+    models = [TextModel(Script(ids, tokenizer.vocab_size), tokenizer) for _ in range(2)]
+    assert models[0].generate(prompt) == [expected]
+    assert "".join(models[1].stream(prompt)) == expected
 
 
 def test_an_empty_prompt_starts_at_the_end_mark_or_after_a_newline() -> None:
