@@ -10,6 +10,7 @@ import yaml
 
 from benchmarks.headlines import __main__ as search
 from benchmarks.headlines import story
+from benchmarks.reproductions.headlines import draw
 from datamodules.synthetic import headlines
 from lit_gpt import load
 from lit_gpt.run import LAST
@@ -89,6 +90,11 @@ def assert_told(folder: Path, loss: float, judged: list[str]) -> None:
     assert "`headlines_cpu` has learned" in page
     assert told["generated"][0].replace("`", "'").replace("|", "\\|") in page
     assert (search.PAGE.parent / "headlines_record_curves.png").stat().st_size > 1000
+    others = draw(["headlines_cpu"], folder.parents[1], search.PAGE.with_name("headlines"))  # beside the records
+    assert others is not None
+    assert set(others["pictures"].values()) == {
+        f"headlines_{part}.png" for part in ("curves", "frequencies", "next_tokens")
+    }
     nats = story.nats_of_titles(load(folder / LAST), judged)
     characters = sum(len(title) + story.END_MARK for title in judged)
     assert sum(nats) / characters == pytest.approx(loss, rel=0.02)

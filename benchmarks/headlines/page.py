@@ -76,7 +76,7 @@ def _variation(told: dict[str, Any]) -> str:
     tokens = ", ".join(f"{count:.3f}" for count in told["tokens"])
     times = len(told["tokens"])
     return (
-        "## The tokenizer\n\nUnigram's training is not deterministic, so a run keeps the tokenizer that it trained. "
+        "## The tokenizer\n\nUnigram's sums run in parallel and may come out differently, so a run keeps its own. "
         f"Trained {times} times on the same training titles, it takes {tokens} tokens a held-out title, and {common} "
         "of its tokens are those of the first.\n"
     )

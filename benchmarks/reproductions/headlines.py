@@ -15,6 +15,7 @@ from lit_gpt.run import LAST
 
 RUNS = ("headlines_sgd", "headlines_adamw", "headlines_rope")
 METRICS = ("challenge_loss", "challenge_loss_uncovered", "challenge_coverage", "nats_per_char", "bpb")
+PICTURES = ("curves", "frequencies", "next tokens")
 CONTEXT = "Motorola Xoom commercial reminiscent of Apple's"
 TITLES = 1000  # of the validation part, for frequencies
 TOP = 20
@@ -32,17 +33,17 @@ def draw(names: Sequence[str], logs: Path, target: Path) -> dict[str, Any] | Non
     if not folders:
         return None
     target.parent.mkdir(parents=True, exist_ok=True)
+    paths = {name: target.with_name(f"{target.name}_{name.replace(' ', '_')}.png") for name in PICTURES}
     models = {name: load(folder / LAST) for name, folder in folders.items()}
-    _curves(folders, target.with_name(f"{target.name}_curves.png"))
-    _bars(models, target.with_name(f"{target.name}_next_tokens.png"))
-    frequencies = _frequencies(folders, models, target.with_name(f"{target.name}_frequencies.png"))
+    _curves(folders, paths["curves"])
+    _bars(models, paths["next tokens"])
+    frequencies = _frequencies(folders, models, paths["frequencies"])
     about = (
         f"The curves; the ten likeliest tokens after {CONTEXT!r} and at the start of a new title; and how often the "
         f"{TOP} most frequent tokens of {TITLES:,} validation titles occur there beside the probability that a model "
         "gives them, averaged over all its predictions. The end mark's share:"
     )
-    found = sorted(target.parent.glob(f"{target.name}_*.png"))
-    named = {path.stem.removeprefix(target.name).replace("_", " ").strip(): path.name for path in found}
+    named = {name: path.name for name, path in paths.items()}
     columns = ["run", "end mark in the data", "end mark predicted", "first choice is the end mark"]
     return {"about": about, "columns": columns, "table": frequencies, "pictures": named}
 
@@ -86,7 +87,7 @@ def _curves(folders: dict[str, Path], path: Path) -> None:
     for name, folder in folders.items():
         found = [e for e in evaluations(folder) if int(e["step"])]
         epochs = _epochs(folder, [int(e["step"]) for e in found])
-        axis.plot(epochs, [float(e["val/challenge_loss"]) for e in found], label=name)
+        axis.plot(epochs, [float(e["val/challenge_loss"]) for e in found], marker=".", label=name)
     axis.set(xlabel="epoch", ylabel="challenge loss, every token scored")
     axis.legend()
     _save(figure, path)
