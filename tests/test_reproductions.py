@@ -123,7 +123,7 @@ def test_quick_runs_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_the_page_holds_the_kept_numbers_and_compares_at_reached_steps() -> None:
     scores = {f"{split}/{name}": 0.5 for split in ("val", "train_eval") for name in ("top1", "top5", "bpb")}
-    losses = {0: 4.431, 1100: 1.805, 1200: 1.782}
+    losses = {0: 4.431, 100: 2.55, 1100: 1.805, 1200: 1.782}
     found = [{"step": s, "val/loss": v, "train_eval/loss": v - 0.1, **scores} for s, v in losses.items()]
     run = {"finished": False, "steps": 1234, "parameters": 1_938_132, "training_seconds": 99.0, "evaluations": found}
     run |= {"validation_seconds": 11.0, "device": "a machine", "precision": "32-true", "texts": {}}
@@ -133,6 +133,9 @@ def test_the_page_holds_the_kept_numbers_and_compares_at_reached_steps() -> None
     assert "| `novel_1x6` | 2,200 | `val/loss` | 1.574 |  | cut at 1,234 |  |" in text
     assert "| `novel_1x1` | 1,200 | 1.6820 | 1.7820 | +0.1000 |" in text
     assert "| `novel_2x6` |  | 0 of 5,000 |" in text
+    assert "| `novel_1x1` | 100 |" not in text
+    cut = run | {"steps": 100, "evaluations": found[:2]}
+    assert "| `novel_1x1` | 100 | 2.4500 | 2.5500 |" in page({"runs": {"novel_1x1": run, "novel_2x6": cut}})
 
 
 def test_the_committed_page_is_what_the_committed_results_give() -> None:

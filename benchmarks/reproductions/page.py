@@ -76,7 +76,8 @@ def _project(project: Project, runs: dict[str, Run], figures: dict[str, Any]) ->
         columns = ("run", "step", "metric", "published", "original code on our text", "ours", "ratio")
         yield "\n" + table(columns, compared)
     if done:
-        yield "\n" + table(_COURSE, (line for row, run in done for line in _course(row, run)))
+        ends = {run["evaluations"][-1]["step"] for _, run in done}
+        yield "\n" + table(_COURSE, (line for row, run in done for line in _course(row, run, ends)))
     yield from _notes(project)
     yield from (line for row, run in done for line in _texts(row, run))
     yield from (figure(figures[name]) for name in project.figures if name in figures)
@@ -118,11 +119,13 @@ _COURSE = (
 )
 
 
-def _course(row: Row, run: Run) -> Iterator[list[str]]:
-    """Evaluations at the start, the end, the best and each step that something was published for."""
+def _course(row: Row, run: Run, ends: set[int]) -> Iterator[list[str]]:
+    """Evaluations at the start, the best, each step that something was published for and where a run of the project
+    ends, so that a run that was cut has others beside it.
+    """
     wanted = {found[0] for p in (*row.published, *row.same_text) if (found := _at(run, p.step, p.metric))}
     best = min(run["evaluations"], key=lambda e: e["val/loss"])
-    wanted |= {run["evaluations"][0]["step"], run["evaluations"][-1]["step"], best["step"]}
+    wanted |= {run["evaluations"][0]["step"], best["step"], *ends}
     for at in run["evaluations"]:
         if at["step"] in wanted:
             so_far = min((e for e in run["evaluations"] if e["step"] <= at["step"]), key=lambda e: e["val/loss"])
