@@ -13,7 +13,7 @@ from benchmarks.headlines import story
 from benchmarks.reproductions.headlines import draw
 from datamodules.synthetic import headlines
 from lit_gpt import load
-from lit_gpt.run import LAST
+from lit_gpt.run import LAST, SUMMARY
 
 DESCRIBED = {
     "baseline": {"loss": 1.8, "whose": "somebody's"},
@@ -90,14 +90,21 @@ def assert_told(folder: Path, loss: float, judged: list[str]) -> None:
     assert "`headlines_cpu` has learned" in page
     assert told["generated"][0].replace("`", "'").replace("|", "\\|") in page
     assert (search.PAGE.parent / "headlines_record_curves.png").stat().st_size > 1000
-    others = draw(["headlines_cpu"], folder.parents[1], search.PAGE.with_name("headlines"))  # beside the records
-    assert others is not None
-    assert set(others["pictures"].values()) == {
-        f"headlines_{part}.png" for part in ("curves", "frequencies", "next_tokens")
-    }
+    assert_drawn(folder)
     nats = story.nats_of_titles(load(folder / LAST), judged)
     characters = sum(len(title) + story.END_MARK for title in judged)
     assert sum(nats) / characters == pytest.approx(loss, rel=0.02)
+
+
+def assert_drawn(folder: Path) -> None:
+    """Pictures of another page do not mix with the records'; a run that was cut says so."""
+    summary = json.loads((folder / SUMMARY).read_text())
+    (folder / SUMMARY).write_text(json.dumps(summary | {"finished": False}))
+    others = draw(["headlines_cpu"], folder.parents[1], search.PAGE.with_name("headlines"))
+    assert others is not None
+    parts = ("curves", "frequencies", "next_tokens")
+    assert set(others["pictures"].values()) == {f"headlines_{part}.png" for part in parts}
+    assert others["table"][0][0] == f"`headlines_cpu`, cut at step {summary['steps']}"
 
 
 def test_the_trials_of_the_search_are_told_apart() -> None:

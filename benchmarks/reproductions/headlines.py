@@ -11,7 +11,7 @@ from benchmarks.reproductions.results import configured, evaluations, newest, tr
 from datamodules.sources import open_source
 from lit_gpt import load
 from lit_gpt.generate import TextModel
-from lit_gpt.run import LAST
+from lit_gpt.run import LAST, SUMMARY, read_json
 
 RUNS = ("headlines_sgd", "headlines_adamw", "headlines_rope")
 METRICS = ("challenge_loss", "challenge_loss_uncovered", "challenge_coverage", "nats_per_char", "bpb")
@@ -141,9 +141,17 @@ def _frequencies(folders: dict[str, Path], models: dict[str, TextModel], path: P
         axis.tick_params(axis="x", rotation=60, labelsize=7)
         axis.set_title(name, fontsize=9)
         axis.legend()
-        table.append([f"`{name}`", f"{actual[eos]:.2%}", f"{predicted[eos]:.2%}", f"{first[eos]:.2%}"])
+        table.append(
+            [_reached(name, folders[name]), f"{actual[eos]:.2%}", f"{predicted[eos]:.2%}", f"{first[eos]:.2%}"]
+        )
     _save(figure, path)
     return table
+
+
+def _reached(name: str, folder: Path) -> str:
+    """The run, with its last evaluation's step where it was cut."""
+    summary = read_json(folder / SUMMARY)
+    return f"`{name}`" if summary["finished"] else f"`{name}`, cut at step {summary['steps']:,}"
 
 
 def split_titles(data: dict[str, Any]) -> tuple[list[str], list[str]]:
