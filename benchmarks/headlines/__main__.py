@@ -58,11 +58,11 @@ def main(arguments: list[str] | None = None) -> None:
     done = read_json(RESULTS).get("trials", {})
     missing = [run for run in runs(described) if run.key not in done and options.only in (None, run.name)]
     if options.titles is not None:
-        _cut(options.titles, {run.titles for run in missing}, options.logs_dir)
+        training = _training(options.titles)
+        _cut(training, {run.titles for run in missing}, options.logs_dir)
         with ThreadPoolExecutor(options.jobs) as pool:
             list(pool.map(partial(_run, options=options), missing))
         if "tokenizers" not in read_json(RESULTS):
-            training = _training(options.titles)
             keep(RESULTS, "tokenizers", "unigram", variation(training[:-HELD_OUT], training[-HELD_OUT:]))
     tell(options.logs_dir.parent, RESULTS)
     baseline = read_json(RESULTS.with_name("reproductions.json")).get("runs", {}).get("headlines_sgd", {})
@@ -90,18 +90,18 @@ def runs(described: dict[str, Any]) -> list[Run]:
     return found
 
 
-def _cut(titles: Path, sizes: set[int], folder: Path) -> None:
-    """The files that trials read: the first titles of the training part, and its last for judging."""
-    folder.mkdir(parents=True, exist_ok=True)
-    training = [f"{title}\n" for title in _training(titles)]
-    write_text(folder / "held_out.txt", "".join(training[-HELD_OUT:]))
-    for size in sizes:
-        write_text(folder / f"first_{size}.txt", "".join(training[:-HELD_OUT][:size]))
-
-
 def _training(titles: Path) -> list[str]:
     with titles.open(encoding="utf-8") as file:
         return [line.rstrip("\n") for line in islice(file, TRAINING)]
+
+
+def _cut(training: list[str], sizes: set[int], folder: Path) -> None:
+    """The files that trials read: the first titles of the training part, and its last for judging."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [f"{title}\n" for title in training]
+    write_text(folder / "held_out.txt", "".join(lines[-HELD_OUT:]))
+    for size in sizes:
+        write_text(folder / f"first_{size}.txt", "".join(lines[:-HELD_OUT][:size]))
 
 
 def _run(run: Run, options: argparse.Namespace) -> None:

@@ -10,9 +10,9 @@ def variation(training: list[str], others: list[str]) -> dict[str, list[float]]:
     tokens for each of the other titles, end marks counted.
     """
     trained = [train_tokenizer("unigram", training, VOCABULARY) for _ in range(TIMES)]
-    first = set(trained[0].tokens)  # type: ignore[attr-defined]
+    first, *again = ({one.token_bytes(i) for i in range(one.vocab_size)} for one in trained)
     tokens = [sum(len(tokenizer.encode(title)) + 1 for title in others) for tokenizer in trained]
     return {
-        "common": [round(len(first & set(one.tokens)) / len(first), 5) for one in trained[1:]],  # type: ignore[attr-defined]
+        "common": [round(len(first & vocabulary) / len(first), 5) for vocabulary in again],
         "tokens": [round(count / len(others), 4) for count in tokens],
     }
