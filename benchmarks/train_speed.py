@@ -4,8 +4,8 @@
 
 A step is forward, backward, clipping at 1 and AdamW; the same mathematics for all (GPT-2 with biases, exact GELU,
 float32, no dropout), but for `recommended`: the best that our docs name for the machine, in precision, compilation and
-architecture defaults. All are timed in turn. The last line is JSON. Needs the `bench` extra; on CUDA every contestant
-runs under bfloat16 autocast.
+architecture defaults. All are timed in turn, as often as `--rounds` says. Each case ends with a line of JSON. Needs the
+`bench` extra; on CUDA every contestant runs under bfloat16 autocast.
 """
 
 import argparse
@@ -174,20 +174,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    figures = {name: measure(name, CASES[name], options) for name in options.cases}
-    report.finish("train_speed", figures, table(figures), options)
+    for name in options.cases:
+        figures = measure(name, CASES[name], options)
+        report.finish(f"train_speed {name}", figures, [line(CASES[name], figures)], options)
 
 
-def table(figures: dict[str, dict[str, float]]) -> list[str]:
-    """The page's lines: tokens per second by case, then the ratios."""
-    lines = []
-    for name, found in figures.items():
-        shape = CASES[name].shape
-        size = f"{shape['n_layer']} x {shape['n_embd']}, block {shape['block_size']}, batch {CASES[name].rows}"
-        rates = ", ".join(f"{key} {value:,.0f}" for key, value in found.items() if "_over_" not in key)
-        ratios = ", ".join(f"{key.replace('_', ' ')} **{value}**" for key, value in found.items() if "_over_" in key)
-        lines.append(f"- ({name}) {size}: tokens/s {rates}; {ratios}")
-    return lines
+def line(case: Case, found: dict[str, float]) -> str:
+    """The page's line: tokens per second, then the ratios."""
+    shape = case.shape
+    size = f"{shape['n_layer']} x {shape['n_embd']}, block {shape['block_size']}, batch {case.rows}"
+    rates = ", ".join(f"{key} {value:,.0f}" for key, value in found.items() if "_over_" not in key)
+    ratios = ", ".join(f"{key.replace('_', ' ')} **{value}**" for key, value in found.items() if "_over_" in key)
+    return f"{size}: tokens/s {rates}; {ratios}"
 
 
 if __name__ == "__main__":
