@@ -75,7 +75,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--titles", type=Path, help="the 100,000 titles; left out, only the page is written")
     parser.add_argument("--only", help="this trial alone")
     parser.add_argument("--jobs", type=int, default=1, help="so many trials at once")
-    parser.add_argument("--logs_dir", type=Path, default=Path("logs/headlines"), help="folder of the runs")
+    where = Path("logs/headlines_trials")
+    parser.add_argument("--logs_dir", type=Path, default=where, help="folder of the trials, beside the runs")
     return parser.parse_args(arguments)
 
 
