@@ -263,11 +263,12 @@ class TextDataModule(LightningDataModule):
         count = min(self.train_eval_rows or self.make_rows("val").count, rows.count)
         return rows, np.arange(count) * rows.count // count
 
-    def _train_eval_targets(self) -> Iterator[np.ndarray]:
+    def _train_eval_targets(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         rows, subset = self._train_eval()
         for start in range(0, len(subset), 1024):
-            targets = rows.batch(0, subset[start : start + 1024])["targets"]
-            yield targets[targets != IGNORED]
+            batch = rows.batch(0, subset[start : start + 1024])
+            scored = batch["targets"] != IGNORED
+            yield batch["input_ids"][scored], batch["targets"][scored]
 
     # Processes
 

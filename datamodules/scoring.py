@@ -8,6 +8,9 @@ import numpy as np
 from datamodules.tokenizers import Tokenizer
 from datamodules.tokens import TokenStore
 
+#: Stands before the first token of a text that no end mark precedes.
+BEGINNING = -1
+
 
 @dataclass(frozen=True)
 class ScoredText:
@@ -38,16 +41,23 @@ def scored_split(store: TokenStore, tokenizer: Tokenizer) -> ScoredText:
     counts, marks = store.counts, store.counts.end_marks
     if marks:  # the first token is a mark, and no text
         return ScoredText(counts.tokens - 1, counts.chars + marks, counts.bytes + marks, marks)
-    first = scored_targets([store.tokens[:1]], tokenizer)
+    first = scored_targets([(np.array([BEGINNING]), store.tokens[:1])], tokenizer)
     return ScoredText(counts.tokens - 1, counts.chars - first.chars, counts.bytes - first.bytes, 0)
 
 
-def scored_targets(targets: Iterable[np.ndarray], tokenizer: Tokenizer) -> ScoredText:
-    """Some targets (n,), token by token: sizes of tokens add up to the text's, and so do first bytes of characters."""
-    used = np.zeros(tokenizer.vocab_size, np.int64)
-    for part in targets:
+def scored_targets(pairs: Iterable[tuple[np.ndarray, np.ndarray]], tokenizer: Tokenizer) -> ScoredText:
+    """Some targets (n,), token by token: sizes of tokens add up to the text's, and so do first bytes of characters.
+
+    With each come the ids before them (n,), an end mark or `BEGINNING` where a document begins: the space that a
+    tokenizer with ``prefix_space`` puts there is no text.
+    """
+    eos = BEGINNING if tokenizer.eos_id is None else tokenizer.eos_id
+    used, spaces = np.zeros(tokenizer.vocab_size, np.int64), 0
+    for before, part in pairs:
         used += np.bincount(part, minlength=len(used))
-    chars = size = 0
+        begins = ((before == eos) | (before == BEGINNING)) & (part != eos)
+        spaces += tokenizer.prefix_space * int(np.count_nonzero(begins))
+    chars = size = -spaces
     for token_id in np.flatnonzero(used).tolist():
         token = b"\n" if token_id == tokenizer.eos_id else tokenizer.token_bytes(token_id)
         size += len(token) * int(used[token_id])

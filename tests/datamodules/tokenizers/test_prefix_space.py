@@ -1,13 +1,16 @@
 """A space before each text: nothing is lost, and a word is the same token at the beginning as elsewhere."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 
-from datamodules import BPEDataModule
+from datamodules import BPEDataModule, HeadlinesDataModule
+from datamodules.base import RowKind
 from datamodules.errors import UserError
+from datamodules.scoring import scored_split
 from datamodules.sources import open_source
 from datamodules.tokenizers import (
     Tokenizer,
@@ -74,6 +77,24 @@ def test_a_document_read_in_pieces_has_one(tmp_path: Path) -> None:
     eos, whole = data.tokenizer.eos_id, "".join(piece.text for piece in pieces)
     assert len(pieces) > 1
     assert TokenStore(data._folder, "train").tokens.tolist() == [eos, *data.tokenizer.encode(whole), eos]
+
+
+@pytest.mark.parametrize("rows", ["windows", "padded", "packed"])
+@pytest.mark.parametrize("prefix_space", [False, True])
+def test_it_is_no_text_where_the_training_split_is_scored(tmp_path: Path, rows: RowKind, prefix_space: bool) -> None:
+    path = tmp_path / "titles.txt"
+    path.write_text("\n".join(f"{text} \u00e9" for text in TEXTS if "\n" not in text))
+    data = HeadlinesDataModule(
+        str(path),
+        tokenizer="bpe",
+        vocab_size=400,
+        prefix_space=prefix_space,
+        rows=rows,
+        block_size=16,
+        train_eval_rows=10**6,
+    )
+    data.setup()
+    assert data.scored_text("train_eval") == replace(scored_split(data.stores["train"], data.tokenizer), coverage=None)
 
 
 def test_a_tokenizer_without_words_refuses_it() -> None:
