@@ -55,7 +55,8 @@ class TextDataModule(LightningDataModule):
         shuffle: whether training rows come in another order in each epoch; if not, they follow the text from its first
             token on, in every epoch alike: without random offset, batch after batch.
         mask_first: training targets at the start of each window (or document) that are left out of the loss.
-        train_eval_rows: rows of the training split that are evaluated too; None is as many as the validation split has.
+        train_eval_rows: rows of the training split that are evaluated too, 0 for none; None is as many as the
+            validation split has.
         predict_source: the text that ``predict`` scores; None is the validation split.
         seed: decides the order of shuffled training rows, with the epoch.
         num_workers: processes that build batches; 0 builds them in this one.
@@ -146,7 +147,8 @@ class TextDataModule(LightningDataModule):
         """The validation split, and the evaluated part of the training split."""
         self._need("val")
         rows, subset = self._train_eval()
-        return [self._eval_loader(self.make_rows("val")), self._eval_loader(rows, subset)]
+        loaders = [self._eval_loader(self.make_rows("val"))]
+        return [*loaders, self._eval_loader(rows, subset)] if len(subset) else loaders
 
     def test_dataloader(self) -> BatchLoader:
         """The test split."""
@@ -215,21 +217,33 @@ class TextDataModule(LightningDataModule):
         return int(size)
 
     def _check_rows(self) -> None:
-        if self.stride is not None and not 1 <= self.stride <= self._size:
-            raise UserError(
-                f"A stride of {self.stride} leaves out text or repeats it: choose 1 to block_size = {self._size}."
-            )
+        self._check_windows()
+        if (self.train_eval_rows or 0) < 0:
+            raise UserError(f"train_eval_rows {self.train_eval_rows} is negative: choose 0 for none, or leave it out.")
         if self.rows != "windows" and self.tokenizer.eos_id is None:
             raise UserError(
                 f"rows {self.rows!r} need a tokenizer with an end mark, and this one has none; use windows."
             )
         for split, store in self.stores.items():
-            needed = self._size + 1 if self.rows == "windows" else 2
-            if len(store) < needed:
+            if self.rows == "windows" and len(store) <= self._size:
                 raise UserError(
                     f"The {split} split of {self._recipe.source.name} has {len(store)} tokens, fewer than one row's "
-                    f"{needed} (block_size {self._size} + 1): give more text, a smaller block_size or another split."
+                    f"{self._size + 1} (block_size {self._size} + 1): give more text, a smaller block_size or another "
+                    "split."
                 )
+
+    def _check_windows(self) -> None:
+        if self.stride is not None and self.rows != "windows":
+            raise UserError(f"stride {self.stride} is the distance of windows, and rows are {self.rows}: leave it out.")
+        if self.stride is not None and not 1 <= self.stride <= self._size:
+            raise UserError(
+                f"A stride of {self.stride} leaves out text or repeats it: choose 1 to block_size = {self._size}."
+            )
+        if self.mask_first < 0 or (self.rows == "windows" and self.mask_first >= self._size):
+            raise UserError(
+                f"mask_first {self.mask_first} leaves no target of a window of {self._size}: choose 0 (off) to "
+                f"{self._size - 1}."
+            )
 
     def make_rows(self, split: str, training: bool = False) -> Rows:
         """The split cut into rows, for training or for evaluation."""
@@ -260,8 +274,9 @@ class TextDataModule(LightningDataModule):
     def _train_eval(self) -> tuple[Rows, np.ndarray]:
         """Rows of the training split, and which of them are evaluated."""
         rows = self.make_rows("train")
-        count = min(self.train_eval_rows or self.make_rows("val").count, rows.count)
-        return rows, np.arange(count) * rows.count // count
+        wanted = self.make_rows("val").count if self.train_eval_rows is None else self.train_eval_rows
+        count = min(wanted, rows.count)
+        return rows, np.arange(count) * rows.count // max(count, 1)
 
     def _train_eval_targets(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         rows, subset = self._train_eval()

@@ -152,12 +152,12 @@ def column_values(file: TextFile, column: str) -> Iterator[str]:
 
 def _csv_values(file: TextFile, column: str, delimiter: str) -> Iterator[str]:
     csv.field_size_limit(sys.maxsize)  # the default of 131,072 refuses a long document
-    rows = csv.reader((line + "\n" for line in file.lines()), delimiter=delimiter)
-    header = next(rows, [])
-    if column not in header:
-        raise unknown_column(file.name, column, header)
-    index = header.index(column)
+    rows = csv.reader((line + "\n" for line in file.lines()), delimiter=delimiter, strict=True)
     try:
+        header = next(rows, [])
+        if column not in header:
+            raise unknown_column(file.name, column, header)
+        index = header.index(column)
         for row in rows:
             if len(row) > index:
                 yield row[index]
@@ -166,7 +166,10 @@ def _csv_values(file: TextFile, column: str, delimiter: str) -> Iterator[str]:
                     f"{file.name}, line {rows.line_num}: {len(row)} fields where the header has {len(header)}."
                 )
     except csv.Error as error:
-        raise UserError(f"{file.name}, line {rows.line_num}: {error}.") from None
+        raise UserError(
+            f"{file.name}, line {rows.line_num}: {error}; a field that begins with a quote must be quoted, with its "
+            "own quotes doubled, or use .jsonl."
+        ) from None
 
 
 def _jsonl_values(file: TextFile, column: str) -> Iterator[str]:

@@ -129,7 +129,7 @@ def open_source(
             ``embedded`` (Python's documentation), ``embedded_headlines`` (10,000 synthetic ones, one a line, or N with
             ``embedded_headlines:N``), ``tiny_shakespeare``, ``taylor_swift``, ``moby_dick``, ``hacker_news`` (titles)
             and ``hf:OWNER/NAME@REVISION``, the last two alone. A folder means the .txt, .text, .md and .rst files below
-            it (.csv, .tsv, .jsonl and .parquet for columns).
+            it (.csv, .tsv, .jsonl and .parquet for columns), without hidden ones.
         documents: what one document is: a whole ``file``, a ``line``, or a row's value in ``column``.
         column: the column to read, for ``documents="column"``.
         strip: whether to drop white space at both ends of every document.
@@ -186,11 +186,16 @@ def _headlines(spec: str, count: str) -> TextFile:
 
 
 def _files_of_folder(folder: Path, suffixes: frozenset[str]) -> list[TextFile]:
-    files = [_local(path) for path in sorted(folder.rglob("*")) if path.is_file()]
-    found = [file for file in files if file.kind in suffixes]
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _hidden(path.relative_to(folder))]
+    found = [_local(path) for path in paths if TextFile(path.name).kind in suffixes]
     if not found:
         raise UserError(f"The folder {folder} has no {', '.join(sorted(suffixes))} files; give a glob for other names.")
     return found
+
+
+def _hidden(path: Path) -> bool:
+    """Whether the path has a part such as .git or .ipynb_checkpoints, where copies of texts lie."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _local(path: Path) -> TextFile:

@@ -1,6 +1,7 @@
 """One source to train, val and test: a text cut at two places, or documents dealt out whole."""
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -41,8 +42,8 @@ class Split:
         if isinstance(self.val, float) and isinstance(self.test, float):
             cuts = [int(size * (1 - self.val - self.test)), int(size * (1 - self.test))]
         else:
-            test = self.test if isinstance(self.test, int) else int(size * self.test)
-            val = self.val if isinstance(self.val, int) else int(size * self.val)
+            test = self.test if isinstance(self.test, int) else math.ceil(size * self.test)
+            val = self.val if isinstance(self.val, int) else math.ceil(size * self.val)
             cuts = [size - test - val, size - test]
         if cuts[0] <= 0 or min(self.val, self.test) < 0:
             raise UserError(

@@ -8,6 +8,9 @@ from datamodules.prepare import Kind, NewTokenizer
 from datamodules.sources import Documents, Source, open_source
 from datamodules.tokenizers import PatternName, Tokenizer, open_tokenizer
 
+_TRAIN_ON: Literal["train"] = "train"
+_PATTERN: PatternName = "cl100k"
+
 
 class SubwordDataModule(TextDataModule):
     """Texts of any source with any tokenizer; a subclass says how they are split.
@@ -45,8 +48,8 @@ class SubwordDataModule(TextDataModule):
         strip: bool = False,
         tokenizer: str = "bpe",
         vocab_size: int | None = None,
-        train_tokenizer_on: Literal["train", "all"] = "train",
-        pattern: PatternName = "cl100k",
+        train_tokenizer_on: Literal["train", "all"] = _TRAIN_ON,
+        pattern: PatternName = _PATTERN,
         prefix_space: bool = False,
         subword_sampling: float = 0.0,
         **options: Any,
@@ -72,8 +75,14 @@ class SubwordDataModule(TextDataModule):
             return NewTokenizer(
                 kind, size, self.train_tokenizer_on, pattern=self.pattern, prefix_space=self.prefix_space
             )
-        if self.prefix_space:
-            raise UserError(f"prefix_space is for a bpe or unigram that is trained here, not for {name}: leave it out.")
+        for option, given in (
+            ("prefix_space", self.prefix_space),
+            ("pattern", self.pattern != _PATTERN),
+            ("train_tokenizer_on", self.train_tokenizer_on != _TRAIN_ON),
+            ("vocab_size", name == "char" and vocab_size is not None),
+        ):
+            if given:
+                raise UserError(f"{option} is for a bpe or unigram that is trained here, not for {name}: leave it out.")
         if name == "char":
             return NewTokenizer("char", None, "all")  # see CharDataModule
         tokenizer = open_tokenizer(name)

@@ -128,7 +128,17 @@ def test_a_tokenizer_file_is_used_and_another_than_the_checkpoints_refused(words
         ({"tokenizer": "byte", "vocab_size": 300}, "byte has 257 tokens, not vocab_size 300"),
         ({"tokenizer": "bpe", "vocab_size": 20}, "vocab_size=20 is too small"),
         ({"tokenizer": "byte", "prefix_space": True}, "prefix_space is for a bpe or unigram that is trained here, not"),
+        (
+            {"tokenizer": "byte", "pattern": "gpt2"},
+            "pattern is for a bpe or unigram that is trained here, not for byte",
+        ),
+        ({"tokenizer": "gpt2", "train_tokenizer_on": "all"}, "train_tokenizer_on is for a bpe or unigram"),
+        (
+            {"tokenizer": "char", "vocab_size": 300},
+            "vocab_size is for a bpe or unigram that is trained here, not for char",
+        ),
         ({"documents": "column"}, "give a column"),
+        ({"rows": "padded", "stride": 4}, "stride 4 is the distance of windows, and rows are padded: leave it out"),
     ],
 )
 def test_wrong_options_are_one_sentence(words: str, options: dict, message: str) -> None:

@@ -88,6 +88,14 @@ def test_the_evaluated_part_of_train_is_spread_over_it_and_never_moves(text: str
     assert torch.cat(first)[:5].tolist() == [ids[start : start + 8] for start in starts]
 
 
+def test_no_part_of_train_is_evaluated_when_not_wanted(text: str, recorder: Callable, make_trainer: Callable) -> None:
+    data, seen = CharDataModule(text, tokens_per_step=64, train_eval_rows=0), recorder(block_size=8)
+    make_trainer(max_steps=1).fit(seen, datamodule=data)
+    assert len(data.val_dataloader()) == 1
+    assert seen.seen["val"]
+    assert not seen.seen["train_eval"]
+
+
 def test_accumulation_makes_the_step_and_validation_counts_steps(
     text: str, recorder: Callable, make_trainer: Callable
 ) -> None:
@@ -157,6 +165,9 @@ def test_characters_outside_a_checkpoints_vocabulary_are_named(text: str) -> Non
         ),
         ({"block_size": None}, "set block_size"),
         ({"block_size": 8, "stride": 9}, "A stride of 9 .* choose 1 to block_size = 8"),
+        ({"block_size": 8, "mask_first": 8}, "mask_first 8 leaves no target of a window of 8"),
+        ({"block_size": 8, "mask_first": -1}, "mask_first -1"),
+        ({"block_size": 8, "train_eval_rows": -1}, "train_eval_rows -1 is negative"),
         ({"block_size": 8, "rows": "packed"}, "rows 'packed' need a tokenizer with an end mark"),
         ({"block_size": 8, "val_fraction": 1.0}, "leave nothing to train on"),
     ],

@@ -118,6 +118,13 @@ def test_coverage_is_the_share_that_whole_spans_of_a_batch_reach(lines: str, row
     assert data.scored_text("train_eval").coverage is None
 
 
+def test_a_share_beside_a_number_of_documents_is_at_least_one(lines: str) -> None:
+    few = Path(lines).parent / "few.txt"
+    few.write_text("\n".join(TITLES[:9]))
+    data = module(str(few), val_fraction=0.1, test_documents=2)
+    assert [len(documents(data, split)) for split in ("train", "val", "test")] == [6, 1, 2]
+
+
 def test_a_split_by_documents_needs_enough_of_them(lines: str) -> None:
     with pytest.raises(UserError, match="leave nothing to train on"):
         module(lines, val_documents=200)

@@ -111,6 +111,14 @@ def test_folders_globs_and_lists_in_order(tmp_path: Path) -> None:
     assert list(open_source(two).documents()) == ["d.py", "a.md"]
 
 
+def test_a_folder_is_read_without_hidden_copies_and_other_files(tmp_path: Path) -> None:
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    for name in ("n.md", ".ipynb_checkpoints/n-checkpoint.md", "._n.md"):
+        write(tmp_path / name, name)
+    write(tmp_path / "__init__.py", "")
+    assert list(open_source(str(tmp_path)).documents()) == ["n.md"]
+
+
 def test_lines_keep_what_only_looks_like_a_line_end(tmp_path: Path) -> None:
     source = open_source(write(tmp_path / "a.txt", "a\u2028b\x0c\r\n\n  c \nd"), documents="line")
     assert list(source.documents()) == joined(source) == ["a\u2028b\x0c", "  c ", "d"]
@@ -248,7 +256,8 @@ def test_not_utf8_names_the_byte(tmp_path: Path) -> None:
         (lambda p: write(p / "a.txt", "x"), {"documents": "column", "column": "a"}, "has no columns"),
         (lambda p: write(p / "a.csv", "a,b\n1,2"), {"documents": "column", "column": "c"}, "'c'; it has a, b"),
         (lambda p: write(p / "a.csv", "a,b\n1"), {"documents": "column", "column": "b"}, r"line 2: 1 fields .* 2"),
-        (lambda p: write(p / "a.csv", 'a,b\n"1'), {"documents": "column", "column": "b"}, r"line 2: 1 fields"),
+        (lambda p: write(p / "a.csv", 'a,b\n"1'), {"documents": "column", "column": "b"}, "line 2: unexpected end"),
+        (lambda p: write(p / "a.tsv", 'a\n"x" y'), {"documents": "column", "column": "a"}, "line 2: .* quotes doubled"),
         (lambda p: write(p / "a.jsonl", '{"a": 1}'), {"documents": "column", "column": "b"}, "'b'; it has a"),
         (lambda p: write(p / "a.jsonl", '{"a": 1}'), {"documents": "column", "column": "a"}, "holds 1, which is not"),
         (lambda p: write(p / "a.jsonl", "[1]"), {"documents": "column", "column": "a"}, "'a'; it has none"),
