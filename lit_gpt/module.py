@@ -82,6 +82,14 @@ class LitLanguageModel(LightningModule):
 
     # ---- training
 
+    def on_train_start(self) -> None:
+        """Go on in the data where the run stopped.
+
+        Lightning does so when it makes the loader, and under ``max_epochs`` it makes it, to count the schedule's steps,
+        before it has read the checkpoint.
+        """
+        self.trainer.fit_loop._load_combined_loader_states()
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """What is minimised, summed over a micro-batch, over its capacity B*T."""
         scored = (batch["targets"] != IGNORE).sum()

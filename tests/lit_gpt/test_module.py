@@ -178,10 +178,14 @@ def test_a_checkpoint_is_enough(tmp_path: Path, text: Path) -> None:
     assert not [key for key in stored["state_dict"] if "_orig_mod" in key]
 
 
+@pytest.mark.parametrize("saved", [5, 8])
+@pytest.mark.parametrize("epochs", [False, True])
 @pytest.mark.parametrize(("kind", "accumulation", "r_drop"), [("adamw", 1, 0.0), ("muon", 2, 0.0), ("muon", 2, 1.0)])
 def test_a_resumed_run_equals_a_straight_one(
-    tmp_path: Path, text: Path, kind: str, accumulation: int, r_drop: float
+    tmp_path: Path, text: Path, kind: str, accumulation: int, r_drop: float, epochs: bool, saved: int
 ) -> None:
+    length = {"max_epochs": 2, "limit_train_batches": 6 * accumulation} if epochs else {"max_steps": 12}
+
     def run(steps: int, resume: Path | None = None) -> dict[str, torch.Tensor]:
         torch.manual_seed(7)
         config, optimizer = GPTConfig(**SMALL, dropout=0.2), OptimizerConfig(kind=kind, lr=0.01, warmup=3)
@@ -189,12 +193,12 @@ def test_a_resumed_run_equals_a_straight_one(
         data = CharDataModule(str(text), tokens_per_step=128, micro_batch_size=8 // accumulation)
         # The schedule must see 12 steps in every part, so parts end by a stop, not by max_steps.
         watchers = {"callbacks": [ExactResume(), Stop(steps)], "enable_checkpointing": True}
-        runner = trainer(tmp_path, max_steps=12, val_check_interval=4, check_val_every_n_epoch=None, **watchers)
+        runner = trainer(tmp_path, val_check_interval=4, check_val_every_n_epoch=None, **length, **watchers)
         runner.fit(model, datamodule=data, ckpt_path=resume)
         return model.state_dict()
 
     straight = run(12)
-    run(5)
+    run(saved)
     torch.manual_seed(99)
     resumed = run(12, tmp_path / "part.ckpt")
     for name, value in straight.items():
