@@ -335,6 +335,11 @@ class TextDataModule(LightningDataModule):
                 f"accumulate_grad_batches {trainer.accumulate_grad_batches} contradicts tokens_per_step and "
                 f"micro_batch_size, which make it {accumulation}; leave it out."
             )
+        if accumulation > 1 and isinstance(trainer.val_check_interval, float) and trainer.val_check_interval != 1.0:
+            raise UserError(
+                f"val_check_interval {trainer.val_check_interval} of an epoch may fall inside a step, which is of "
+                f"{accumulation} micro-batches: give it as a whole number of steps."
+            )
         trainer.accumulate_grad_batches = accumulation
         if isinstance(trainer.val_check_interval, int):
             trainer.val_check_interval *= accumulation

@@ -40,8 +40,11 @@ def _load_yaml(path: Path) -> Any:
 
 def pairs(arguments: list[str]) -> list[tuple[str, str]]:
     """(option, value) for both spellings, ``--option value`` and ``--option=value``."""
-    joined = [tuple(a.split("=", 1)) for a in arguments if a.startswith("-") and "=" in a]
-    return [*itertools.pairwise(arguments), *joined]  # type: ignore[list-item]
+    found = []
+    for argument, value in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        name, joined, own = argument.partition("=")
+        found.append((name, own) if argument.startswith("-") and joined else (argument, value))
+    return found
 
 
 @cache

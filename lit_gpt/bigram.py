@@ -89,12 +89,12 @@ class CountBigram(Bigram):
         self.register_buffer("counts", torch.zeros(self.vocab_size, self.vocab_size, dtype=torch.int64))
 
     @torch.no_grad()
-    def update(self, input_ids: Tensor, targets: Tensor) -> None:
-        """Count the pairs of a batch, (B, T) each; targets of -100 are not counted."""
+    def pairs(self, input_ids: Tensor, targets: Tensor) -> Tensor:
+        """How often each pair occurs in a batch, (B, T) each to (V, V); targets of -100 are not counted."""
         scored = targets != IGNORE
         V = self.counts.size(0)
-        pairs = input_ids[scored] * V + targets[scored]
-        self.counts += torch.bincount(pairs, minlength=V * V).view(V, V)
+        found = input_ids[scored] * V + targets[scored]
+        return torch.bincount(found, minlength=V * V).view(V, V)
 
     def hidden(self, input_ids: Tensor, **context: Any) -> Tensor:
         """Log probabilities after each token, (B, T, V)."""

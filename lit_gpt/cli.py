@@ -222,17 +222,28 @@ class LitCLI(LightningCLI):
         if unfinished:
             config.ckpt_path = str(unfinished / runs.LAST)
             _say(f"going on with {unfinished}")
-        if config.ckpt_path:
-            path = checkpoint.file_of(config.ckpt_path, ("last.ckpt", "best.ckpt"))  # a run goes on from its end
-            config.ckpt_path, self.folder = str(path), runs.folder_of(path)
-            self.stored = checkpoint.read(path)
-        elif _rank() == 0:
-            self.folder = self.claimed = runs.claim(root, config.name)
-            for newest, obstacle in list(obstacles.items())[:1]:
+        self.folder = self._folder_of_checkpoint() or self._new_folder(root / config.name)
+        for newest, obstacle in list(obstacles.items())[:1]:
+            if self.claimed:
                 _say(f"{newest} {obstacle}: a new run starts in {self.folder}")
-        else:  # rank 0 has told the processes that it starts; under torchrun it broadcasts the folder later
-            self.folder = Path(os.environ.get(FOLDER_VARIABLE, root / config.name / "version_0"))
         os.environ[FOLDER_VARIABLE] = str(self.folder)
+
+    def _folder_of_checkpoint(self) -> Path | None:
+        """That of the run that the checkpoint is of; a copy that lies elsewhere begins a new one."""
+        config = self.config[self.verb]
+        if not config.ckpt_path:
+            return None
+        path = checkpoint.file_of(config.ckpt_path, ("last.ckpt", "best.ckpt"))  # a run goes on from its end
+        config.ckpt_path = str(path)
+        checkpoint.read(path, mmap=True)  # refuses it before anything is written
+        return runs.folder_of(path)
+
+    def _new_folder(self, parent: Path) -> Path:
+        if _rank() == 0:
+            self.claimed = runs.claim(parent)
+            return self.claimed
+        # rank 0 has told the processes that it starts; under torchrun it broadcasts the folder later
+        return Path(os.environ.get(FOLDER_VARIABLE, parent / "version_0"))
 
     def _obstacles(self, root: Path, name: str) -> dict[Path, str | None]:
         """What is in the way of each run from the newest on, up to the first that can go on."""
@@ -253,18 +264,22 @@ class LitCLI(LightningCLI):
     # ---- objects
 
     def instantiate_classes(self) -> None:
-        """Build model, data and trainer; a wrong combination of values is the user's to mend."""
+        """Build model, data and trainer."""
         torch.set_float32_matmul_precision(
             self.config[self.verb].float32_matmul if torch.cuda.is_available() else "highest"
         )
-        try:
-            self.config_init = self.parser.instantiate(self.config)
-        except (ValueError, ArgumentError) as error:
-            raise UserError(sentence(str(error), [])) from error
+        self.config_init = self.instantiated()
         self.model, self.datamodule = (self.config_init[self.verb][slot] for slot in ("model", "data"))
         self.trainer = self.instantiate_trainer()
         if self.verb != "fit" and self.stored["tokenizer"] and hasattr(self.datamodule, "use_tokenizer"):
             self.datamodule.use_tokenizer(tokenizer_from_dict(self.stored["tokenizer"]))
+
+    def instantiated(self) -> Namespace:
+        """The objects of the configuration; a wrong combination of values is one sentence."""
+        try:
+            return self.parser.instantiate(self.config)
+        except (ValueError, ArgumentError) as error:
+            raise UserError(sentence(str(error), [])) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with our loggers, callbacks and atomic checkpoints."""
@@ -299,7 +314,9 @@ class LitCLI(LightningCLI):
     def _callbacks(self) -> list[Callback]:
         config = self.config[self.verb]
         summary = RunSummary(_hash(self.settings), config.seed_everything)
-        resolved = self._parser(self.verb).dump(config, skip_unset=False)
+        fresh = config.clone()  # the file starts such a run, not this one again
+        fresh.ckpt_path = fresh.resume = None
+        resolved = self._parser(self.verb).dump(fresh, skip_unset=False)
         callbacks: list[Callback] = [RunFolder(self.folder, resolved), Throughput(), ExactResume()]
         callbacks += [summary, LogArtifacts()]
         if config.val_at_start:

@@ -48,7 +48,7 @@ class TokenMetrics(Metric):
             rank: Rank of each target among the logits, (B, T), 0 for the first choice.
             scored: True where a target counts, (B, T).
         """
-        self.nats += nats.sum()
+        self.nats = self.nats.float() + nats.float().sum()  # bf16-true makes every tensor of a module bfloat16
         self.tokens += scored.sum()
         self.top1 += (scored & (rank < 1)).sum()
         self.top5 += (scored & (rank < 5)).sum()

@@ -77,7 +77,7 @@ class Attention(nn.Module):
         n_head, n_kv_head, _ = self.heads
         qk, v = self.qkv(x).view(B, T, -1, self.config.head_size).split((n_head + n_kv_head, n_kv_head), dim=2)
         if self.config.qk_norm:
-            qk = F.rms_norm(qk, (self.config.head_size,))
+            qk = F.rms_norm(qk, (self.config.head_size,)).type_as(v)  # autocast makes it float32
         if by is not None:
             qk = rotate(qk, by)
         q, k = qk.transpose(1, 2).split((n_head, n_kv_head), dim=1)  # (B, H, T, D)

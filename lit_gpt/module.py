@@ -164,7 +164,7 @@ class LitLanguageModel(LightningModule):
             return
         logged = self._step_is_logged()
         if (logged or self.device.type == "cpu") and not math.isfinite(self.step_loss):
-            raise _non_finite(float(self.step_loss), self.global_step + 1)
+            raise self._non_finite(f"the loss became {float(self.step_loss)} at step {self.global_step + 1}")
         if logged:
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             figures = {f"train/{name}": value for name, value in self.step_figures.items()}
@@ -172,7 +172,7 @@ class LitLanguageModel(LightningModule):
 
     def _step_is_logged(self) -> bool:
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return (self.global_step + 1) % every == 0
+        return every > 0 and (self.global_step + 1) % every == 0
 
     def log_now(self, values: Mapping[str, Any], step: int) -> None:
         """Write to the loggers at once, under the number of optimizer steps done.
@@ -239,8 +239,7 @@ class LitLanguageModel(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer over groups that choose their rule and decay, and its schedule per step."""
-        fused = not str(self.trainer.precision).startswith("16")
-        optimizer = build_optimizer(self.net, self.optimizer_config, fused)
+        optimizer = build_optimizer(self.net, self.optimizer_config)
         say([*describe_groups(optimizer), *self._slow_precision()])
         schedule = StepSchedule(optimizer, self.optimizer_config, self._total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -264,7 +263,12 @@ class LitLanguageModel(LightningModule):
     # ---- checkpoints
 
     def on_save_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
-        """Add what a reader needs besides the weights: format, configuration, tokenizer, fingerprints."""
+        """Add what a reader needs besides the weights: format, configuration, tokenizer, fingerprints.
+
+        Weights that are no numbers are not saved, so that the last checkpoint stays one to go on from.
+        """
+        if not all(bool(p.isfinite().all()) for p in self.parameters()):
+            raise self._non_finite(f"weights are no numbers any more at step {self.global_step}")
         data = self._data()
         checkpoint_[checkpoint.KEY] = checkpoint.describe(self.net, asdict(self.config), data)
 
@@ -276,6 +280,7 @@ class LitLanguageModel(LightningModule):
                 "the checkpoint holds weights alone, so there is no run to go on with: start a new one from them with "
                 "--model.init_from instead of --ckpt_path."
             )
+        self._check_optimizer(checkpoint_)
         data = self._data()
         here = getattr(data, "fingerprints", {}).get("tokenizer")
         stored = checkpoint_[checkpoint.KEY]["fingerprints"].get("tokenizer")
@@ -286,6 +291,23 @@ class LitLanguageModel(LightningModule):
             )
         if hasattr(self, "net"):
             checkpoint.check_network(checkpoint_, self.net, self.config)
+
+    def _check_optimizer(self, checkpoint_: dict[str, Any]) -> None:
+        """Our own rules take up each other's state; a class of torch's knows its own alone."""
+        stored = checkpoint_.get("hyper_parameters", {}).get("optimizer", {}).get("kind")
+        kind = self.optimizer_config.kind
+        if stored not in (None, kind) and "." in stored + kind and self._trainer and self._trainer.state.fn == "fit":
+            raise UserError(
+                f"the checkpoint's optimizer is {stored}, whose state means nothing to {kind}: set "
+                f"--model.optimizer.kind {stored}, or start a new run from the weights with --model.init_from."
+            )
+
+    def _non_finite(self, what: str) -> UserError:
+        folder = self.trainer.log_dir or "logs/NAME/version_N"
+        return UserError(
+            f"{what}: lower --model.optimizer.lr, raise --model.optimizer.warmup or set --trainer.gradient_clip_val "
+            f"1.0, and go on from the last checkpoint with --ckpt_path {folder}."
+        )
 
 
 def sent_to_cpu(count: Tensor) -> Callable[[], int]:
@@ -320,13 +342,6 @@ def _vocabulary(wanted: int | None, found: int | None) -> int:
             f"model.config.vocab_size {size} is smaller than the data's {found} symbols: leave it out, or raise it."
         )
     return size
-
-
-def _non_finite(loss: float, step: int) -> UserError:
-    return UserError(
-        f"the loss became {loss} at step {step}: lower --model.optimizer.lr, raise --model.optimizer.warmup or set "
-        "--trainer.gradient_clip_val 1.0, and go on from the last checkpoint with --resume auto."
-    )
 
 
 @rank_zero_only

@@ -14,9 +14,8 @@ SUMMARY, CONFIG = "summary.json", "config.yaml"
 LAST = Path("checkpoints") / "last.ckpt"
 
 
-def claim(root: Path, name: str) -> Path:
-    """A new ``version_N`` below ``root/name``; two runs that start together get two folders."""
-    parent = root / name
+def claim(parent: Path) -> Path:
+    """A new ``version_N`` below ``parent``; two runs that start together get two folders."""
     parent.mkdir(parents=True, exist_ok=True)
     number = max((_version(folder) for folder in parent.glob("version_*")), default=-1) + 1
     while True:
@@ -74,6 +73,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def folder_of(checkpoint: Path) -> Path:
-    """The run's folder of one of its checkpoints."""
-    return checkpoint.resolve().parent.parent
+def folder_of(checkpoint: Path) -> Path | None:
+    """The run's folder of one of its checkpoints, None for a file that lies elsewhere."""
+    checkpoints = checkpoint.resolve().parent
+    folder = checkpoints.parent
+    return folder if checkpoints.name == LAST.parent.name and (folder / CONFIG).is_file() else None

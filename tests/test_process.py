@@ -168,6 +168,19 @@ def test_two_processes_equal_one_and_hand_over(tmp_path: Path, text: Path) -> No
             assert value == pytest.approx(other[key], abs=1e-5), key
 
 
+def test_two_processes_count_the_pairs_that_one_counts(tmp_path: Path, text: Path) -> None:
+    flags = ["--model", "LitBigram", "--model.config.kind", "counts", "--data.source", str(text), "--name"]
+    flags = ["--data.tokens_per_step", "128", "--trainer.accelerator", "cpu", "--trainer.max_steps", "5", *flags]
+    tables = []
+    for name, more in (("one", ["--trainer.devices", "1"]), ("two", TWO)):
+        status, _, err = finish(lit_gpt("fit", *flags, name, *more, cwd=tmp_path))
+        assert status == 0, err
+        saved = torch.load(tmp_path / "logs" / name / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+        tables.append(saved["state_dict"]["net.counts"])
+    assert tables[0].sum() == 5 * 128
+    assert torch.equal(*tables)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", ["padded", "packed"])
 def test_two_processes_equal_one_on_documents(tmp_path: Path, text: Path, rows: str) -> None:

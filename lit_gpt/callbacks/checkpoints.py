@@ -66,6 +66,13 @@ class RunCheckpoints(Checkpoint):
         keep_every_n_steps: int | None = None,
         keep_every_n_epochs: int | None = None,
     ) -> None:
+        for name, every in (
+            ("every_n_steps", every_n_steps),
+            ("keep_every_n_steps", keep_every_n_steps),
+            ("keep_every_n_epochs", keep_every_n_epochs),
+        ):
+            if every is not None and every < 1:
+                raise UserError(f"checkpoint.{name} is {every}: give at least 1.")
         self.monitor = monitor
         self.sign = 1.0 if mode == "min" else -1.0
         self.every_n_steps = every_n_steps
@@ -87,7 +94,7 @@ class RunCheckpoints(Checkpoint):
     @property
     def best_value(self) -> float | None:
         """The monitored metric at the best validation so far, None before the first."""
-        return self.best[str(self.monitor)] if self.best else None
+        return self.best.get(str(self.monitor))
 
     @property
     def best_model_path(self) -> str:
@@ -101,6 +108,8 @@ class RunCheckpoints(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen for Ctrl-C and SIGTERM, after Lightning has set its own handlers."""
         self._saved_step = trainer.global_step
+        if not trainer.strategy.broadcast((self.folder / "best.ckpt").is_file()):
+            self.best = {}  # of a run in another folder
         self._handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         for number in self._handlers:
             signal.signal(number, self._remember)
@@ -126,14 +135,15 @@ class RunCheckpoints(Checkpoint):
             self._at_boundary(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A boundary with a fresh value of the monitored metric."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        """A boundary with a fresh value of the monitored metric, unless time has made it fall inside a step."""
+        inside = trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fit_loop._should_accumulate()
+        if not inside:
             self._at_boundary(trainer, validated=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the epoch's file when its turn has come."""
-        epoch = trainer.current_epoch + 1
-        if self.keep_every_n_epochs and epoch % self.keep_every_n_epochs == 0:
+        epoch, whole = trainer.current_epoch + 1, trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+        if self.keep_every_n_epochs and epoch % self.keep_every_n_epochs == 0 and whole:
             self._save(trainer, f"epoch_{epoch:04d}.ckpt")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -144,6 +154,9 @@ class RunCheckpoints(Checkpoint):
 
     def _at_boundary(self, trainer: Trainer, validated: bool = False) -> None:
         step = trainer.global_step
+        if validated and self.monitor not in (None, *trainer.callback_metrics):
+            self._renew_last(trainer)
+            raise self._unknown_monitor(trainer)
         stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         better = validated and self.remember_best(trainer)
         # Not in on_train_end: by then Lightning counts the epoch as done, and a longer run could not go on in it.
@@ -162,11 +175,8 @@ class RunCheckpoints(Checkpoint):
 
         It may be asked again at the same step: Lightning calls other callbacks before those that save.
         """
-        if self.monitor is None:
+        if self.monitor is None or self.monitor not in trainer.callback_metrics:
             return False
-        if self.monitor not in trainer.callback_metrics:
-            names = ", ".join(sorted(trainer.callback_metrics))
-            raise UserError(f"checkpoint.monitor {self.monitor!r} is no metric of this run: use one of {names}.")
         value = trainer.callback_metrics[self.monitor]
         if not torch.isfinite(value):
             return False
@@ -174,6 +184,10 @@ class RunCheckpoints(Checkpoint):
             metrics = {name: float(metric) for name, metric in sorted(trainer.callback_metrics.items())}
             self.best = {"step": trainer.global_step, **metrics}
         return bool(self.best["step"] == trainer.global_step)
+
+    def _unknown_monitor(self, trainer: Trainer) -> UserError:
+        names = ", ".join(sorted(trainer.callback_metrics))
+        return UserError(f"checkpoint.monitor {self.monitor!r} is no metric of this run: use one of {names}.")
 
     def _renew_last(self, trainer: Trainer) -> None:
         if trainer.global_step != self._saved_step:

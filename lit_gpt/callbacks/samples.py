@@ -7,6 +7,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
+from datamodules.errors import UserError
 from lit_gpt.generate import TextModel
 
 
@@ -26,6 +27,13 @@ class SampleText(Callback):
     def __init__(
         self, max_new_tokens: int = 120, prompt: str = "", temperature: float = 0.8, every_n_validations: int = 1
     ) -> None:
+        for name, value, least in (
+            ("max_new_tokens", max_new_tokens, 0),
+            ("temperature", temperature, 0),
+            ("every_n_validations", every_n_validations, 1),
+        ):
+            if value < least:
+                raise UserError(f"samples.{name} is {value}: give at least {least}.")
         self.max_new_tokens = max_new_tokens
         self.prompt = prompt
         self.temperature = temperature
@@ -40,6 +48,12 @@ class SampleText(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the run left off."""
         self._validations, self._table = state_dict["validations"], list(state_dict["table"])
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a prompt that the tokenizer cannot read before anything is trained."""
+        tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+        if tokenizer is not None and self.max_new_tokens:
+            tokenizer.encode(self.prompt)
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -112,10 +112,10 @@ class RunSummary(Callback):
     def _say_goodbye(self, trainer: Trainer) -> None:
         folder, checkpoints = self.folder, _checkpoints(trainer)
         best, value = checkpoints.best, checkpoints.best_value
-        if best:
+        if value is not None:
             print(f"\nbest {checkpoints.monitor} {value:.4f} at step {best['step']} of {trainer.global_step}")
         print(f"everything about this run is in {folder}\nnext:")
-        name = "best.ckpt" if best else "last.ckpt"
+        name = "last.ckpt" if value is None else "best.ckpt"
         print(f'  python -m lit_gpt generate --ckpt_path {checkpoints.folder / name} --prompt "The "')
         print(f"  tensorboard --logdir {folder.parent.parent}", flush=True)
 

@@ -32,7 +32,7 @@ class DataCLI(LitCLI):
 
     def instantiate_classes(self) -> None:
         """The datamodule alone."""
-        self.config_init = self.parser.instantiate(self.config)
+        self.config_init = self.instantiated()
 
     def _run_subcommand(self, subcommand: str) -> None:
         config = self.config_init[subcommand]

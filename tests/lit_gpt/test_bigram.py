@@ -19,7 +19,7 @@ def test_the_table_of_84_characters_has_7056_parameters() -> None:
 def test_counts_become_smoothed_probabilities() -> None:
     net = CountBigram(BigramConfig(kind="counts", vocab_size=3, add_k=0.5))
     torch.testing.assert_close(net(IDS).exp(), torch.full((1, 5, 3), 1 / 3))
-    net.update(IDS, TARGETS)
+    net.counts += net.pairs(IDS, TARGETS)
     # After 0 came 1 twice; after 1 came 0 and 2; nothing scored came after 2.
     expected = torch.tensor([[0.5, 2.5, 0.5], [1.5, 0.5, 1.5], [0.5, 0.5, 0.5]])
     expected /= expected.sum(1, keepdim=True)
@@ -29,9 +29,9 @@ def test_counts_become_smoothed_probabilities() -> None:
 def test_counting_in_batches_equals_counting_at_once() -> None:
     ids = torch.randint(5, (6, 9))
     whole, parts = (CountBigram(BigramConfig(kind="counts", vocab_size=5)) for _ in range(2))
-    whole.update(ids[:, :-1], ids[:, 1:])
+    whole.counts += whole.pairs(ids[:, :-1], ids[:, 1:])
     for row in ids:
-        parts.update(row[None, :-1], row[None, 1:])
+        parts.counts += parts.pairs(row[None, :-1], row[None, 1:])
     assert torch.equal(whole.counts, parts.counts)
     assert whole.counts.sum() == 6 * 8
 
@@ -41,7 +41,7 @@ def test_the_learned_table_approaches_the_counted_one() -> None:
     ids = torch.randint(4, (8, 64)) // torch.randint(1, 3, (8, 64))
     counted, learned = bigram(BigramConfig("counts", vocab_size=4, add_k=0.01)), bigram(BigramConfig(vocab_size=4))
     assert isinstance(counted, CountBigram)
-    counted.update(ids[:, :-1], ids[:, 1:])
+    counted.counts += counted.pairs(ids[:, :-1], ids[:, 1:])
     optimizer = torch.optim.Adam(learned.parameters(), lr=0.1)
     for _ in range(200):
         loss = F.cross_entropy(learned(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())

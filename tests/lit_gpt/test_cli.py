@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from datamodules.errors import UserError
-from lit_gpt import checkpoint
+from lit_gpt import arguments, checkpoint
 from lit_gpt.arguments import with_packaged_configs
 from lit_gpt.cli import LitCLI, run
 from lit_gpt.commands import run as run_command
@@ -99,6 +99,17 @@ def test_layers_of_configs_and_flags(tmp_path: Path, text: Path, monkeypatch: py
     resolved = yaml.safe_load(Path("logs/first/version_0/config.yaml").read_text())
     config = resolved["model"]["init_args"]["config"]
     assert (config["n_layer"], config["n_head"], config["n_embd"]) == (2, 4, 8)
+
+
+@pytest.mark.parametrize("config", [["--config", "x.yaml"], ["--config=x.yaml"]])
+@pytest.mark.parametrize("flag", [["--preset", "llama"], ["--preset=llama"]])
+def test_the_last_preset_wins(
+    config: list[str], flag: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.yaml").write_text("preset: gpt2\n")
+    assert arguments.preset([*config, *flag]) == "llama"
+    assert arguments.preset([*flag, *config]) == "gpt2"
 
 
 def test_explicit_values_win_over_a_preset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: Path) -> None:

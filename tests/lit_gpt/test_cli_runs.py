@@ -268,6 +268,94 @@ def test_a_run_goes_on_from_its_end_when_its_folder_is_given(fit: Fit) -> None:
 # ---- starting from weights
 
 
+def test_a_copy_of_a_checkpoint_starts_a_run_of_its_own(fit: Fit, tmp_path: Path) -> None:
+    first = fit()
+    before = contents(first)
+    shutil.copy(first / "checkpoints" / "last.ckpt", tmp_path / "keep.ckpt")
+    second = fit("--ckpt_path", "keep.ckpt", "--trainer.max_steps", "7", "--checkpoint.mode", "max")
+    assert second.name == "version_1"
+    assert checkpoint.read(second / "checkpoints" / "last.ckpt")["global_step"] == 7
+    assert contents(first) == before
+    assert not (tmp_path.parent / "config.yaml").exists()
+
+
+def test_the_config_of_a_resumed_run_starts_a_new_one(fit: Fit) -> None:
+    first = fit()
+    fit("--ckpt_path", str(first), "--trainer.max_steps", "7")
+    before = contents(first)
+    run("fit", ["--config", str(first / "config.yaml")])
+    assert contents(first) == before
+    assert (first.parent / "version_1" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_a_resume_without_a_monitor_ends_in_its_last_checkpoint(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    fit("--ckpt_path", str(fit()), "--trainer.max_steps", "7", "--checkpoint.monitor", "null")
+    assert "last.ckpt --prompt" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_with_another_optimizer_or_says_why_not(fit: Fit) -> None:
+    folder = fit("--model.optimizer.kind", "muon")
+    fit("--ckpt_path", str(folder), "--trainer.max_steps", "7", "--model.optimizer.kind", "adamw")
+    with pytest.raises(UserError, match="the checkpoint's optimizer is adamw, whose state means nothing to torch"):
+        fit("--ckpt_path", str(folder), "--trainer.max_steps", "8", "--model.optimizer.kind", "torch.optim.NAdam")
+
+
+def test_an_epoch_that_was_cut_has_no_file(fit: Fit) -> None:
+    folder = fit("--checkpoint.keep_every_n_epochs", "1")
+    assert not list((folder / "checkpoints").glob("epoch_*"))
+    folder = fit("--checkpoint.keep_every_n_epochs", "1", "--trainer.limit_train_batches", "3")
+    assert [path.name for path in sorted((folder / "checkpoints").glob("epoch_*"))] == [
+        "epoch_0001.ckpt",
+        "epoch_0002.ckpt",
+    ]
+
+
+def test_an_unknown_monitor_keeps_what_was_trained(fit: Fit) -> None:
+    with pytest.raises(UserError, match=r"checkpoint\.monitor 'val/los' is no metric of this run"):
+        fit("--checkpoint.monitor", "val/los")
+    assert checkpoint.read("logs/run/version_0/checkpoints/last.ckpt")["global_step"] == 3
+
+
+def test_weights_that_are_no_numbers_are_not_saved(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = fit()
+    before = (folder / "checkpoints" / "last.ckpt").read_bytes()
+    monkeypatch.setattr("lit_gpt.module.math.isfinite", lambda _: True)  # as between two logged steps on a GPU
+    broken = ["--model.optimizer.kind", "sgd", "--model.optimizer.lr", "1e30", "--trainer.gradient_clip_val", "null"]
+    with pytest.raises(
+        UserError, match=r"weights are no numbers any more at step \d+: .* with --ckpt_path .*version_0"
+    ):
+        fit("--ckpt_path", str(folder), "--trainer.max_steps", "30", "--checkpoint.every_n_steps", "8", *broken)
+    assert (folder / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--samples.prompt", "\u00e9"], "\u00e9"),
+        (["--samples.temperature", "-1"], "samples.temperature is -1.0: give at least 0"),
+        (["--samples.every_n_validations", "0"], "samples.every_n_validations is 0: give at least 1"),
+        (["--checkpoint.every_n_steps", "0"], "checkpoint.every_n_steps is 0: give at least 1"),
+        (
+            [
+                *("--trainer.val_check_interval", "0.25", "--trainer.check_val_every_n_epoch", "1"),
+                *("--data.micro_batch_size", "4"),
+            ],
+            "val_check_interval 0.25 of an epoch may fall inside a step, which is of 2 micro-batches",
+        ),
+    ],
+)
+def test_what_would_fail_at_the_first_validation_is_refused_at_the_start(
+    flags: list[str], message: str, fit: Fit
+) -> None:
+    with pytest.raises(UserError, match=message):
+        fit(*flags)
+    assert not list(Path().glob("logs/run/*"))
+
+
+def test_a_run_that_logs_nothing_is_a_run(fit: Fit) -> None:
+    assert json.loads((fit("--trainer.log_every_n_steps", "0") / "summary.json").read_text())["finished"]
+
+
 def test_weights_of_another_tokenizer_are_refused(fit: Fit, tmp_path: Path) -> None:
     folder = fit()
     letters = (tmp_path / "my text.txt").read_text()

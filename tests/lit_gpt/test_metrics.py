@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from lit_gpt.metrics import TokenMetrics, per_text
 
@@ -31,6 +32,16 @@ def test_figures_do_not_depend_on_how_tokens_are_grouped() -> None:
 def test_states_hold_no_float64() -> None:
     states = TokenMetrics().metric_state
     assert {s.dtype for s in states.values()} == {torch.float32, torch.int64}  # type: ignore[union-attr]
+
+
+def test_sums_stay_exact_in_a_module_of_bfloat16() -> None:
+    metric = nn.ModuleDict({"val": TokenMetrics()}).to(torch.bfloat16)["val"]
+    nats, rank, scored = torch.full((4, 256), 1.3), torch.zeros(4, 256), torch.ones(4, 256).bool()
+    for _ in range(2):
+        for _ in range(300):
+            metric.update(nats, rank, scored)
+        assert float(metric.compute()["loss"]) == pytest.approx(1.3, rel=1e-5)
+        metric.reset()
 
 
 def test_units_of_the_text() -> None:
