@@ -77,15 +77,16 @@ class HubSource(Source):
         if self._record_path.exists():
             return json.loads(self._record_path.read_text(encoding="utf-8"))
         try:
-            from huggingface_hub import list_repo_commits
+            from huggingface_hub import dataset_info, list_repo_commits
         except ImportError:
             raise needs_hf_extra(f"The data set {self.dataset}") from None
         try:
+            # The hub takes a whole hash, a branch or a tag, but not the beginning of a hash.
             commits = [commit.commit_id for commit in list_repo_commits(self.dataset, repo_type="dataset")]
+            begun = [commit for commit in commits if commit.startswith(self.revision)]
+            return {"commit": begun[0] if begun else dataset_info(self.dataset, revision=self.revision).sha}
         except Exception as error:  # as above
             raise self._unreadable(error) from None
-        # The hub takes a whole hash, a branch or a tag, but not the beginning of a hash.
-        return {"commit": next((commit for commit in commits if commit.startswith(self.revision)), self.revision)}
 
     @property
     def _record_path(self) -> Path:

@@ -39,7 +39,10 @@ class TextFile:
 
     def raw(self) -> io.BufferedIOBase:
         """The bytes as stored."""
-        return self.path.open("rb") if self.path else io.BytesIO(self.content)
+        try:
+            return self.path.open("rb") if self.path else io.BytesIO(self.content)
+        except OSError as error:
+            raise UserError(f"The file {self.name} cannot be read ({error.strerror}); give one that can.") from None
 
     def chunks(self, size: int = CHUNK) -> Iterator[str]:
         r"""Text of about ``size`` characters at a time, a byte order mark dropped, ``\r\n`` and ``\r`` made ``\n``.
@@ -57,12 +60,15 @@ class TextFile:
 
     def lines(self) -> Iterator[str]:
         r"""Lines without their ``\n``. Only ``\n`` ends one: U+2028 and form feeds are text."""
-        held = ""
+        held: list[str] = []  # of a line that is longer than a chunk, joined once
         for chunk in self.chunks():
-            *lines, held = (held + chunk).split("\n")
-            yield from lines
-        if held:
-            yield held
+            *ends, rest = chunk.split("\n")
+            for end in ends:
+                yield "".join([*held, end])
+                held = []
+            held.append(rest)
+        if any(held):
+            yield "".join(held)
 
 
 def _decoded(stream: io.BufferedIOBase, name: str, size: int) -> Iterator[str]:
@@ -101,10 +107,13 @@ def cut(chunks: Iterable[str], size: int) -> Iterator[Piece]:
     held = ""
     for chunk in chunks:
         held += chunk
-        while len(held) > size:
-            at = _after_letter(held, " ", size) or _after_letter(held, "\n", size) or size
-            yield Piece(held[:at], False)
-            held = held[at:]
+        done = 0
+        while len(held) - done > size:
+            part = held[done : done + size + 1]
+            at = _after_letter(part, " ", size) or _after_letter(part, "\n", size) or size
+            yield Piece(part[:at], False)
+            done += at
+        held = held[done:]
     yield Piece(held, True)
 
 

@@ -162,6 +162,8 @@ def _open_hub(spec: str, column: str | None, strip: bool, folder: Path) -> Sourc
 
 def _files(spec: str, documents: Documents, folder: Path) -> list[TextFile]:
     """The files that one name or place stands for, in sorted order."""
+    if spec == "hacker_news" or spec.startswith("hf:"):
+        raise UserError(f"{spec} stands alone: give it as the only source, not in a list.")
     name, _, count = spec.partition(":")
     if name == "embedded_headlines":
         return [_headlines(spec, count or str(_HEADLINES))]

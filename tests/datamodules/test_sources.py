@@ -4,6 +4,7 @@ import gzip
 import json
 import subprocess
 import sys
+import time
 import tracemalloc
 from collections.abc import Callable
 from itertools import pairwise
@@ -230,6 +231,28 @@ def test_two_files_are_not_one_file_of_both(tmp_path: Path) -> None:
 # Bad input, one sentence each
 
 
+def test_the_time_for_a_long_line_grows_with_its_length_and_not_its_square() -> None:
+    def seconds(size: int) -> float:
+        text = "word " * (size // 5)
+        start = time.process_time()
+        assert [len(line) for line in TextFile("x", content=f"{text}\nb".encode()).lines()] == [len(text), 1]
+        assert sum(len(piece.text) for piece in cut([text], 1 << 17)) == len(text)
+        return time.process_time() - start
+
+    assert min(seconds(60_000_000), seconds(60_000_000)) < 10 * min(seconds(12_000_000), seconds(12_000_000))
+
+
+def test_a_file_that_cannot_be_opened_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(write(tmp_path / "a.txt", "x"))
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match=r"a\.txt cannot be read \(Permission denied\)"):
+        list(source.pieces())
+
+
 def test_not_utf8_names_the_byte(tmp_path: Path) -> None:
     content = "é中".encode() * 300_000 + b"ab\xe9d"
     source = open_source(write(tmp_path / "latin.txt", content))
@@ -249,6 +272,7 @@ def test_not_utf8_names_the_byte(tmp_path: Path) -> None:
         (str, {}, "has no .md, .rst, .text, .txt files"),
         (str, {"documents": "column", "column": "a"}, "has no .csv, .jsonl, .parquet, .tsv files"),
         (lambda p: [], {}, "list of sources is empty"),
+        (lambda p: ["hacker_news", write(p / "a.txt", "x")], {}, "hacker_news stands alone"),
         (lambda p: write(p / "a.txt", "\n \n"), {"strip": True, "documents": "line"}, "every line in it is empty"),
         (lambda p: write(p / "a.txt", " \n"), {"strip": True}, "every file in it is empty"),
         (lambda p: write(p / "a.txt", "x"), {"documents": "column"}, "with column=None"),
@@ -315,11 +339,25 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
         asked.append((name, repo_type, "commits"))
         return [SimpleNamespace(commit_id="aaaa" * 10), SimpleNamespace(commit_id="9e21b0f3" * 5)]
 
-    for module, function in (("datasets", load_dataset), ("huggingface_hub", list_repo_commits)):
+    def dataset_info(name: str, revision: str) -> SimpleNamespace:
+        asked.append((name, revision, "info"))
+        return SimpleNamespace(sha="bbbb" * 10)
+
+    for module, functions in (("datasets", [load_dataset]), ("huggingface_hub", [list_repo_commits, dataset_info])):
         stand_in = ModuleType(module)
-        setattr(stand_in, function.__name__, function)
+        for function in functions:
+            setattr(stand_in, function.__name__, function)
         monkeypatch.setitem(sys.modules, module, stand_in)
     return asked
+
+
+def test_a_branch_is_read_at_the_commit_that_it_had_at_first(hub: list, tmp_path: Path) -> None:
+    options = {"documents": "column", "column": "title", "cache_dir": tmp_path}
+    open_source("hf:a/b@main", **options).fingerprint()  # type: ignore[arg-type]
+    assert hub[1:] == [("a/b", "main", "info"), ("a/b", "train", "bbbb" * 10)]
+    del hub[:]
+    list(open_source("hf:a/b@main", **options).documents())  # type: ignore[arg-type]
+    assert hub == [("a/b", "train", "bbbb" * 10)]
 
 
 def test_hacker_news_is_read_at_its_commit_and_recorded_once(hub: list, tmp_path: Path) -> None:
