@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import peers, report
-from benchmarks.train_speed import DEVICE, synchronize
+from benchmarks.report import DEVICE
+from benchmarks.timing import synchronize
 from datamodules.tokenizers import CharTokenizer
 from lit_gpt.checkpoint import KEY, PREFIX
 from lit_gpt.decode import Sampling, decode
@@ -118,7 +119,7 @@ def main() -> None:
         runs = contestants(options.nanogpt)
         figures = {f"batch_{B}": measure(runs, B, options.rounds) for B in (1, 16)}
     lines = [f"- {name}: {found}" for name, found in figures.items()]
-    report.finish("generate", {"threads": options.threads, **figures}, lines, options)
+    report.finish("generate", {"threads": options.threads, **figures}, lines, options, report.DEVICE)
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ class Ours:
         self.runs += 1
         logs = self.folder / f"logs_{self.runs}"
         flags = ["--config", "configs/speedrun_cpu.yaml", f"--data.source={self.text}", f"--seed_everything={seed}"]
+        flags += [f"--data.seed={seed}", "--trainer.accelerator=cpu"]  # seeds differ in the order of data too
         flags += [f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}", f"--logs_dir={logs}"]
         flags += [f"--data.cache_dir={logs / 'cache'}"]
         seconds = seconds_of([sys.executable, "-m", "lit_gpt", "fit", *flags], Path.cwd(), self.threads)

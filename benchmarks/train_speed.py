@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import peers, report
-from benchmarks.timing import fit_seconds
+from benchmarks.report import DEVICE
+from benchmarks.timing import fit_seconds, synchronize
 from lit_gpt.loss import summed_nats
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.optim import OptimizerConfig, build_optimizer, has_bfloat16
 
 WARMUP = 3
 RATES = {"lr": 1e-3, "weight_decay": 0.1, "betas": (0.9, 0.95)}
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 #: Seconds of one step, averaged over a number of them.
 Contestant = Callable[[int], float]
 
@@ -79,12 +79,6 @@ def loop(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[Tenso
         return (time.perf_counter() - start) / steps
 
     return seconds
-
-
-def synchronize() -> None:
-    """Wait for the device."""
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
 
 
 def ours_bare(case: Case) -> Contestant:
@@ -176,7 +170,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     for name in options.cases:
         figures = measure(name, CASES[name], options)
-        report.finish(f"train_speed {name}", figures, [line(CASES[name], figures)], options)
+        report.finish(f"train_speed {name}", figures, [line(CASES[name], figures)], options, DEVICE)
 
 
 def line(case: Case, found: dict[str, float]) -> str:

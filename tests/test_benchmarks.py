@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import report
+from benchmarks import report, time_to_loss, timing
+from tests.conftest import TINY
 
 COMMANDS = ("data", "generate", "gpu", "kills", "memory", "overhead", "scaling")
 COMMANDS += ("shakespeare_char", "startup", "time_to_loss", "train_speed")
@@ -48,3 +50,31 @@ def test_without_record_nothing_is_written(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     report.finish("one", {"ratio": 1.5}, [], report.parser(None).parse_args([]))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_record_names_the_processor_that_its_figures_are_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    assert report.machine("cuda").startswith("a GPU, ")
+    assert "a GPU" not in report.machine("cpu")
+
+
+def test_seconds_of_a_step_leave_the_warm_up_out(text: Path) -> None:
+    flags = [*TINY, "--data.source", str(text), "--samples.max_new_tokens", "0"]
+    assert 0 < timing.fit_seconds(flags, steps=3, warmup=2) < 5
+    assert list(timing.StepTimer.ends) == [2, 5]
+
+
+def test_seeds_of_the_race_differ_in_the_order_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed: list[str] = []
+
+    def pretend(command: list[str], folder: Path, threads: int) -> float:
+        typed.extend(command)
+        run = tmp_path / "logs_1" / "run" / "version_0"
+        run.mkdir(parents=True)
+        (run / "summary.json").write_text(json.dumps({"final": {"val/nats_per_char": 1.5}}))
+        return 1.0
+
+    monkeypatch.setattr(time_to_loss, "seconds_of", pretend)
+    time_to_loss.Ours(tmp_path, tmp_path / "text.txt", 1).fit(3, seed=7)
+    assert {"--seed_everything=7", "--data.seed=7"} <= set(typed)
