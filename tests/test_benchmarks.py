@@ -11,7 +11,7 @@ import torch
 from benchmarks import report, time_to_loss, timing
 from tests.conftest import TINY
 
-COMMANDS = ("data", "generate", "gpu", "kills", "memory", "overhead", "scaling")
+COMMANDS: tuple[str, ...] = ("data", "generate", "gpu", "kills", "memory", "overhead", "scaling")
 COMMANDS += ("shakespeare_char", "startup", "time_to_loss", "train_speed")
 
 
