@@ -52,7 +52,7 @@ CASES = {
     "a": Case({"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "vocab_size": 257}, 12, 40),
     "b": Case({"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "vocab_size": 257}, 16, 4),
     "c": Case({"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 512, "vocab_size": 50304}, 2, 3),
-    "gpu": Case({"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024, "vocab_size": 50304}, 32, 20),
+    "gpu": Case({"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024, "vocab_size": 50304}, 32, 40),
 }
 
 
