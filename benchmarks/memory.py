@@ -58,7 +58,7 @@ def measure(case: str, options: argparse.Namespace) -> float:
     """Peak gigabytes of two steps."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = report.DEVICE
     _, optimizer, loss = build(case, options.block, device)
     ids = torch.randint(50257, (options.batch, options.block + 1), device=device)
     for _ in range(2):
@@ -92,7 +92,7 @@ def main() -> None:
         print(f"{case}: {found[case]:.2f} GB", flush=True)
     lines = [f"- {case}: {gb:.2f} GB" for case, gb in found.items()]
     given = {"batch": options.batch, "block": options.block, "precision": options.precision}
-    report.finish("memory", {**given, "peak_gb": found}, lines, options)
+    report.finish("memory", {**given, "peak_gb": found}, lines, options, report.DEVICE)
 
 
 if __name__ == "__main__":

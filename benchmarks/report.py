@@ -16,7 +16,11 @@ from typing import Any
 
 import torch
 
+from datamodules.files import write_text
+
 FIGURES, PAGE = Path("docs/benchmarks.json"), Path("docs/benchmarks.md")
+#: Where a benchmark computes that takes a GPU when there is one.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HEADER = """# Benchmarks
 
 Written by `python -m benchmarks.report` from what the commands below recorded with `--record`. Every command times ours
@@ -31,15 +35,34 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def finish(name: str, figures: dict[str, Any], lines: list[str], options: argparse.Namespace) -> None:
-    """Print the figures as the last line and, when asked, keep them under ``name`` with ``lines`` for the page."""
+def finish(
+    name: str, figures: dict[str, Any], lines: list[str], options: argparse.Namespace, device: str = "cpu"
+) -> None:
+    """Print the figures as the last line and, when asked, keep them under ``name`` with ``lines`` for the page.
+
+    Args:
+        name: the benchmark's, and more words where it keeps several records.
+        figures: what was measured.
+        lines: of the page.
+        options: of the command line.
+        device: ``cpu`` or ``cuda``: which of the machine's processors the figures are of.
+    """
     print(json.dumps({"benchmark": name, **figures}))
-    if not options.record:
-        return
-    kept = json.loads(FIGURES.read_text()) if FIGURES.is_file() else {}
-    kept[name] = {"command": command(name), "machine": machine(), "lines": lines, "figures": figures}
-    FIGURES.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
-    PAGE.write_text(page(kept))
+    if options.record:
+        keep(name, figures, lines, device)
+
+
+def keep(name: str, figures: dict[str, Any], lines: list[str], device: str) -> None:
+    """Put a record into docs/benchmarks.json and make the page anew."""
+    kept = recorded()
+    kept[name] = {"command": command(name), "machine": machine(device), "lines": lines, "figures": figures}
+    write_text(FIGURES, json.dumps(kept, indent=1, sort_keys=True) + "\n")
+    write_text(PAGE, page(kept))
+
+
+def recorded() -> dict[str, Any]:
+    """All records by name."""
+    return json.loads(FIGURES.read_text()) if FIGURES.is_file() else {}
 
 
 def command(name: str) -> str:
@@ -49,9 +72,9 @@ def command(name: str) -> str:
     return " ".join([f"python -m benchmarks.{module}", *words])
 
 
-def machine() -> str:
+def machine(device: str) -> str:
     """Processor, threads and versions, in one line."""
-    parts = [torch.cuda.get_device_name()] if torch.cuda.is_available() else [_processor()]
+    parts = [torch.cuda.get_device_name() if device == "cuda" else _processor()]
     parts.append(f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     parts.append(f"Python {platform.python_version()}, torch {torch.__version__}")
     return ", ".join([*parts, *(f"{p} {v}" for p in ("lightning", "transformers") if (v := _version(p)))])

@@ -70,7 +70,8 @@ def main() -> None:
     parser.add_argument("--logs_dir", type=Path, default=Path("logs"))
     options = parser.parse_args()
     found = figures(trained(options))
-    report.finish("shakespeare_char", found, table(found), options)
+    device = "cpu" if found["device"].startswith("cpu") else report.DEVICE
+    report.finish("shakespeare_char", found, table(found), options, device)
 
 
 if __name__ == "__main__":

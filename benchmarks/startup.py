@@ -80,7 +80,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         figures = compare(Path(name), options)
     lines = [f"- {what}: {found} s (mark {TARGETS[what]})" for what, found in figures.items()]
-    report.finish("startup", dict(figures), lines, options)
+    report.finish("startup", dict(figures), lines, options, report.DEVICE)
 
 
 def compare(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, float]]:

@@ -5,8 +5,8 @@
 One clock for both: from the start of the process to the end of the final evaluation. First nanoGPT's README command;
 its checkpoint is then scored on the whole validation split, outside the clock. Then `fit` with
 configs/speedrun_cpu.yaml and a fresh cache: two short runs tell seconds of start-up and of a step, from which follows
-the number of steps that fits into nanoGPT's time, a quarter and an eighth of it. Nothing but time decides it. The last
-line is JSON.
+the number of steps that fits into nanoGPT's time, a quarter and an eighth of it. Nothing but time decides it. A seed
+decides the first weights and the order of the data. The last line is JSON.
 """
 
 import argparse
@@ -81,6 +81,7 @@ class Ours:
         self.runs += 1
         logs = self.folder / f"logs_{self.runs}"
         flags = ["--config", "configs/speedrun_cpu.yaml", f"--data.source={self.text}", f"--seed_everything={seed}"]
+        flags += [f"--data.seed={seed}", "--trainer.accelerator=cpu"]  # nanoGPT's command is told to take the CPU too
         flags += [f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}", f"--logs_dir={logs}"]
         flags += [f"--data.cache_dir={logs / 'cache'}"]
         seconds = seconds_of([sys.executable, "-m", "lit_gpt", "fit", *flags], Path.cwd(), self.threads)

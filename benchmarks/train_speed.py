@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import peers, report
-from benchmarks.timing import fit_seconds
+from benchmarks.report import DEVICE
+from benchmarks.timing import fit_seconds, synchronize
 from lit_gpt.loss import summed_nats
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.optim import OptimizerConfig, build_optimizer, has_bfloat16
 
 WARMUP = 3
 RATES = {"lr": 1e-3, "weight_decay": 0.1, "betas": (0.9, 0.95)}
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 #: Seconds of one step, averaged over a number of them.
 Contestant = Callable[[int], float]
 
@@ -52,7 +52,7 @@ CASES = {
     "a": Case({"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "vocab_size": 257}, 12, 40),
     "b": Case({"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "vocab_size": 257}, 16, 4),
     "c": Case({"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 512, "vocab_size": 50304}, 2, 3),
-    "gpu": Case({"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024, "vocab_size": 50304}, 32, 20),
+    "gpu": Case({"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024, "vocab_size": 50304}, 32, 40),
 }
 
 
@@ -79,12 +79,6 @@ def loop(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[Tenso
         return (time.perf_counter() - start) / steps
 
     return seconds
-
-
-def synchronize() -> None:
-    """Wait for the device."""
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
 
 
 def ours_bare(case: Case) -> Contestant:
@@ -176,7 +170,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     for name in options.cases:
         figures = measure(name, CASES[name], options)
-        report.finish(f"train_speed {name}", figures, [line(CASES[name], figures)], options)
+        report.finish(f"train_speed {name}", figures, [line(CASES[name], figures)], options, DEVICE)
 
 
 def line(case: Case, found: dict[str, float]) -> str:

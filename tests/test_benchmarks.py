@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import report
+from benchmarks import generate, gpu, report, time_to_loss, timing
+from tests.conftest import TINY
 
-COMMANDS = ("data", "generate", "gpu", "kills", "memory", "overhead", "scaling")
+COMMANDS: tuple[str, ...] = ("data", "generate", "gpu", "kills", "memory", "overhead", "scaling")
 COMMANDS += ("shakespeare_char", "startup", "time_to_loss", "train_speed")
 
 
@@ -48,3 +50,61 @@ def test_without_record_nothing_is_written(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     report.finish("one", {"ratio": 1.5}, [], report.parser(None).parse_args([]))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_record_names_the_processor_that_its_figures_are_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    assert report.machine("cuda").startswith("a GPU, ")
+    assert "a GPU" not in report.machine("cpu")
+
+
+def test_seconds_of_a_step_leave_the_warm_up_out(text: Path) -> None:
+    flags = [*TINY, "--data.source", str(text), "--samples.max_new_tokens", "0"]
+    assert 0 < timing.fit_seconds(flags, steps=3, warmup=2) < 5
+    assert list(timing.StepTimer.ends) == [2, 5]
+
+
+def test_seeds_of_the_race_differ_in_the_order_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed: list[str] = []
+
+    def pretend(command: list[str], folder: Path, threads: int) -> float:
+        typed.extend(command)
+        run = tmp_path / "logs_1" / "run" / "version_0"
+        run.mkdir(parents=True)
+        (run / "summary.json").write_text(json.dumps({"final": {"val/nats_per_char": 1.5}}))
+        return 1.0
+
+    monkeypatch.setattr(time_to_loss, "seconds_of", pretend)
+    time_to_loss.Ours(tmp_path, tmp_path / "text.txt", 1).fit(3, seed=7)
+    assert {"--seed_everything=7", "--data.seed=7"} <= set(typed)
+
+
+def test_parts_of_the_gpu_benchmark_are_kept_as_they_end_also_when_one_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "FIGURES", tmp_path / "benchmarks.json")
+    monkeypatch.setattr(report, "PAGE", tmp_path / "benchmarks.md")
+    monkeypatch.setitem(gpu.PARTS, "memory", lambda folder, options: {"lines": gpu.output("lit_gpt", "fitt")})
+    for status, parts in ((1, ["memory", "speed"]), (0, ["packed"])):
+        monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", "--record", "--parts", *parts])
+        with pytest.raises(SystemExit) as stop:
+            gpu.main()
+        assert stop.value.code == status
+    kept = {name: record["figures"] for name, record in json.loads(report.FIGURES.read_text()).items()}
+    assert kept["gpu tiny memory"]["failed"].startswith("failed: lit_gpt ended with status 2: lit_gpt: ")
+    assert kept["gpu tiny speed"]["tokens_per_second"] > 0
+    assert kept["gpu tiny packed"]["largest_difference"] < 1e-3
+    assert min(kept["gpu tiny packed"][f"{way}_seconds"] for way in ("flex", "dense")) > 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last == {"benchmark": "gpu", "packed": kept["gpu tiny packed"]}
+
+
+def test_equal_tokens_are_demanded_on_a_cpu_and_counted_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "DEVICE", "cpu")
+    ours, theirs = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[1, 2, 3, 5]])
+    assert generate.equal_share(ours, ours) == 1
+    with pytest.raises(AssertionError, match="other tokens"):
+        generate.equal_share(ours, theirs)
+    monkeypatch.setattr(generate, "DEVICE", "cuda")
+    assert generate.equal_share(ours, theirs) == 0.75

@@ -208,3 +208,44 @@ def test_a_narrow_memorize_says_the_sentence_and_stops(
     rest = model.generate("I love machine", temperature=0, max_new_tokens=12, new_document=True)[0]
     assert (whole == "I love machine learning.") == (name == "memorize")
     assert rest == " learning."
+
+
+def left_by_a_run(logs: Path, name: str, source: str) -> None:
+    folder = logs / name / "version_0"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text('{"finished": true}')
+    (folder / "config.yaml").write_text(yaml.safe_dump({"data": {"init_args": {"source": source}}}))
+    (folder / "metrics.csv").write_text("step,val/loss\n0,4.0\n")
+
+
+def test_a_row_whose_text_has_no_download_wants_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reproductions, "_run", lambda row, options: pytest.fail(f"{row.name} was run"))
+    where = ["--out", str(tmp_path / "docs"), "--logs_dir", str(tmp_path / "logs")]
+    with pytest.raises(SystemExit, match="titles cannot be downloaded by name: add --source titles=FILE"):
+        reproductions.main([*where, "--only", "diary_bigram", "headlines_sgd"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_on_the_stand_in_for_titles_is_kept_out_of_the_page(tmp_path: Path) -> None:
+    left_by_a_run(tmp_path / "logs", "headlines_rope", "embedded_headlines")
+    where = ["--out", str(tmp_path / "docs"), "--logs_dir", str(tmp_path / "logs")]
+    reproductions.main([*where, "--only", "headlines_rope", "--steps", "0"])
+    assert not (tmp_path / "docs" / reproductions.RESULTS).exists()
+    assert "| `headlines_rope` |  | 0 of 987 |" in (tmp_path / "docs" / reproductions.PAGE).read_text()
+
+
+@pytest.mark.parametrize(
+    ("read", "given", "again"),
+    [
+        ("tiny_shakespeare", [], False),
+        ("some.txt", [], True),
+        ("tiny_shakespeare", ["--source", "tiny_shakespeare=some.txt"], True),
+        ("some.txt", ["--source", "tiny_shakespeare=./some.txt"], False),
+    ],
+)
+def test_a_finished_run_on_another_text_does_not_count(
+    read: str, given: list[str], again: bool, tmp_path: Path
+) -> None:
+    left_by_a_run(tmp_path, "diary_bigram", read)
+    options = reproductions._options(["--logs_dir", str(tmp_path), *given])
+    assert reproductions._finished(ROWS["diary_bigram"], options) != again

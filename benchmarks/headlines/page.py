@@ -15,7 +15,7 @@ convention, which leaves out some tokens but not their characters.
 
     python -m lit_gpt fit --config configs/headlines_cpu.yaml --data.source titles.txt
     python -m lit_gpt validate --ckpt_path logs/headlines_cpu/version_0/checkpoints/last.ckpt \\
-        --data HeadlinesDataModule --data.source titles.txt --data.val_source others.txt
+        --data HeadlinesDataModule --data.strip true --data.source titles.txt --data.val_source others.txt
 
 The first trains; the second scores any other file of titles, which nobody has tuned on.
 

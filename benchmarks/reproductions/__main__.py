@@ -3,8 +3,9 @@
     python -m benchmarks.reproductions [--only NAME ...] [--steps N] [--minutes M] [--source TEXT=FILE ...] [--quick]
 
 Each row is a ``fit`` of its own below --logs_dir. A run that was cut (by --steps, --minutes, Ctrl-C or a kill) goes on
-the next time and a finished one is not run again, so the same command is given until everything is done. What each run
-gave is kept in reproductions.json beside the page; with ``--steps 0`` nothing is run and the page is written anew.
+the next time and a finished one is not run again, so the same command is given until everything is done. A run that
+has read another text than the one now wanted does not count. What each run gave is kept in reproductions.json beside
+the page; with ``--steps 0`` nothing is run and the page is written anew.
 ``--quick`` takes two steps of a narrow model of each config on a little text, in a minute, and keeps nothing.
 """
 
@@ -21,10 +22,10 @@ import yaml
 
 from benchmarks.reproductions.figures import FIGURES
 from benchmarks.reproductions.page import page
-from benchmarks.reproductions.results import evaluations, keep, newest, read_run
+from benchmarks.reproductions.results import configured, evaluations, keep, newest, read_run
 from benchmarks.reproductions.rows import PROJECTS, ROWS, Row
 from datamodules.files import write_text
-from datamodules.sources import open_source
+from datamodules.sources import NAMES, open_source
 from lit_gpt.run import SUMMARY, read_json
 
 RESULTS, PAGE = "reproductions.json", "reproductions.md"
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
             _run_all(options, _run_quickly)
             print((options.out / PAGE).read_text())
     else:
+        _check_texts(options)
         _run_all(options, _run)
 
 
@@ -59,14 +61,26 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def _check_texts(options: argparse.Namespace) -> None:
+    """Stop before the first run when a later one has no text: its config's stand-in has no published figures."""
+    texts = {text for name in options.only if (text := ROWS[name].text)}
+    missing = sorted(texts - set(NAMES) - set(options.source))
+    if missing and options.steps != 0:
+        given = " ".join(f"{text}=FILE" for text in missing)
+        raise SystemExit(f"{', '.join(missing)} cannot be downloaded by name: add --source {given}.")
+
+
 def _run_all(options: argparse.Namespace, run: Callable[[Row, argparse.Namespace], None]) -> None:
     for name in options.only:
-        if options.steps != 0 and not _finished(options.logs_dir / name):
+        if options.steps != 0 and not _finished(ROWS[name], options):
             run(ROWS[name], options)
-        if (folder := newest(options.logs_dir / name)) and evaluations(folder):
+        folder = newest(options.logs_dir / name)
+        if folder and evaluations(folder) and not _stands_in(ROWS[name], options):
             keep(options.out / RESULTS, "runs", name, read_run(ROWS[name], folder))
             _write_page(options)
     for project in PROJECTS:
+        if any(_stands_in(row, options) for row in project.rows):
+            continue
         for figure in project.figures:
             found = FIGURES[figure](options.logs_dir, options.out)
             if found is not None:
@@ -78,9 +92,28 @@ def _write_page(options: argparse.Namespace) -> None:
     write_text(options.out / PAGE, page(read_json(options.out / RESULTS)))
 
 
-def _finished(runs: Path) -> bool:
-    folder = newest(runs)
-    return folder is not None and bool(read_json(folder / SUMMARY).get("finished"))
+def _finished(row: Row, options: argparse.Namespace) -> bool:
+    """Whether the last run has ended, on the text that is wanted now."""
+    folder = newest(options.logs_dir / row.name)
+    if folder is None or not read_json(folder / SUMMARY).get("finished"):
+        return False
+    return row.text is None or _same(_source(folder), options.source.get(row.text, row.text))
+
+
+def _stands_in(row: Row, options: argparse.Namespace) -> bool:
+    """Whether the last run has read a text with a name, where its row's comes from a file and has none."""
+    folder = newest(options.logs_dir / row.name)
+    if options.quick or row.text in (None, *NAMES) or folder is None or not evaluations(folder):
+        return False
+    return _source(folder).split(":")[0] in NAMES
+
+
+def _source(folder: Path) -> str:
+    return str(configured(folder)["data"]["init_args"]["source"])
+
+
+def _same(one: str, other: str) -> bool:
+    return Path(one).resolve() == Path(other).resolve()
 
 
 # ---- one run
