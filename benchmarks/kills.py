@@ -1,6 +1,6 @@
 """A run killed at random moments and resumed until it is done, against a straight run: equal to the last bit?
 
-    python -m benchmarks.kills [--kills 50] [--rows windows] [--optimizer muon] [--accumulation 2] [--record]
+    python -m benchmarks.kills [--kills 50] [--rows windows] [--optimizer muon] [--epochs 20] [--record]
 
 Kills fall anywhere: in start-up, a step, a validation, a save. Compared are weights, optimizer state and every logged
 figure that is not a time. The last line is JSON.
@@ -36,7 +36,8 @@ def flags(options: argparse.Namespace, text: Path) -> list[str]:
         f"--data.rows={options.rows}",
     ]
     given += ["--data.tokens_per_step=512", f"--data.micro_batch_size={8 // options.accumulation}"]
-    given += [f"--model.optimizer.kind={options.optimizer}", f"--trainer.max_steps={options.steps}"]
+    length = f"max_epochs={options.epochs}" if options.epochs else f"max_steps={options.steps}"
+    given += [f"--model.optimizer.kind={options.optimizer}", f"--trainer.{length}"]
     given += ["--trainer.val_check_interval=40", "--checkpoint.every_n_steps=5", "--trainer.log_every_n_steps=1"]
     return [*given, "--trainer.accelerator=cpu", "--samples.max_new_tokens=0", "--trainer.limit_val_batches=4"]
 
@@ -106,6 +107,7 @@ def main() -> None:
     parser = report.parser(__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--epochs", type=int, help="so many instead of --steps: Lightning counts those in another way")
     parser.add_argument("--rows", choices=("windows", "padded", "packed"), default="windows")
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default="muon")
     parser.add_argument("--accumulation", type=int, default=2)
