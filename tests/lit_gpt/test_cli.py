@@ -190,7 +190,6 @@ MISTAKES = {
     "an abbreviated trainer flag": (["--trainer.max_step", "3"], "did you mean trainer.max_steps"),
     "an abbreviated model flag": (["--model.config.n_lay", "3"], "did you mean model.config.n_layer"),
     "an abbreviated flag": (["--pres", "gpt2-medium"], "did you mean preset"),
-    "a monitor that is none": (["--checkpoint.monitor", "val/los"], "'val/los' is no metric of this run: use one of"),
     "part of an epoch": (["--trainer.val_check_interval", "0.5"], "`val_check_interval` should be an integer"),
     "no devices": (["--trainer.devices", "0"], "devices='0'"),
     "a logger that is not installed": (["--trainer.logger", "MLFlowLogger"], "mlflow"),
