@@ -30,9 +30,10 @@ from torch import Tensor
 
 from benchmarks import report
 from benchmarks.timing import column, synchronize
+from benchmarks.train_speed import CASES
 from lit_gpt.model import GPT, GPTConfig
 
-FULL = {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024, "vocab_size": 50304}
+FULL = CASES["gpu"].shape
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 128, "vocab_size": 512}
 #: Seconds after which a process is given up: a part that hangs must not take the others' time.
 LIMIT = 240

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from datamodules.files import write_text
+from lit_gpt.run import read_json
 
 FIGURES, PAGE = Path("docs/benchmarks.json"), Path("docs/benchmarks.md")
 #: Where a benchmark computes that takes a GPU when there is one.
@@ -54,15 +55,10 @@ def finish(
 
 def keep(name: str, figures: dict[str, Any], lines: list[str], device: str) -> None:
     """Put a record into docs/benchmarks.json and make the page anew."""
-    kept = recorded()
+    kept = read_json(FIGURES)
     kept[name] = {"command": command(name), "machine": machine(device), "lines": lines, "figures": figures}
     write_text(FIGURES, json.dumps(kept, indent=1, sort_keys=True) + "\n")
     write_text(PAGE, page(kept))
-
-
-def recorded() -> dict[str, Any]:
-    """All records by name."""
-    return json.loads(FIGURES.read_text()) if FIGURES.is_file() else {}
 
 
 def command(name: str) -> str:

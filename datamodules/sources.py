@@ -142,12 +142,16 @@ def open_source(
         raise UserError(f"documents={documents!r} with column={column!r}: give a column with documents='column', only.")
     specs = [spec] if isinstance(spec, str) else spec
     folder = (Path(cache_dir).expanduser() if cache_dir else default_cache_dir()) / "downloads"
-    if len(specs) == 1 and (specs[0] == "hacker_news" or specs[0].startswith("hf:")):
+    if len(specs) == 1 and _on_hub(specs[0]):
         return _open_hub(specs[0], column, strip, folder)
     if not specs:
         raise UserError("The list of sources is empty; give at least one file or name.")
     files = tuple(file for one in specs for file in _files(one, documents, folder))
     return FileSource(", ".join(specs), files, documents, column, strip)
+
+
+def _on_hub(spec: str) -> bool:
+    return spec == "hacker_news" or spec.startswith("hf:")
 
 
 def _open_hub(spec: str, column: str | None, strip: bool, folder: Path) -> Source:
@@ -162,7 +166,7 @@ def _open_hub(spec: str, column: str | None, strip: bool, folder: Path) -> Sourc
 
 def _files(spec: str, documents: Documents, folder: Path) -> list[TextFile]:
     """The files that one name or place stands for, in sorted order."""
-    if spec == "hacker_news" or spec.startswith("hf:"):
+    if _on_hub(spec):
         raise UserError(f"{spec} stands alone: give it as the only source, not in a list.")
     name, _, count = spec.partition(":")
     if name == "embedded_headlines":

@@ -223,9 +223,9 @@ class LitCLI(LightningCLI):
             config.ckpt_path = str(unfinished / runs.LAST)
             _say(f"going on with {unfinished}")
         self.folder = self._folder_of_checkpoint() or self._new_folder(root / config.name)
-        for newest, obstacle in list(obstacles.items())[:1]:
-            if self.claimed:
-                _say(f"{newest} {obstacle}: a new run starts in {self.folder}")
+        if self.claimed and obstacles:
+            newest, obstacle = next(iter(obstacles.items()))
+            _say(f"{newest} {obstacle}: a new run starts in {self.folder}")
         os.environ[FOLDER_VARIABLE] = str(self.folder)
 
     def _folder_of_checkpoint(self) -> Path | None:

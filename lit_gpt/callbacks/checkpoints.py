@@ -136,8 +136,7 @@ class RunCheckpoints(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A boundary with a fresh value of the monitored metric, unless time has made it fall inside a step."""
-        inside = trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fit_loop._should_accumulate()
-        if not inside:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.fit_loop._should_accumulate():
             self._at_boundary(trainer, validated=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from datamodules.errors import UserError
+from datamodules.tokenizers import Tokenizer
 from lit_gpt.generate import TextModel
 
 
@@ -51,7 +52,7 @@ class SampleText(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a prompt that the tokenizer cannot read before anything is trained."""
-        tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+        tokenizer = _tokenizer(trainer)
         if tokenizer is not None and self.max_new_tokens:
             tokenizer.encode(self.prompt)
 
@@ -61,7 +62,7 @@ class SampleText(Callback):
         if trainer.state.fn != "fit" or trainer.sanity_checking or not self.max_new_tokens:
             return
         self._validations += 1
-        tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+        tokenizer = _tokenizer(trainer)
         net = getattr(pl_module, "net", None)
         if tokenizer is not None and isinstance(net, nn.Module) and self._validations % self.every_n_validations == 0:
             self._show(trainer, TextModel(net, tokenizer))
@@ -78,3 +79,8 @@ class SampleText(Callback):
                 logger.log_text("generations", ["step", "text"], self._table, step=trainer.global_step)
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("sample", f"```\n{text}\n```", trainer.global_step)
+
+
+def _tokenizer(trainer: Trainer) -> Tokenizer | None:
+    """The data's, None where it has none."""
+    return getattr(getattr(trainer, "datamodule", None), "tokenizer", None)

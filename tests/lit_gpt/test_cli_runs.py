@@ -265,9 +265,6 @@ def test_a_run_goes_on_from_its_end_when_its_folder_is_given(fit: Fit) -> None:
     assert [int(row["step"]) for row in rows(folder) if row["train/loss"]] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-# ---- starting from weights
-
-
 def test_a_copy_of_a_checkpoint_starts_a_run_of_its_own(fit: Fit, tmp_path: Path) -> None:
     first = fit()
     before = contents(first)
@@ -354,6 +351,9 @@ def test_what_would_fail_at_the_first_validation_is_refused_at_the_start(
 
 def test_a_run_that_logs_nothing_is_a_run(fit: Fit) -> None:
     assert json.loads((fit("--trainer.log_every_n_steps", "0") / "summary.json").read_text())["finished"]
+
+
+# ---- starting from weights
 
 
 def test_weights_of_another_tokenizer_are_refused(fit: Fit, tmp_path: Path) -> None:
