@@ -37,7 +37,6 @@ class LitLanguageModel(LightningModule):
     """
 
     config_class: type[Any]
-    step_names: tuple[str, ...] = ("loss",)  # what `objective` reports, logged as train/NAME per scored target
     passes: int = 1  # times that the network reads a batch in a step
     net: Any  # an nn.Module with ``hidden(input_ids, document_ids=...)``, ``head(hidden)`` and ``head_weights()``
     scores: Any  # nn.ModuleDict of TokenMetrics by split
@@ -51,7 +50,8 @@ class LitLanguageModel(LightningModule):
         self.scores = nn.ModuleDict({split: TokenMetrics() for split in ("val", "train_eval", "test")})
         self.step_figures = {"loss": torch.tensor(math.nan)}
         self.grad_norm: Tensor | None = None
-        self._step_sums = torch.zeros(1)
+        self._step_sums: Tensor | int = 0
+        self._step_names: tuple[str, ...] = ()
         self._scored_here: list[Callable[[], int]] = []
         self._step_is_empty = False
 
@@ -94,17 +94,17 @@ class LitLanguageModel(LightningModule):
         """What is minimised, summed over a micro-batch, over its capacity B*T."""
         scored = (batch["targets"] != IGNORE).sum()
         self._scored_here.append(sent_to_cpu(scored))
-        loss, *sums = self.objective(batch)
-        self._capacity = batch["targets"].numel()
-        self._step_sums = self._step_sums.to(loss.device) + torch.stack((*sums, scored.float()))
+        loss, sums = self.objective(batch)
+        self._capacity, self._step_names = batch["targets"].numel(), tuple(sums)
+        self._step_sums = self._step_sums + torch.stack((*sums.values(), scored.float()))
         return loss / self._capacity
 
-    def objective(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Sums over the scored targets of ``batch``: what is minimised, differentiable, then one for each of
-        ``step_names``.
+    def objective(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sums over the scored targets of ``batch``: what is minimised, differentiable, and what is logged as
+        train/NAME per scored target.
         """
         nats = self.batch_nats(batch)
-        return nats, nats.detach()
+        return nats, {"loss": nats.detach()}
 
     @property
     def step_loss(self) -> Tensor:
@@ -131,13 +131,13 @@ class LitLanguageModel(LightningModule):
         change: not by weight decay or momentum either.
         """
         *sums, scored = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum").unbind()
-        self._step_sums = torch.zeros_like(self._step_sums)
+        self._step_sums = 0
         self._step_is_empty = not sum(read() for read in self._scored_here) and not bool(scored)
         self._scored_here = []
         if self._step_is_empty:
             optimizer.zero_grad(set_to_none=True)
             return
-        self.step_figures = {name: total / scored for name, total in zip(self.step_names, sums, strict=True)}
+        self.step_figures = {name: total / scored for name, total in zip(self._step_names, sums, strict=True)}
         capacity = self._capacity * self.trainer.accumulate_grad_batches * self.trainer.world_size
         if scored.is_cuda or scored != capacity:  # on a GPU the comparison would wait for the device
             gradients = [p.grad for p in self.parameters() if p.grad is not None]

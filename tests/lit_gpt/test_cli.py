@@ -71,6 +71,19 @@ def test_r_drop_by_one_key(kind: str, fit: Fit) -> None:
     assert all(0 < kl < loss for loss, kl in found[1:])
 
 
+def test_r_drop_begins_at_its_share_of_the_run(fit: Fit) -> None:
+    flags = ("--model.config.dropout", "0.1", "--model.optimizer.lr", "0.01")
+    late = rows(fit(*flags, "--model.r_drop", "1.0", "--model.r_drop_start", "0.5"))
+    plain = rows(fit(*flags))
+    losses = [[(row["step"], row["train/loss"]) for row in found if row["train/loss"]] for found in (late, plain)]
+    assert losses[0][:3] == losses[1][:3]
+    assert losses[0][3:] != losses[1][3:]
+    assert [row["step"] for row in late if row["train/r_drop"]] == ["4", "5", "6"]
+    endless = ("--trainer.max_steps", "-1", "--trainer.max_epochs", "-1", "--model.optimizer.schedule", "constant")
+    with pytest.raises(UserError, match="r_drop_start needs the run's end"):
+        fit(*flags, "--model.r_drop", "1.0", "--model.r_drop_start", "0.5", *endless)
+
+
 def test_the_best_of_the_summary_is_what_was_monitored_over_all_parts_of_a_run(fit: Fit) -> None:
     monitor = ["--checkpoint.monitor", "train_eval/top1", "--checkpoint.mode", "max", "--model.optimizer.lr", "0.1"]
     folder = fit(*monitor, "--trainer.max_steps", "9")

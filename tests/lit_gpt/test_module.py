@@ -82,9 +82,9 @@ class FixedDropout(LitGPT):
     """
 
     def _hidden(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        self.passes = getattr(self, "passes", 0) + 1
+        self.reads = getattr(self, "reads", 0) + 1
         hidden = super()._hidden(batch)
-        return hidden * (torch.arange(hidden.size(-1)) % 4 > 0) * 4 / 3 if self.passes % 2 == 0 else hidden
+        return hidden * (torch.arange(hidden.size(-1)) % 4 > 0) * 4 / 3 if self.reads % 2 == 0 else hidden
 
 
 def r_drop_step(batches: list[dict[str, torch.Tensor]], folder: Path, **options: Any) -> FixedDropout:
@@ -123,6 +123,9 @@ def test_r_drop_without_dropout_is_refused() -> None:
         LitGPT(GPTConfig(**SMALL), r_drop=2.0)
     with pytest.raises(UserError, match=r"r_drop is -1\.0: give 0"):
         LitGPT(GPTConfig(**SMALL, dropout=0.1), r_drop=-1.0)
+    for wrong in ({"r_drop_start": 0.5}, {"r_drop": 1.0, "r_drop_start": 1.5}, {"r_drop": 1.0, "r_drop_start": -0.5}):
+        with pytest.raises(UserError, match=r"r_drop_start is .* give a share"):
+            LitGPT(GPTConfig(**SMALL, dropout=0.1), **wrong)
 
 
 def test_initial_loss_is_near_the_logarithm_of_the_vocabulary() -> None:
@@ -180,16 +183,24 @@ def test_a_checkpoint_is_enough(tmp_path: Path, text: Path) -> None:
 
 @pytest.mark.parametrize("saved", [5, 8])
 @pytest.mark.parametrize("epochs", [False, True])
-@pytest.mark.parametrize(("kind", "accumulation", "r_drop"), [("adamw", 1, 0.0), ("muon", 2, 0.0), ("muon", 2, 1.0)])
+@pytest.mark.parametrize(
+    ("kind", "accumulation", "options"),
+    [
+        ("adamw", 1, {}),
+        ("muon", 2, {}),
+        ("muon", 2, {"r_drop": 1.0}),
+        ("muon", 2, {"r_drop": 1.0, "r_drop_start": 0.5}),
+    ],
+)
 def test_a_resumed_run_equals_a_straight_one(
-    tmp_path: Path, text: Path, kind: str, accumulation: int, r_drop: float, epochs: bool, saved: int
+    tmp_path: Path, text: Path, kind: str, accumulation: int, options: dict[str, float], epochs: bool, saved: int
 ) -> None:
     length = {"max_epochs": 2, "limit_train_batches": 6 * accumulation} if epochs else {"max_steps": 12}
 
     def run(steps: int, resume: Path | None = None) -> dict[str, torch.Tensor]:
         torch.manual_seed(7)
         config, optimizer = GPTConfig(**SMALL, dropout=0.2), OptimizerConfig(kind=kind, lr=0.01, warmup=3)
-        model = LitGPT(config, optimizer, r_drop=r_drop)
+        model = LitGPT(config, optimizer, **options)
         data = CharDataModule(str(text), tokens_per_step=128, micro_batch_size=8 // accumulation)
         # The schedule must see 12 steps in every part, so parts end by a stop, not by max_steps.
         watchers = {"callbacks": [ExactResume(), Stop(steps)], "enable_checkpointing": True}
