@@ -1,10 +1,9 @@
 """Speed, memory and exactness of the data: text to tokens, tokens to batches, tokenizers trained and sampled.
 
-    python -m benchmarks.data [--megabytes 1000] [--record]
+    python -m benchmarks.data [--megabytes 1000] [--text GLOB] [--titles FILE] [--record]
 
-Needs the ``bench`` extra. Uses the real text in ``../shared/data`` and gpt2's ranks in ``../shared/tiktoken_cache``
-where they are, else the embedded corpus and whatever tiktoken finds. Rates that are compared are measured in one run,
-the peer's before and after ours. The last line is JSON.
+Needs the ``bench`` extra. Without files it takes the embedded corpus and synthetic headlines. Rates that are compared
+are measured in one run, the peer's before and after ours. The last line is JSON.
 """
 
 import os
@@ -28,8 +27,6 @@ from datamodules.tokenizers import UnigramTokenizer, train_tokenizer
 from datamodules.tokenizers.sampling import SampledTexts
 
 ROOT = Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared"
-TITLES = SHARED / "data" / "hn_titles_100k.txt"
 SENTENCE = "I love machine learning."
 PREPARE = """
 import sys, time
@@ -63,16 +60,16 @@ def main() -> None:
     """Runs every measurement."""
     parser = report.parser(__doc__)
     parser.add_argument("--megabytes", type=int, default=1000, help="size of the text that is prepared")
+    parser.add_argument("--text", default="embedded", help="a source of text: a file, folder, glob or name")
+    parser.add_argument("--titles", default="embedded_headlines", help="a source of titles, one a line")
     options = parser.parse_args()
     size = options.megabytes * 1_000_000
-    if (SHARED / "tiktoken_cache").exists():
-        os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(SHARED / "tiktoken_cache"))
     figures: dict[str, object] = {"cores": len(os.sched_getaffinity(0))}
     with tempfile.TemporaryDirectory() as folder:
         figures |= sentence(Path(folder))
-        figures |= preparation(Path(folder), size)
-        figures |= batches(Path(folder))
-        figures |= trained_tokenizers()
+        figures |= preparation(Path(folder), options.text, size)
+        figures |= batches(Path(folder), options.titles)
+        figures |= trained_tokenizers(options.titles)
     report.finish("data", figures, [f"- {name.replace('_', ' ')}: {value}" for name, value in figures.items()], options)
 
 
@@ -91,10 +88,10 @@ def sentence(folder: Path) -> dict[str, object]:
     return {"sentence_exact": bool(exact and batch["attention_mask"].all())}
 
 
-def preparation(folder: Path, size: int) -> dict[str, object]:
+def preparation(folder: Path, source: str, size: int) -> dict[str, object]:
     """A large text to tokens, against tiktoken on one thread; and to characters."""
     text = folder / "large.txt"
-    _write_large(text, size)
+    _write_large(text, source, size)
     cores = len(os.sched_getaffinity(0))
     before = _tiktoken_rate(text, 1), _tiktoken_rate(text, cores)
     seconds, peak = _prepare("gpt2", text, folder / "gpt2")
@@ -120,9 +117,8 @@ def preparation(folder: Path, size: int) -> dict[str, object]:
     }
 
 
-def batches(folder: Path) -> dict[str, object]:
+def batches(folder: Path, source: str) -> dict[str, object]:
     """Rows a second from one process without workers, B 64, T 256."""
-    source = str(TITLES) if TITLES.exists() else "embedded_headlines"
     figures: dict[str, object] = {}
     wanted: dict[RowKind, int] = {"windows": 20, "packed": 5, "padded": 5}
     for rows, least in wanted.items():
@@ -137,9 +133,9 @@ def batches(folder: Path) -> dict[str, object]:
     return figures
 
 
-def trained_tokenizers() -> dict[str, object]:
-    """16k tokenizers of 90,000 titles, and whether all 100,000 come back exactly."""
-    titles = list(open_source(str(TITLES) if TITLES.exists() else "embedded_headlines", documents="line").documents())
+def trained_tokenizers(source: str) -> dict[str, object]:
+    """16k tokenizers of nine tenths of the titles, and whether all come back exactly."""
+    titles = list(open_source(source, documents="line").documents())
     figures: dict[str, object] = {"titles": len(titles)}
     for kind in ("bpe", "unigram"):
         started = time.perf_counter()
@@ -172,11 +168,9 @@ def _ready(data: TextDataModule) -> TextDataModule:
     return data
 
 
-def _write_large(path: Path, size: int) -> None:
+def _write_large(path: Path, source: str, size: int) -> None:
     """Fills ``path`` with ``size`` bytes of repeated text."""
-    files = sorted((SHARED / "data").glob("*.txt"))
-    texts = [file.read_text(encoding="utf-8") for file in files] or list(open_source("embedded").documents())
-    data = "\n".join(texts).encode()
+    data = "\n".join(open_source(source).documents()).encode()
     with path.open("wb") as file:
         for _ in range(size // len(data)):
             file.write(data)

@@ -24,8 +24,9 @@ FIGURES, PAGE = Path("docs/benchmarks.json"), Path("docs/benchmarks.md")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HEADER = """# Benchmarks
 
-Written by `python -m benchmarks.report` from what the commands below recorded with `--record`. Every command times ours
-and its peers in turn on the same machine; ratios are medians over rounds, and only ratios carry over to another one.
+Written by `python -m benchmarks.report` from what the commands below recorded with `--record`. Where there are peers,
+ours and theirs are timed in turn on the same machine; ratios are medians over rounds, and only ratios carry over to
+another one. A "mark" is what was aimed at before it was measured.
 """
 
 

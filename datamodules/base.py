@@ -50,7 +50,8 @@ class TextDataModule(LightningDataModule):
         block_size: T, tokens in a row; None takes the model's, from ``lightning_module.config.block_size``.
         tokens_per_step: tokens of an optimizer step over all processes; None is 32 rows.
         micro_batch_size: rows of one process in one forward pass; None is all of the process's rows of a step.
-        rows: how text becomes rows: ``windows``, ``padded`` or ``packed``; None is what the class is for.
+        rows: how text becomes rows: ``windows``, ``padded`` or ``packed``; None is windows, for headlines
+            packed.
         stride: distance of two training windows; None puts them side by side, from a random offset if shuffled.
         shuffle: whether training rows come in another order in each epoch; if not, they follow the text from its first
             token on, in every epoch alike: without random offset, batch after batch.

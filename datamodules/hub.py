@@ -12,7 +12,7 @@ from datamodules.files import default_cache_dir, write_text
 from datamodules.reading import as_text, needs_hf_extra, normalised, unknown_column
 from datamodules.sources import Source
 
-#: The data of the headline challenge. It is refreshed now and then, so its revision is fixed.
+#: Four million titles, of which the headline challenge has 100,000. Refreshed now and then, so its revision is fixed.
 HACKER_NEWS = "hf:julien040/hacker-news-posts@9e21b0f3"
 
 

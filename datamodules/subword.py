@@ -19,8 +19,8 @@ class SubwordDataModule(TextDataModule):
         source: a file, folder or glob, the name of a download, or a list of such.
         val_source: text for validation, all of it, instead of a part of ``source``.
         test_source: text for the test split, all of it, instead of a part of ``source``.
-        documents: what a document is: a whole ``file``, a ``line``, or a ``column`` of a table; None is what the class
-            is for.
+        documents: what a document is: a whole ``file``, a ``line``, or a ``column`` of a table; None is a
+            file, for headlines a line.
         column: the column to read with ``documents: column``.
         strip: whether to drop white space at both ends of each document.
         tokenizer: ``bpe`` or ``unigram``, trained once and kept beside the tokens; ``byte``; ``char``; a tokenizer
@@ -32,7 +32,7 @@ class SubwordDataModule(TextDataModule):
             that it is elsewhere.
         subword_sampling: smoothing of the segmentations that a unigram tokenizer draws anew for the training text in
             each epoch: 0 takes the likeliest ones always (validation does in any case), 1 draws by their likelihood,
-            0.2 from much flatter odds. A million words take about 8 s at the start and 0.6 s an epoch in each process.
+            0.2 from much flatter odds. A million words take about 6 s at the start and 0.5 s an epoch in each process.
         **options: what every datamodule takes.
     """
 

@@ -16,8 +16,8 @@ TRAINER_VERBS = {
 OUR_VERBS = {
     "generate": "write text with a checkpoint",
     "data": "show the batches and facts of a configuration's data",
-    "tokenizer": "train a tokenizer to a file, or judge one on a text",
-    "import": "turn a Hugging Face GPT-2 into a checkpoint",
+    "tokenizer": "train a tokenizer to a file, judge one on a text, or export it",
+    "import": "turn a Hugging Face GPT-2 or Llama into a checkpoint",
     "export": "turn a checkpoint into a Hugging Face folder or plain safetensors",
 }
 MODULES = {"import": "import_"}
@@ -29,7 +29,7 @@ def usage() -> str:
     return (
         "usage: python -m lit_gpt VERB [options]\n\nTrain GPTs from scratch on PyTorch Lightning.\n\nverbs:\n"
         f"{verbs}\n\nStart here:\n  python -m lit_gpt fit --config configs/char.yaml\n"
-        "  python -m lit_gpt VERB --help        every option of a verb\n  python -m lit_gpt --version\n"
+        "  python -m lit_gpt VERB --help        the options of a verb\n  python -m lit_gpt --version\n"
     )
 
 

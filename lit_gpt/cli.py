@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse import Namespace
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
@@ -85,6 +85,7 @@ class LitCLI(LightningCLI):
     def __init__(self, verb: str, arguments: list[str]) -> None:
         quieten_lightning()
         read_null()
+        set_parsing_settings(docstring_parse_attribute_docstrings=True)  # for the fields of configurations
         self.verb = verb
         self.preset = preset(arguments)
         self.claimed: Path | None = None
@@ -131,6 +132,7 @@ class LitCLI(LightningCLI):
                 "data": {"class_path": _path(DATAMODULES[0])},
             }
         )
+        parser.epilog = f"Network and optimizer: --model.help {MODULES[0].__name__}. Data: --data.help CharDataModule."
         parser.add_argument(
             "--preset", type=str | None, default=None, help=f"Architecture to start from: {', '.join(PRESETS)}."
         )

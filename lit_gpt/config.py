@@ -72,7 +72,7 @@ class GPTConfig:
     rope: bool = True
     """Rotate queries and keys by their position (RoPE)."""
     rope_base: float = 10000.0
-    """Wavelength of RoPE's slowest pair of channels, in tokens / 2 pi."""
+    """Base of RoPE's frequencies: the slowest pair of channels turns once in nearly 2 pi times as many tokens."""
     token_parts: bool = False
     """Compose the vector of a token of its own and of those of its parts that other tokens have too: the word in small
     letters, its capitals and space, its first and last letters. Rare tokens then learn from frequent ones: for words of
@@ -107,8 +107,8 @@ class GPTConfig:
     dropout: float = 0.0
     """Probability of dropping a channel of the embedding or of a block's outputs, or an attention weight."""
     attention_dropout: float | None = None
-    """Probability of dropping an attention weight, where it is not `dropout`. At 0 the fast kernels serve, which have
-    no dropout: packed rows train a third faster on a CPU, and with FlexAttention on a GPU."""
+    """Probability of dropping an attention weight; null is that of `dropout`. At 0 the fast kernels serve, which have
+    no dropout: packed rows train two fifths faster on a CPU, and with FlexAttention on a GPU."""
     init: Literal["gpt2", "normal", "zero_proj", "torch"] = "gpt2"
     """Initial weights. normal: N(0, 0.02), biases 0. gpt2: the same, with outputs of blocks divided by sqrt(2 n_layer).
     zero_proj: the same, with outputs of blocks and an untied head 0, from which AdamW starts slowly. torch: the layers'

@@ -57,7 +57,7 @@ class OptimizerConfig:
     warmup: float = 0.0
     """Linear warmup: steps when 1 or more, else a fraction of the run."""
     decay_fraction: float = 1.0
-    """The last part of the run (after warmup) in which the learning rate decays; it is constant before."""
+    """Share of the run after warmup, at its end, in which the learning rate decays; it is constant before."""
     final_lr: float = 0.0
     """Learning rate at the end of the decay, as a fraction of the peak."""
 

@@ -39,6 +39,17 @@ def test_help_names_every_verb_and_imports_nothing_heavy(tmp_path: Path) -> None
     assert out == usage()
 
 
+def test_the_help_of_fit_says_where_the_options_of_network_and_data_are(tmp_path: Path) -> None:
+    for arguments, found in (
+        (("--help",), "--model.help LitGPT. Data: --data.help CharDataModule."),
+        (("--model.help", "LitGPT"), "Normalise queries and keys"),
+        (("--data.help", "CharDataModule"), "--data.tokens_per_step"),
+    ):
+        status, out, _ = finish(lit_gpt("fit", *arguments, cwd=tmp_path))
+        assert status == 0
+        assert found in " ".join(out.split())
+
+
 def test_a_mistake_exits_with_2_and_no_traceback(tmp_path: Path) -> None:
     for arguments in (["fitt"], ["fit", "--model.config.n_layr", "1"], ["validate"]):
         status, _, err = finish(lit_gpt(*arguments, cwd=tmp_path))

@@ -2,9 +2,10 @@
 
     python -m benchmarks.headlines --titles FILE [--only NAME] [--jobs 2]
 
-FILE holds the 100,000 titles of the challenge, one a line. Trials train on the first of them and are judged by the last
-5,000 of the 90,000 training titles: the 10,000 validation titles are never read here. With ``--jobs`` so many run at
-once, each on one thread. Figures are kept in docs/headlines.json as they come; a run that was cut goes on later.
+FILE holds 100,000 titles, one a line, the last 10,000 of them validation. Trials train on the first of them and are
+judged by the last 5,000 of the 90,000 training titles: the 10,000 validation titles are never read here. With
+``--jobs`` so many run at once, each on one thread. Figures are kept in docs/headlines.json as they come; a run that was
+cut goes on later.
 """
 
 import argparse

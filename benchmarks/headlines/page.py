@@ -8,10 +8,11 @@ from benchmarks.reproductions.page import figure, table
 HEADER = """# The lowest loss on Hacker News titles in 7 epochs
 
 The challenge: 100,000 titles, the first 90,000 to train on for 7 epochs, the last 10,000 to judge by, seed 1337, no
-other text and no trained weights. The figure is `val/challenge_loss`: nats of all validation tokens over the
-characters of all titles, an end mark counted as 5. Every token is scored, every title comes back exactly from its
-tokens, and the tokenizer has read the training titles alone. `val/challenge_loss_uncovered` is the challenge's first
-convention, which leaves out some tokens but not their characters.
+other text and no trained weights. titles.txt is not the challenge's own file but another 100,000 titles of the same
+site, so figures are given as a share of the challenge's baseline on this file. The figure is `val/challenge_loss`: nats
+of all validation tokens over the characters of all titles, an end mark counted as 5. Every token is scored, every title
+comes back exactly from its tokens, and the tokenizer has read the training titles alone. `val/challenge_loss_uncovered`
+is the challenge's first convention, which leaves out some tokens but not their characters.
 
     python -m lit_gpt fit --config configs/headlines_cpu.yaml --data.source titles.txt
     python -m lit_gpt validate --ckpt_path logs/headlines_cpu/version_0/checkpoints/last.ckpt \\

@@ -1,4 +1,4 @@
-"""What the experiments of benchmarks/questions.py share: slices of the embedded corpus, small runs, tables."""
+"""What the experiments of benchmarks/questions share: slices of the embedded corpus, small runs, tables."""
 
 import statistics
 import tempfile

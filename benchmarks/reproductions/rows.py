@@ -191,7 +191,7 @@ PROJECTS = (
     ),
     Project(
         "An encyclopedia article in 275 tokens",
-        "The question of that log: is the model of width 384 under-fitting?",
+        "Its author asks: is the model of width 384 under-fitting?",
         _TAYLOR,
     ),
     Project(
@@ -203,7 +203,7 @@ PROJECTS = (
     ),
     Project(
         "A novel at character level",
-        "The question of that log: why do train and test agree to 0.0015? The runs named `leak` validate on stretches "
+        "Its author asks: why do train and test agree to 0.0015? The runs named `leak` validate on stretches "
         "of their own training text; all else is equal.",
         _NOVEL,
         ("novel_gaps",),

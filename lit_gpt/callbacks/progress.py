@@ -24,7 +24,7 @@ SHOWN = (
 
 
 class RunProgress(ProgressBar):
-    """Step, loss, learning rate, tokens per second and time left; a line with the metrics after each validation.
+    """Step, loss, tokens per second and time left; a line with the metrics after each validation.
 
     Args:
         every_seconds: Where stdout is no terminal: a line at most every so many seconds.

@@ -20,8 +20,8 @@ class SampleText(Callback):
 
     Args:
         max_new_tokens: Length of a sample; 0 turns samples off.
-        prompt: What the sample starts with; nothing starts it at the end mark or a newline.
-        temperature: Sharpness of the sampling.
+        prompt: What the sample starts with; empty, it starts at the end mark, else after a newline.
+        temperature: Below 1 is safer, above 1 wilder; 0 takes the likeliest token.
         every_n_validations: Sample after every so many validations.
     """
 

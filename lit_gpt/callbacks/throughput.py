@@ -39,7 +39,8 @@ class Throughput(Callback):
     """Logs ``train/tokens_per_second``, ``train/step_seconds``, ``train/data_wait``, ``train/mfu`` and
     ``train/peak_memory_gb``.
 
-    Counted are all places of a batch, padding too, over all processes; time spent in validation is left out.
+    Counted are all places of a batch, padding too, over all processes; time spent in validation is left out. The share
+    that is waited is what lies between two steps: fetching, and saving where a checkpoint is due.
     """
 
     def __init__(self) -> None:

@@ -22,4 +22,4 @@ def export(ckpt_path: str, out: str, format: Literal["huggingface", "safetensors
     else:
         print(f"{export_huggingface(checkpoint, out)}: {out}")
         print(f"Read it with transformers.AutoModelForCausalLM.from_pretrained({out!r}), AutoTokenizer likewise")
-    print(f"Go on from it:  python -m lit_gpt fit --model.init_from {out}")
+    print(f"Go on from it:  python -m lit_gpt fit --config CONFIG_OF_THE_RUN --model.init_from {out}")

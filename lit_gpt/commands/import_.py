@@ -20,3 +20,6 @@ def import_(source: str, out: str) -> None:
     print(f"{parameters:,} parameters: {out}")
     print(f"Write with it:  python -m lit_gpt generate --ckpt_path {out}")
     print(f"Fine-tune it:   python -m lit_gpt fit --config configs/finetune_gpt2.yaml --model.init_from {out}")
+    print(
+        "                (that config is for the small GPT-2: another shape is a --preset or --model.config of its own)"
+    )
