@@ -96,7 +96,6 @@ class TextDataModule(LightningDataModule):
         self.train_eval_rows, self.predict_source = train_eval_rows, predict_source
         self.seed, self.num_workers, self.cache_dir = seed, num_workers, cache_dir
         self._given: Tokenizer | None = None
-        self._fitted: Trainer | None = None  # whose accumulation we have set
 
     @abstractmethod
     def recipe(self) -> Recipe:
@@ -131,11 +130,10 @@ class TextDataModule(LightningDataModule):
         self._scored: dict[str, ScoredText] = {}
         self._check_rows()
         self._check_sampling()
-        if stage == "fit" and self.trainer is not None and self.trainer is not self._fitted:
+        if stage == "fit" and self.trainer is not None:
             self._set_accumulation(self.trainer)
             if "val" not in self.stores:  # nothing is held out: Lightning would warn of loaders without batches
                 self.trainer.limit_val_batches = 0
-            self._fitted = self.trainer
 
     def train_dataloader(self) -> BatchLoader:
         """Micro-batches of the epoch; the same few rows over and over under ``overfit_batches``."""
@@ -343,4 +341,5 @@ class TextDataModule(LightningDataModule):
             )
         trainer.accumulate_grad_batches = accumulation
         if isinstance(trainer.val_check_interval, int):
-            trainer.val_check_interval *= accumulation
+            steps = vars(trainer).setdefault("_val_check_steps", trainer.val_check_interval)  # of its first datamodule
+            trainer.val_check_interval = steps * accumulation

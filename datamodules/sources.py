@@ -65,8 +65,9 @@ class FileSource(Source):
     strip: bool = False
 
     def fingerprint(self) -> str:
-        """See `Source`; a file's name does not count, the order of files does."""
-        digest = hashlib.sha256(json.dumps([self.kind, self.column, self.strip]).encode())
+        """See `Source`; a file's name does not count but for the kind of a table, the order of files does."""
+        tables = [file.kind for file in self.files] if self.kind == "column" else []
+        digest = hashlib.sha256(json.dumps([self.kind, self.column, self.strip, *tables]).encode())
         for file in self.files:
             with file.raw() as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())

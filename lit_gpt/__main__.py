@@ -20,7 +20,6 @@ OUR_VERBS = {
     "import": "turn a Hugging Face GPT-2 or Llama into a checkpoint",
     "export": "turn a checkpoint into a Hugging Face folder or plain safetensors",
 }
-MODULES = {"import": "import_"}
 
 
 def usage() -> str:
@@ -64,6 +63,9 @@ def _guarded(arguments: list[str]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
 
 
 def keep_freed_memory() -> None:

@@ -1,14 +1,11 @@
 """The command line before it is parsed: which preset and which config files it names."""
 
 import itertools
-from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import set_loader
-from jsonargparse._loaders_dumpers import loader_exceptions, loaders
 
 from datamodules.errors import UserError
 from lit_gpt.config import PRESETS
@@ -45,16 +42,6 @@ def pairs(arguments: list[str]) -> list[tuple[str, str]]:
         name, joined, own = argument.partition("=")
         found.append((name, own) if argument.startswith("-") and joined else (argument, value))
     return found
-
-
-@cache
-def read_null() -> None:
-    """Let ``null`` reach a field of a class: jsonargparse 4.53 hands it on as the word None, which no type accepts.
-
-    Its loaders are the process's own, so once is enough.
-    """
-    usual = loaders["yaml"]
-    set_loader("yaml", lambda text: None if text == "None" else usual(text), loader_exceptions["yaml"])
 
 
 def with_packaged_configs(arguments: list[str]) -> list[str]:

@@ -51,6 +51,30 @@ FREE = (
 SHAPING = ("block_size", "pad_vocab_to")
 
 
+def module_of(checkpoint: dict[str, Any], given: str) -> str:
+    """The dotted path of the LightningModule that a checkpoint is for: ``given`` where that is a class of the user's
+    own, of our module for the network or for a network of its own.
+    """
+    network = checkpoint[KEY]["network"]
+    if network not in NETWORKS and not given.startswith("lit_gpt."):
+        return given
+    path = _of(network)[-1]
+    return given if issubclass(class_at(given), class_at(path)) else path
+
+
+def class_at(path: str) -> type:
+    """The class of a dotted path that is known to have one."""
+    module, _, name = path.rpartition(".")
+    found: type = getattr(importlib.import_module(module), name)
+    return found
+
+
+def _of(network: str) -> tuple[str, ...]:
+    if network not in NETWORKS:
+        raise UserError(f"the checkpoint holds a {network}, which lit_gpt does not know: give its module as --model.")
+    return NETWORKS[network]
+
+
 def describe(net: nn.Module, config: dict[str, Any], data: Any) -> dict[str, Any]:
     """The entry under ``KEY``.
 
@@ -124,15 +148,20 @@ def check_network(checkpoint: dict[str, Any], net: nn.Module, config: Any) -> No
     stored = checkpoint[KEY]
     theirs, ours = stored["network"], type(net).__name__
     if NETWORKS.get(theirs, theirs) != NETWORKS.get(ours, ours):
-        raise UserError(f"the checkpoint holds a {theirs}, not a {ours}: set --model {NETWORKS[theirs][-1]}.")
-    before, now = type(config)(**stored["config"]), config
-    there, here = asdict(before), asdict(now)
-    differing = [name for name in here if here[name] != there[name] and _meant(before, name) != _meant(now, name)]
+        raise UserError(f"the checkpoint holds a {theirs}, not a {ours}: set --model {_of(theirs)[-1]}.")
+    before = type(config)(**stored["config"])
+    differing = differing_fields(before, config)
     wrong = [name for name in differing if name not in FREE]
     if not wrong and not _same_shapes(checkpoint["state_dict"], net):
         wrong = [name for name in differing if name in SHAPING]
     if wrong:
-        raise _differs(wrong, there, here)
+        raise _differs(wrong, asdict(before), asdict(config))
+
+
+def differing_fields(before: Any, now: Any) -> list[str]:
+    """The fields in which two configurations of a network do not mean the same."""
+    there, here = asdict(before), asdict(now)
+    return [name for name in here if here[name] != there[name] and _meant(before, name) != _meant(now, name)]
 
 
 def _differs(names: list[str], there: dict[str, Any], here: dict[str, Any]) -> UserError:
@@ -146,7 +175,9 @@ def _differs(names: list[str], there: dict[str, Any], here: dict[str, Any]) -> U
 
 
 def _meant(config: Any, name: str) -> Any:
-    """A field's value, or what follows from other fields where it is left out."""
+    """A field's value, or what follows from other fields where it is left out or has no effect."""
+    if name == "rope_base" and not config.rope:
+        return None
     return getattr(config, {"n_kv_head": "kv_heads", "mlp_width": "mlp_hidden"}.get(name, name))
 
 
@@ -186,7 +217,7 @@ def load(path: str | Path, device: str = "cpu") -> "TextModel":
 def build_network(checkpoint: dict[str, Any]) -> nn.Module:
     """The network of a checkpoint with its weights, in eval mode."""
     ours = checkpoint[KEY]
-    module, builder, config, _ = NETWORKS[ours["network"]]
+    module, builder, config, _ = _of(ours["network"])
     home = importlib.import_module(module)
     net: nn.Module = getattr(home, builder)(getattr(home, config)(**ours["config"]))
     weights = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}

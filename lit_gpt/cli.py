@@ -1,9 +1,8 @@
 """fit, validate, test and predict: Lightning's command line with our run folders, callbacks, presets and sentences."""
 
-import hashlib
-import json
 import os
 import shutil
+import signal
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,22 +10,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from datamodules import BPEDataModule, CharDataModule, HeadlinesDataModule
 from datamodules.errors import UserError
 from datamodules.tokenizers import tokenizer_from_dict
 from lit_gpt import LitBigram, LitGPT, checkpoint
 from lit_gpt import run as runs
-from lit_gpt.arguments import pairs, preset, read_null, with_packaged_configs
+from lit_gpt.arguments import pairs, preset, with_packaged_configs
 from lit_gpt.callbacks.artifacts import LogArtifacts
-from lit_gpt.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
+from lit_gpt.callbacks.checkpoints import AtomicCheckpointIO, Interrupted, RunCheckpoints
 from lit_gpt.callbacks.folder import RunFolder
 from lit_gpt.callbacks.predictions import WritePredictions
 from lit_gpt.callbacks.progress import RunProgress
@@ -37,7 +37,9 @@ from lit_gpt.callbacks.summary import RunSummary
 from lit_gpt.callbacks.throughput import Throughput
 from lit_gpt.config import PRESETS
 from lit_gpt.loggers import MetricsCSV
+from lit_gpt.module import LitLanguageModel
 from lit_gpt.parse_errors import sentence
+from lit_gpt.parser import StrictParser, prepare_parsing
 from lit_gpt.quiet import quieten_lightning
 
 TRAINER_DEFAULTS = {
@@ -67,13 +69,6 @@ def run(verb: str, arguments: list[str]) -> None:
     LitCLI(verb, with_packaged_configs(arguments))
 
 
-class StrictParser(LightningArgumentParser):
-    """Options by their whole names, also those of the classes inside, whose parsers are made from this one's class."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
-
-
 class LitCLI(LightningCLI):
     """Lightning's command line for one verb.
 
@@ -84,8 +79,7 @@ class LitCLI(LightningCLI):
 
     def __init__(self, verb: str, arguments: list[str]) -> None:
         quieten_lightning()
-        read_null()
-        set_parsing_settings(docstring_parse_attribute_docstrings=True)  # for the fields of configurations
+        prepare_parsing()
         self.verb = verb
         self.preset = preset(arguments)
         self.claimed: Path | None = None
@@ -112,6 +106,12 @@ class LitCLI(LightningCLI):
             yield
         except (MisconfigurationException, ModuleNotFoundError) as error:
             raise UserError(sentence(str(error), [])) from error
+        except ValueError as error:  # Lightning's, when it counts the batches of an epoch
+            if "`val_check_interval`" not in str(error):
+                raise
+            raise UserError(sentence(str(error), [])) from error
+        except SIGTERMException:  # where RunCheckpoints does not listen: before the first step, and in the other verbs
+            raise Interrupted(signal.SIGTERM) from None
         finally:
             if self.claimed and not (self.claimed / runs.CONFIG).is_file():
                 shutil.rmtree(self.claimed, ignore_errors=True)
@@ -210,14 +210,15 @@ class LitCLI(LightningCLI):
             )
         else:
             config.ckpt_path = str(checkpoint.file_of(config.ckpt_path))
-            self.stored = checkpoint.read(config.ckpt_path)[checkpoint.KEY]
-            path = checkpoint.NETWORKS[self.stored["network"]][-1]
+            file = checkpoint.read(config.ckpt_path)
+            self.stored = file[checkpoint.KEY]
+            path = checkpoint.module_of(file, config.model.class_path)
             model = {"class_path": path, "init_args": {"config": self.stored["config"]}}
             self.config = self.parser.parse_object({self.verb: {"model": model}}, self.config)
 
     def _choose_folder(self) -> None:
         config = self.config[self.verb]
-        self.settings = _settings(config)
+        self.settings = runs.settings_of(config)
         root = Path(config.logs_dir)
         obstacles = self._obstacles(root, config.name) if config.resume else {}
         unfinished = next((folder for folder, obstacle in obstacles.items() if obstacle is None), None)
@@ -237,7 +238,8 @@ class LitCLI(LightningCLI):
             return None
         path = checkpoint.file_of(config.ckpt_path, ("last.ckpt", "best.ckpt"))  # a run goes on from its end
         config.ckpt_path = str(path)
-        checkpoint.read(path, mmap=True)  # refuses it before anything is written
+        if issubclass(checkpoint.class_at(config.model.class_path), LitLanguageModel):
+            checkpoint.read(path, mmap=True)  # refuses it before anything is written
         return runs.folder_of(path)
 
     def _new_folder(self, parent: Path) -> Path:
@@ -259,7 +261,7 @@ class LitCLI(LightningCLI):
     def _read(self, path: Path) -> runs.Settings | None:
         """The settings of a run's own file; options that did not exist then have their defaults."""
         try:
-            return _settings(self._parser(self.verb).parse_path(path))
+            return runs.settings_of(self._parser(self.verb).parse_path(path))
         except ArgumentError:
             return None
 
@@ -299,7 +301,10 @@ class LitCLI(LightningCLI):
             self.trainer_defaults = {**TRAINER_DEFAULTS, "callbacks": self._callbacks()}
             if self.config[self.verb].val_at_start:
                 chosen["num_sanity_val_steps"] = -1  # the sanity check, over the whole split: see EvaluateAtStart
-        return super().instantiate_trainer(**chosen, **kwargs)
+        try:
+            return super().instantiate_trainer(**chosen, **kwargs)
+        except ValueError as error:  # a strategy or an accelerator of no such name
+            raise UserError(sentence(str(error), [])) from error
 
     def _loggers(self, given: Any) -> Any:
         if self.verb != "fit":
@@ -315,7 +320,7 @@ class LitCLI(LightningCLI):
 
     def _callbacks(self) -> list[Callback]:
         config = self.config[self.verb]
-        summary = RunSummary(_hash(self.settings), config.seed_everything)
+        summary = RunSummary(runs.hash_of(self.settings), config.seed_everything)
         fresh = config.clone()  # the file starts such a run, not this one again
         fresh.ckpt_path = fresh.resume = None
         resolved = self._parser(self.verb).dump(fresh, skip_unset=False)
@@ -343,13 +348,3 @@ def _rank() -> int:
 @rank_zero_only
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-def _settings(config: Namespace) -> runs.Settings:
-    """Every option that decides the weights, by its dotted name, with its value as JSON."""
-    deciding = Namespace({key: config[key] for key in ("model", "data", "seed_everything")})
-    return {name: json.dumps(value, sort_keys=True, default=str) for name, value in vars(deciding.as_flat()).items()}
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

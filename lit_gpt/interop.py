@@ -9,6 +9,7 @@ Needs the ``hf`` extra. What their architectures have to do with ours is in hugg
 
 import importlib.metadata
 import json
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from datamodules.files import write_atomically, write_json
 from datamodules.reading import needs_hf_extra
 from datamodules.tokenizers import Tokenizer, load_tokenizer, open_tokenizer, tokenizer_from_dict
 from datamodules.tokenizers import to_huggingface as tokenizer_to_huggingface
-from lit_gpt.checkpoint import FREE, KEY, PREFIX, is_ours, read
+from lit_gpt.checkpoint import FREE, KEY, PREFIX, differing_fields, is_ours, read
 from lit_gpt.config import as_typed
 from lit_gpt.huggingface import Config, State, from_huggingface, to_huggingface, without_padding
 from lit_gpt.model import GPT, GPTConfig
@@ -47,13 +48,19 @@ def load_weights(source: str | Path) -> tuple[Config, State]:
     return asdict(replace(config, pad_vocab_to=1)), state
 
 
-def _read_gpt(source: str | Path) -> tuple[GPTConfig, State, dict[str, Any] | None]:
-    """Configuration, tensors without a padded vocabulary, and the stored tokenizer where there is one of ours."""
-    entry, state = _parts(read(source)) if is_ours(source) else _read_folder(_folder(str(source)))
+def _read_gpt(source: str | Path) -> tuple[GPTConfig, State, Tokenizer | None]:
+    """Configuration, tensors without a padded vocabulary, and the tokenizer where there is one that we can read."""
+    tokenizer, folder = None, None if is_ours(source) else _folder(str(source))
+    entry, state = _parts(read(source)) if folder is None else _read_folder(folder)
+    if entry["tokenizer"] is not None:
+        tokenizer = tokenizer_from_dict(entry["tokenizer"])
+    elif folder is not None and (folder / "tokenizer.json").is_file():
+        with suppress(UserError):  # of a kind that we have not
+            tokenizer = load_tokenizer(folder / "tokenizer.json")
     if entry["network"] != "GPT":
         raise UserError(f"{source} holds a {entry['network']}, and only a GPT can be started from.")
     config = GPTConfig(**entry["config"])
-    return config, without_padding(config, state), entry["tokenizer"]
+    return config, without_padding(config, state), tokenizer
 
 
 @torch.no_grad()
@@ -70,10 +77,10 @@ def initialise(net: GPT, source: str | Path, tokenizer: Tokenizer | None = None)
     Raises:
         UserError: When they are of another architecture or size (the first field that differs is named) or tokenizer.
     """
-    config, state, stored = _read_gpt(source)
+    config, state, theirs = _read_gpt(source)
     _check_same(net.config, config, str(source))
-    if stored is not None and tokenizer is not None:
-        _check_meanings(tokenizer_from_dict(stored), tokenizer, str(source))
+    if theirs is not None and tokenizer is not None:
+        _check_meanings(theirs, tokenizer, str(source))
     for name, tensor in net.state_dict().items():
         rows = min(len(tensor), len(state[name]))  # fewer only where a vocabulary is padded or positions are left out
         tensor[:rows] = state[name][:rows]
@@ -180,14 +187,14 @@ def _read_tokenizer(folder: Path, config: Config) -> Tokenizer:
 
 
 def _check_same(ours: GPTConfig, theirs: GPTConfig, source: str) -> None:
-    here, there = _comparable(ours), _comparable(theirs)
-    differing = [name for name in there if there[name] != here[name]]
+    differing = [name for name in differing_fields(theirs, ours) if name not in FREE]
     if differing == ["vocab_size"] or (ours.learned_positions and ours.block_size > theirs.block_size):
         name = (differing or ["block_size"])[0]
         fix = "give the data the tokenizer of these weights" if differing else f"set it to {theirs.block_size} or less"
         raise UserError(f"init_from {source} has {name} {getattr(theirs, name)}, not {getattr(ours, name)}: {fix}.")
     if differing:
-        name, fix = differing[0], " ".join(f"--model.config.{n} {as_typed(there[n])}" for n in differing)
+        name, there, here = differing[0], asdict(theirs), asdict(ours)
+        fix = " ".join(f"--model.config.{n} {as_typed(there[n])}" for n in differing)
         raise UserError(
             f"init_from {source} has {name} {as_typed(there[name])}, not {as_typed(here[name])}: set {fix}."
         )
@@ -200,13 +207,6 @@ def _check_meanings(theirs: Tokenizer, ours: Tokenizer, source: str) -> None:
             f"init_from {source} was trained with another tokenizer than the data's, so token ids would change their "
             "meaning: give the data that tokenizer, or leave init_from out."
         )
-
-
-def _comparable(config: GPTConfig) -> Config:
-    """The fields that shape tensors or the function, where two ways to say the same become one."""
-    base = config.rope_base if config.rope else 10000.0
-    config = replace(config, n_kv_head=config.kv_heads, mlp_width=config.mlp_hidden, rope_base=base)
-    return {name: value for name, value in asdict(config).items() if name not in FREE}
 
 
 # out

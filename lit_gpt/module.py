@@ -83,11 +83,12 @@ class LitLanguageModel(LightningModule):
     # ---- training
 
     def on_train_start(self) -> None:
-        """Go on in the data where the run stopped.
+        """Begin with nothing added up, and go on in the data where the run stopped.
 
         Lightning does so when it makes the loader, and under ``max_epochs`` it makes it, to count the schedule's steps,
         before it has read the checkpoint.
         """
+        self._step_sums, self._scored_here = 0, []
         self.trainer.fit_loop._load_combined_loader_states()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -250,14 +251,16 @@ class LitLanguageModel(LightningModule):
         return ["this CPU has no bfloat16 instructions: --trainer.precision 32-true is several times faster here"]
 
     def _total_steps(self) -> int:
-        steps = self.trainer.estimated_stepping_batches
-        if not math.isfinite(steps):
-            if self.optimizer_config.schedule != "constant":
-                raise UserError(
-                    f"the {self.optimizer_config.schedule} schedule needs an end: set --trainer.max_steps or "
-                    "--trainer.max_epochs, or --model.optimizer.schedule constant."
-                )
+        if self.optimizer_config.schedule == "constant":
             return 1
+        other = ", or --model.optimizer.schedule constant"
+        return self._steps_for(f"the {self.optimizer_config.schedule} schedule", other)
+
+    def _steps_for(self, what: str, other: str = "") -> int:
+        """The optimizer steps of the run, which `what` has to know."""
+        steps = self.trainer.estimated_stepping_batches
+        if not 0 <= steps < math.inf:  # -1: batches that nobody can count
+            raise UserError(f"{what} needs an end: set --trainer.max_steps or --trainer.max_epochs{other}.")
         return int(steps)
 
     # ---- checkpoints

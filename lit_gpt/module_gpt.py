@@ -1,9 +1,9 @@
 """The LightningModule of a GPT."""
 
-import math
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from datamodules.errors import UserError
@@ -50,16 +50,11 @@ class LitGPT(LitLanguageModel):
         super().__init__(config, optimizer, **given)
         if r_drop < 0:
             raise UserError(f"r_drop is {r_drop}: give 0 for none, or a positive weight.")
-        if r_drop and not max(self.config.dropout, self.config.score_dropout):
-            raise UserError(
-                f"r_drop {r_drop} compares passes that differ by dropout alone, and config.dropout is 0: set it, to "
-                "0.1 for example, or leave r_drop out."
-            )
-        if r_drop_start and not (r_drop and 0 < r_drop_start < 1):
-            raise UserError(f"r_drop_start is {r_drop_start}: give a share of the run from 0 to 1, and r_drop with it.")
+        if not 0 <= r_drop_start < 1:
+            raise UserError(f"r_drop_start is {r_drop_start}: give a share of the run, from 0 to below 1.")
         self._init_from = init_from
         self._parts: list[list[int]] = []
-        self.passes = 2 if r_drop and not r_drop_start else 1
+        self.passes = 2 if r_drop else 1
 
     def complete_config(self, data: Any) -> None:
         """Take the vocabulary from the data, and the parts of its tokens."""
@@ -83,13 +78,20 @@ class LitGPT(LitLanguageModel):
                 block.compile()
         return net
 
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """See `LitLanguageModel`; find out when R-Drop begins."""
+        weight, share = self.options["r_drop"], self.options["r_drop_start"]
+        if weight and not max(self.config.dropout, self.config.score_dropout):
+            raise UserError(
+                f"r_drop {weight} compares passes that differ by dropout alone, and config.dropout is 0: set it, to "
+                "0.1 for example, or --model.r_drop 0."
+            )
+        self._r_drop_step = share * self._steps_for("r_drop_start") if weight and share else 0
+        return super().configure_optimizers()
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Begin with R-Drop when its turn has come."""
-        if self.options["r_drop_start"] and self.passes == 1:
-            steps = self.trainer.estimated_stepping_batches
-            if math.isinf(steps):
-                raise UserError("r_drop_start needs the run's end: set --trainer.max_steps or --trainer.max_epochs.")
-            self.passes += self.global_step >= self.options["r_drop_start"] * steps
+        """Read the batch twice under R-Drop."""
+        self.passes = 2 if self.options["r_drop"] and self.global_step >= self._r_drop_step else 1
 
     def objective(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed nats, with R-Drop when asked for."""

@@ -135,7 +135,7 @@ def build_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Opti
             del group["rule"], group["name"]
         try:
             return _class_at(config.kind)(groups, lr=config.lr, **config.args)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise UserError(
                 f"optimizer.args does not fit {config.kind} ({error}): give its own keyword arguments."
             ) from error

@@ -1,10 +1,13 @@
 """A run's folder, ``logs/<name>/version_N``: claimed once, found again to resume."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
+
+from jsonargparse import Namespace
 
 from datamodules.errors import UserError
 
@@ -12,6 +15,17 @@ Settings: TypeAlias = dict[str, Any]
 
 SUMMARY, CONFIG = "summary.json", "config.yaml"
 LAST = Path("checkpoints") / "last.ckpt"
+
+
+def settings_of(config: Namespace) -> Settings:
+    """Every option that decides the weights, by its dotted name, with its value as JSON."""
+    deciding = Namespace({key: config[key] for key in ("model", "data", "seed_everything")})
+    return {name: json.dumps(value, sort_keys=True, default=str) for name, value in vars(deciding.as_flat()).items()}
+
+
+def hash_of(settings: Settings) -> str:
+    """A few letters that stand for the settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def claim(parent: Path) -> Path:

@@ -6,6 +6,7 @@ for the boundary: the optimizer step is done, its validation too.
 """
 
 import os
+import pickle
 import signal
 from pathlib import Path
 from types import FrameType
@@ -81,6 +82,7 @@ class RunCheckpoints(Checkpoint):
         self.best: dict[str, float] = {}
         self.folder = Path("checkpoints")
         self._signal: int | None = None
+        self._stop_is_due = False
         self._saved_step = -1
 
     def state_dict(self) -> dict[str, Any]:
@@ -107,12 +109,29 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen for Ctrl-C and SIGTERM, after Lightning has set its own handlers."""
-        self._saved_step = trainer.global_step
+        self._saved_step, self._stop_is_due = trainer.global_step, False
+        if trainer.ckpt_path and trainer.is_global_zero:
+            self._leave_the_other_branch(Path(trainer.ckpt_path), trainer.global_step)
         if not trainer.strategy.broadcast((self.folder / "best.ckpt").is_file()):
-            self.best = {}  # of a run in another folder
+            self.best = {}  # of a run in another folder, or of a branch that was left
+        if trainer.received_sigterm:
+            self._signal = signal.SIGTERM
         self._handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         for number in self._handlers:
             signal.signal(number, self._remember)
+
+    def _leave_the_other_branch(self, resumed: Path, step: int) -> None:
+        """A run that goes on from an earlier file keeps what came after it under its steps' names, so that best.ckpt
+        and last.ckpt are this run's.
+        """
+        for name, ours in (("best.ckpt", self.best.get("step")), ("last.ckpt", step)):
+            path = self.folder / name
+            theirs = _step_of(path)
+            if theirs not in (None, ours):
+                os.replace(path, self.folder / f"step_{theirs:06d}.ckpt")
+                path.unlink(missing_ok=True)  # to replace a name of the same file does nothing
+        if resumed.resolve().parent == self.folder.resolve() and not (self.folder / "last.ckpt").exists():
+            _link(resumed, self.folder / "last.ckpt")
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self._signal is not None:
@@ -129,6 +148,8 @@ class RunCheckpoints(Checkpoint):
     ) -> None:
         """A boundary, unless micro-batches or a validation are still due at this step."""
         loop = trainer.fit_loop.epoch_loop
+        if loop._should_accumulate() and trainer.should_stop:  # --trainer.max_time may ask between two micro-batches
+            trainer.should_stop, self._stop_is_due = False, True
         fetcher = trainer.fit_loop._data_fetcher
         assert fetcher is not None
         if not loop._should_accumulate() and not (trainer.enable_validation and loop._should_check_val_fx(fetcher)):
@@ -138,12 +159,6 @@ class RunCheckpoints(Checkpoint):
         """A boundary with a fresh value of the monitored metric, unless time has made it fall inside a step."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.fit_loop._should_accumulate():
             self._at_boundary(trainer, validated=True)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the epoch's file when its turn has come."""
-        epoch, whole = trainer.current_epoch + 1, trainer.fit_loop.epoch_loop._num_ready_batches_reached()
-        if self.keep_every_n_epochs and epoch % self.keep_every_n_epochs == 0 and whole:
-            self._save(trainer, f"epoch_{epoch:04d}.ckpt")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of the run, and give the signals back."""
@@ -159,13 +174,18 @@ class RunCheckpoints(Checkpoint):
         stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         better = validated and self.remember_best(trainer)
         # Not in on_train_end: by then Lightning counts the epoch as done, and a longer run could not go on in it.
-        if validated or stop or step % self.every_n_steps == 0 or step == trainer.max_steps:
+        trainer.should_stop |= self._stop_is_due
+        stops = trainer.should_stop and trainer.fit_loop._can_stop_early
+        ends = stop or stops or step == trainer.max_steps
+        if validated or ends or step % self.every_n_steps == 0:
             self._renew_last(trainer)
         if better:
             self._copy_last(trainer, "best.ckpt")
         if self.keep_every_n_steps and step % self.keep_every_n_steps == 0:
-            self._renew_last(trainer)
-            self._copy_last(trainer, f"step_{step:06d}.ckpt")
+            self._keep(trainer, f"step_{step:06d}.ckpt")
+        epoch, whole = trainer.current_epoch + 1, trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+        if self.keep_every_n_epochs and epoch % self.keep_every_n_epochs == 0 and whole:
+            self._keep(trainer, f"epoch_{epoch:04d}.ckpt")
         if stop:
             self._leave(trainer)
 
@@ -198,6 +218,10 @@ class RunCheckpoints(Checkpoint):
             logger.save()
         trainer.save_checkpoint(self.folder / name)
 
+    def _keep(self, trainer: Trainer, name: str) -> None:
+        self._renew_last(trainer)
+        self._copy_last(trainer, name)
+
     def _copy_last(self, trainer: Trainer, name: str) -> None:
         """The same file under a second name: a hard link costs nothing, and files are replaced, never changed."""
         if trainer.is_global_zero:
@@ -210,6 +234,14 @@ class RunCheckpoints(Checkpoint):
             print(f"saved step {trainer.global_step} to {self.folder / 'last.ckpt'}")
             print("to go on: the same command with --resume auto", flush=True)
         raise Interrupted(self._signal or signal.SIGTERM)
+
+
+def _step_of(path: Path) -> int | None:
+    """The optimizer steps of a checkpoint, None where there is none to read."""
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    except (OSError, RuntimeError, ValueError, LookupError, pickle.UnpicklingError):
+        return None
 
 
 def _link(source: Path, target: Path) -> None:

@@ -46,12 +46,23 @@ class ExactResume(Callback):
         """Continue the stored random numbers, or give every process its own (equal dropout masks on all would be
         wrong).
         """
+        _begin_the_next_epoch(trainer)
         states = self._restored["random"] if self._restored else []
         if len(states) == trainer.world_size:
             _set_random_state(states[trainer.global_rank])
         elif trainer.world_size > 1:
             torch.manual_seed(torch.initial_seed() + trainer.global_rank)
         self._restored = None
+
+
+def _begin_the_next_epoch(trainer: Trainer) -> None:
+    """Where the file was saved after an epoch's last batch, Lightning counts that epoch as done and yet takes itself to
+    be inside one: it would not count the next as begun, and a file of that one would read its batches again.
+    """
+    loop = trainer.fit_loop
+    done: Any = loop.epoch_progress.current
+    if loop.restarted_mid_epoch and done.processed == done.ready:
+        loop.reset_restart_stage()
 
 
 def _restate(counters: dict[str, int], old: int, new: int) -> None:

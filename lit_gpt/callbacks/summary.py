@@ -90,15 +90,16 @@ class RunSummary(Callback):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         speed = next((c for c in callbacks if isinstance(c, Throughput)), Throughput())
         net: Any = getattr(pl_module, "net", pl_module)
+        tokens, seconds = speed.so_far()
         return {
             "finished": finished,
             "final": _rounded(trainer.callback_metrics),
             "best": _rounded(_checkpoints(trainer).best),
             "steps": trainer.global_step,
-            "tokens": speed.tokens,
-            "training_seconds": round(speed.seconds, 2),
+            "tokens": tokens,
+            "training_seconds": round(seconds, 2),
             "validation_seconds": round(speed.validation_seconds, 2),
-            "tokens_per_second": round(speed.tokens / speed.seconds, 1) if speed.seconds else None,
+            "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
             "parameters": sum(p.numel() for p in net.parameters()),
             "seed": self.seed,
             "device": device_name(pl_module.device),

@@ -47,6 +47,7 @@ class Throughput(Callback):
         self.tokens = 0
         self.seconds = self.validation_seconds = 0.0
         self.tokens_per_second: float | None = None
+        self._runs = False
         self._clear()
 
     def _clear(self) -> None:
@@ -56,7 +57,15 @@ class Throughput(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Tokens and seconds of training so far, so that a resumed run's summary covers the whole run."""
-        return {"tokens": self.tokens, "seconds": self.seconds, "validation_seconds": self.validation_seconds}
+        tokens, seconds = self.so_far()
+        return {"tokens": tokens, "seconds": seconds, "validation_seconds": self.validation_seconds}
+
+    def so_far(self) -> tuple[int, float]:
+        """Tokens and seconds of training, those since the last report too."""
+        return self.tokens + self._batch_tokens, self.seconds + self._since_report()
+
+    def _since_report(self) -> float:
+        return max(time.perf_counter() - self._mark - self._paused, 1e-9) if self._runs else 0.0
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Add to what earlier parts of the run counted."""
@@ -66,6 +75,7 @@ class Throughput(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._clear()
+        self._runs = True
         self._handed_back = time.perf_counter()
         self._peak = peak_flops(pl_module.device)
 
@@ -98,11 +108,13 @@ class Throughput(Callback):
             self._report(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count the steps after the last report."""
+        """Count the steps after the last report, and stop the clock."""
         self._add_up()
+        self._clear()
+        self._runs = False
 
     def _add_up(self) -> float:
-        seconds = max(time.perf_counter() - self._mark - self._paused, 1e-9)
+        seconds = self._since_report()
         self.tokens += self._batch_tokens
         self.seconds += seconds
         return seconds

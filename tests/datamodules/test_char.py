@@ -110,6 +110,9 @@ def test_accumulation_makes_the_step_and_validation_counts_steps(
     trainer.fit_loop.epoch_loop.max_steps = 9
     trainer.fit(module, datamodule=data)  # a second fit does not multiply again
     assert (trainer.accumulate_grad_batches, trainer.val_check_interval) == (4, 16)
+    trainer.fit_loop.epoch_loop.max_steps = 10
+    trainer.fit(module, datamodule=CharDataModule(text, tokens_per_step=64, micro_batch_size=2))  # nor another's
+    assert (trainer.global_step, trainer.val_check_interval) == (10, 16)
 
 
 def test_without_shuffling_training_follows_the_text_in_every_epoch(

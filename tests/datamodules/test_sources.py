@@ -222,6 +222,16 @@ def test_fingerprints_tell_texts_and_readings_apart_and_not_places(tmp_path: Pat
     assert open_source(same).fingerprint() != prints[0]
 
 
+def test_a_table_that_is_read_in_another_way_has_another_fingerprint(tmp_path: Path) -> None:
+    for name in ("t.csv", "t.tsv", "other.csv"):
+        write(tmp_path / name, "title\nHello, world\n")
+    comma, tab, other = (
+        open_source(str(tmp_path / name), documents="column", column="title")
+        for name in ("t.csv", "t.tsv", "other.csv")
+    )
+    assert comma.fingerprint() == other.fingerprint() != tab.fingerprint()
+
+
 def test_two_files_are_not_one_file_of_both(tmp_path: Path) -> None:
     parts = [write(tmp_path / "a.txt", "ab"), write(tmp_path / "b.txt", "cd")]
     whole = write(tmp_path / "c.txt", "abcd")

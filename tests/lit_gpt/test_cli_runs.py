@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datamodules.errors import UserError
-from lit_gpt import checkpoint
+from lit_gpt import LitGPT, checkpoint
 from lit_gpt.cli import run
 from lit_gpt.commands import run as run_command
 from tests.conftest import TINY
@@ -307,6 +308,121 @@ def test_an_epoch_that_was_cut_has_no_file(fit: Fit) -> None:
     ]
 
 
+@pytest.mark.parametrize("length", [("12", "-1"), ("-1", "3")])
+def test_a_run_goes_on_exactly_from_files_at_and_after_the_end_of_an_epoch(length: tuple[str, str], fit: Fit) -> None:
+    flags = (
+        *("--trainer.max_steps", length[0], "--trainer.max_epochs", length[1], "--trainer.limit_train_batches", "4"),
+        *("--trainer.val_check_interval", "5", "--model.config.dropout", "0.1", "--model.optimizer.lr", "0.01"),
+        *("--checkpoint.keep_every_n_steps", "2", "--checkpoint.keep_every_n_epochs", "1"),
+    )
+    folder = fit(*flags) / "checkpoints"
+    straight = checkpoint.read(folder / "last.ckpt")["state_dict"]
+    for name in ("epoch_0001", "step_000004", "step_000006", "epoch_0002"):  # all but the first of resumed runs
+        (folder / "last.ckpt").unlink()
+        fit("--ckpt_path", str(folder / f"{name}.ckpt"), *flags)
+        resumed = checkpoint.read(folder / "last.ckpt")
+        assert resumed["global_step"] == 12
+        for key, value in straight.items():
+            assert torch.equal(value, resumed["state_dict"][key]), (name, key)
+
+
+def test_a_run_that_goes_on_from_an_earlier_file_leaves_the_other_branch(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fit("--checkpoint.keep_every_n_steps", "3", "--model.optimizer.lr", "0.01")
+    files, kept = folder / "checkpoints", checkpoint.read(folder)["state_dict"]
+    (files / "step_000006.ckpt").unlink()
+    flags = ["--ckpt_path", str(files / "step_000003.ckpt"), "--model.optimizer.lr", "0.1"]
+    with monkeypatch.context() as killed:
+        killed.setattr(LitGPT, "training_step", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fit(*flags)
+    assert checkpoint.read(files / "last.ckpt")["global_step"] == 3
+    torch.testing.assert_close(checkpoint.read(files / "step_000006.ckpt")["state_dict"], kept)
+    fit(*flags)
+    best = json.loads((folder / "summary.json").read_text())["best"]
+    assert checkpoint.read(files / "best.ckpt")["global_step"] == best["step"] == 6
+
+
+@pytest.mark.parametrize("log_every", ["4", "0"])
+def test_the_summary_of_a_resumed_run_counts_every_step(log_every: str, fit: Fit) -> None:
+    flags = ("--trainer.log_every_n_steps", log_every, "--model.optimizer.schedule", "constant")
+    folder = fit(*flags)
+    before = json.loads((folder / "summary.json").read_text())
+    fit(*flags, "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), "--trainer.max_steps", "9")
+    after = json.loads((folder / "summary.json").read_text())
+    assert (before["tokens"], after["tokens"]) == (6 * 128, 9 * 128)
+    assert after["training_seconds"] > before["training_seconds"]
+
+
+def test_sigterm_while_a_checkpoint_is_scored_is_no_success(
+    fit: Fit, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--ckpt_path", str(fit()), "--data.source", str(text), "--trainer.accelerator", "cpu"]
+    monkeypatch.setattr(LitGPT, "validation_step", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as left:
+        run("validate", flags)
+    assert left.value.code == 128 + signal.SIGTERM
+
+
+def test_an_option_of_training_does_not_stop_the_other_verbs(fit: Fit, text: Path) -> None:
+    flags = ["--ckpt_path", str(fit()), "--data.source", str(text), "--trainer.accelerator", "cpu"]
+    run("validate", [*flags, "--model.r_drop", "1.0"])
+
+
+OWN = """
+import torch
+from lightning.pytorch import LightningModule
+from lit_gpt import LitGPT
+
+class Own(LitGPT):
+    def validation_step(self, *given, **named):
+        print("my own scores")
+        super().validation_step(*given, **named)
+
+class Plain(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(1, 1)
+    def training_step(self, batch, batch_idx):
+        return self.net(batch["input_ids"].float()[..., None]).square().mean()
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        pass
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 1e-4)
+"""
+
+
+@pytest.fixture
+def own_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_classes.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.usefixtures("own_classes")
+def test_a_class_of_ones_own_scores_its_checkpoint(fit: Fit, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fit("--model", "own_classes.Own")
+    capsys.readouterr()
+    flags = ["--ckpt_path", str(folder), "--data.source", str(text), "--trainer.accelerator", "cpu"]
+    run("validate", ["--model", "own_classes.Own", *flags])
+    assert "my own scores" in capsys.readouterr().out
+    run("validate", flags)
+    assert "my own scores" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("own_classes")
+def test_a_plain_lightning_module_is_trained_and_resumed(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--model", "own_classes.Plain", "--data.source", str(text), "--data.block_size", "16", "--resume", "auto"]
+    flags += ["--trainer.accelerator", "cpu", "--checkpoint.monitor", "null"]
+    run("fit", [*flags, "--trainer.max_steps", "4"])
+    run("fit", [*flags, "--trainer.max_steps", "6", "--ckpt_path", "logs/run/version_0/checkpoints/last.ckpt"])
+    stored = torch.load("logs/run/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert stored["global_step"] == 6
+
+
 def test_an_unknown_monitor_keeps_what_was_trained(fit: Fit) -> None:
     with pytest.raises(UserError, match=r"checkpoint\.monitor 'val/los' is no metric of this run"):
         fit("--checkpoint.monitor", "val/los")
@@ -364,6 +480,18 @@ def test_weights_of_another_tokenizer_are_refused(fit: Fit, tmp_path: Path) -> N
     assert len(set(letters)) == len(set(swapped.read_text()))
     with pytest.raises(UserError, match="was trained with another tokenizer than the data's"):
         fit("--model.init_from", str(folder / "checkpoints" / "last.ckpt"), "--data.source", str(swapped))
+
+
+def test_weights_that_were_exported_keep_the_meaning_of_their_tokens(fit: Fit, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors", reason="the hf extra is not installed")
+    flags = ("--preset", "gpt2", "--data", "BPEDataModule", "--data.tokenizer", "bpe", "--data.vocab_size", "270")
+    folder = fit(*flags)
+    run_command("export", ["--ckpt_path", str(folder), "--out", "exported"])
+    fit(*flags, "--model.init_from", "exported")
+    swapped = tmp_path / "swapped.txt"
+    swapped.write_text((tmp_path / "my text.txt").read_text().replace("t", "q").replace("a", "z"))
+    with pytest.raises(UserError, match="was trained with another tokenizer than the data's"):
+        fit(*flags, "--model.init_from", "exported", "--data.source", str(swapped))
 
 
 def test_the_same_tokens_under_another_name_are_accepted(fit: Fit, text: Path) -> None:

@@ -1,14 +1,15 @@
 """LitGPT under a plain Trainer: the loss of a step, metrics, train against eval mode, resume, checkpoints."""
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
-from torch.utils.data import DataLoader
+from lightning.pytorch import Callback, Trainer
+from torch.utils.data import DataLoader, IterableDataset
 
 from datamodules import CharDataModule
 from datamodules.errors import UserError
@@ -118,14 +119,14 @@ def test_the_loss_under_r_drop_is_the_cross_entropy_of_both_passes(tmp_path: Pat
     torch.testing.assert_close(model.step_loss, expected.detach())
 
 
-def test_r_drop_without_dropout_is_refused() -> None:
+def test_r_drop_without_dropout_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"r_drop 2.0 .* config\.dropout is 0: set it"):
-        LitGPT(GPTConfig(**SMALL), r_drop=2.0)
+        trainer(tmp_path).fit(LitGPT(GPTConfig(**SMALL, vocab_size=20), r_drop=2.0), DataLoader(rows(16)))
     with pytest.raises(UserError, match=r"r_drop is -1\.0: give 0"):
         LitGPT(GPTConfig(**SMALL, dropout=0.1), r_drop=-1.0)
-    for wrong in ({"r_drop_start": 0.5}, {"r_drop": 1.0, "r_drop_start": 1.5}, {"r_drop": 1.0, "r_drop_start": -0.5}):
+    for wrong in (1.0, -0.5):
         with pytest.raises(UserError, match=r"r_drop_start is .* give a share"):
-            LitGPT(GPTConfig(**SMALL, dropout=0.1), **wrong)
+            LitGPT(GPTConfig(**SMALL, dropout=0.1), r_drop=1.0, r_drop_start=wrong)
 
 
 def test_initial_loss_is_near_the_logarithm_of_the_vocabulary() -> None:
@@ -214,6 +215,59 @@ def test_a_resumed_run_equals_a_straight_one(
     resumed = run(12, tmp_path / "part.ckpt")
     for name, value in straight.items():
         assert torch.equal(value, resumed[name]), name
+
+
+class AskToStop(Callback):
+    """Wants to stop after the first of two micro-batches, as a clock may."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.fit_loop.total_batch_idx == 8:
+            trainer.should_stop = True
+
+
+def test_a_run_that_time_stops_between_micro_batches_goes_on_exactly(tmp_path: Path, text: Path) -> None:
+    def run(*callbacks: Callback, resume: Path | None = None) -> LitGPT:
+        torch.manual_seed(7)
+        model = LitGPT(GPTConfig(**SMALL), OptimizerConfig(lr=0.01))
+        data = CharDataModule(str(text), val_fraction=0.0, tokens_per_step=128, micro_batch_size=4)
+        watchers = [ExactResume(), RunCheckpoints(monitor=None), *callbacks]
+        runner = trainer(tmp_path, max_steps=12, enable_checkpointing=True, callbacks=watchers)
+        runner.fit(model, datamodule=data, ckpt_path=resume)
+        return model
+
+    straight = run().state_dict()
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.unlink()
+    run(AskToStop())
+    assert torch.load(last, weights_only=True)["global_step"] == 5
+    torch.testing.assert_close(run(resume=last).state_dict(), straight, rtol=0, atol=0)
+
+
+def test_a_run_whose_batches_nobody_can_count_needs_its_steps(tmp_path: Path) -> None:
+    endless = DataLoader(Endless(), batch_size=None)
+    with pytest.raises(UserError, match="the cosine schedule needs an end"):
+        trainer(tmp_path, max_epochs=1).fit(LitGPT(GPTConfig(**SMALL, vocab_size=20)), endless)
+
+
+class Endless(IterableDataset[dict[str, torch.Tensor]]):
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        yield from rows(16)
+
+
+def test_a_second_fit_of_a_module_begins_anew(tmp_path: Path) -> None:
+    model = LitGPT(GPTConfig(**SMALL, vocab_size=20, dropout=0.1), r_drop=1.0, r_drop_start=0.5)
+    for _ in range(2):
+        passes = Passes()
+        trainer(tmp_path, max_steps=4, callbacks=[passes]).fit(model, DataLoader(rows(*[16] * 4), batch_size=None))
+        assert passes.seen == [1, 1, 2, 2]
+
+
+class Passes(Callback):
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        self.seen.append(pl_module.passes)
 
 
 class Stop(RunCheckpoints):

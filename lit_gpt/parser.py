@@ -1,0 +1,27 @@
+"""How jsonargparse reads a command line for us."""
+
+from functools import cache
+from typing import Any
+
+from jsonargparse import set_loader, set_parsing_settings
+from jsonargparse._loaders_dumpers import loader_exceptions, loaders
+from lightning.pytorch.cli import LightningArgumentParser
+
+
+class StrictParser(LightningArgumentParser):
+    """Options by their whole names, also those of the classes inside, whose parsers are made from this one's class."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+
+@cache
+def prepare_parsing() -> None:
+    """Show the docstring of a configuration's field as its help, and let ``null`` reach the field: jsonargparse 4.53
+    hands that on as the word None, which no type accepts.
+
+    Both are settings of the process, so once is enough.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    usual = loaders["yaml"]
+    set_loader("yaml", lambda text: None if text == "None" else usual(text), loader_exceptions["yaml"])
