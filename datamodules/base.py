@@ -95,6 +95,10 @@ class TextDataModule(LightningDataModule):
         self.shuffle = shuffle
         self.train_eval_rows, self.predict_source = train_eval_rows, predict_source
         self.seed, self.num_workers, self.cache_dir = seed, num_workers, cache_dir
+        for name, least in (("block_size", 1), ("tokens_per_step", 1), ("micro_batch_size", 1), ("train_eval_rows", 0)):
+            _check_at_least(least, name, getattr(self, name))
+        _check_at_least(0, "seed", seed)
+        _check_at_least(0, "num_workers", num_workers)
         self._given: Tokenizer | None = None
 
     @abstractmethod
@@ -126,7 +130,7 @@ class TextDataModule(LightningDataModule):
         meta = read_meta(folder)
         self.tokenizer, self.fingerprints = load_tokenizer_of(folder), meta["fingerprints"]
         self.stores = {split: TokenStore(folder, split) for split in meta["splits"]}
-        self._size = self.block_size or self._block_size_of_model()
+        self._size = self._chosen_block_size()
         self._scored: dict[str, ScoredText] = {}
         self._check_rows()
         self._check_sampling()
@@ -208,17 +212,18 @@ class TextDataModule(LightningDataModule):
         if split not in self.stores:
             raise UserError(f"There is no {split} split: set {split}_fraction or {split}_source.")
 
-    def _block_size_of_model(self) -> int:
+    def _chosen_block_size(self) -> int:
         module = self.trainer.lightning_module if self.trainer is not None else None
-        size = getattr(getattr(module, "config", None), "block_size", None)
+        most = getattr(getattr(module, "config", None), "block_size", None)
+        size = most if self.block_size is None else self.block_size
         if size is None:
             raise UserError("The data needs a block_size, and no model with one is attached; set block_size.")
+        if most is not None and size > most:
+            raise UserError(f"The data's block_size {size} exceeds the model's, {most}: leave it out, or give {most}.")
         return int(size)
 
     def _check_rows(self) -> None:
         self._check_windows()
-        if (self.train_eval_rows or 0) < 0:
-            raise UserError(f"train_eval_rows {self.train_eval_rows} is negative: choose 0 for none, or leave it out.")
         if self.rows != "windows" and self.tokenizer.eos_id is None:
             raise UserError(
                 f"rows {self.rows!r} need a tokenizer with an end mark, and this one has none; use windows."
@@ -343,3 +348,8 @@ class TextDataModule(LightningDataModule):
         if isinstance(trainer.val_check_interval, int):
             steps = vars(trainer).setdefault("_val_check_steps", trainer.val_check_interval)  # of its first datamodule
             trainer.val_check_interval = steps * accumulation
+
+
+def _check_at_least(least: int, name: str, value: int | None) -> None:
+    if value is not None and value < least:
+        raise UserError(f"The data's {name} is {value}: give at least {least}.")

@@ -26,7 +26,7 @@ class BPEDataModule(SubwordDataModule):
         test_fraction: float = 0.0,
         **options: Any,
     ) -> None:
-        super().__init__(source or "embedded", **options)
+        super().__init__("embedded" if source is None else source, **options)
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
 
     def recipe(self) -> Recipe:

@@ -36,14 +36,15 @@ class CharDataModule(TextDataModule):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.source, self.val_source, self.test_source = source or "embedded", val_source, test_source
+        self.source = "embedded" if source is None else source
+        self.val_source, self.test_source = val_source, test_source
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.unknown = unknown
 
     def recipe(self) -> Recipe:
         """The text cut at character positions, and a vocabulary of all of it."""
         tokenizer = NewTokenizer("char", train_on="all", eos=False, unknown=self.unknown)
-        val, test = (self._open(spec) if spec else None for spec in (self.val_source, self.test_source))
+        val, test = (None if spec is None else self._open(spec) for spec in (self.val_source, self.test_source))
         return Recipe.contiguous(
             tokenizer, (self._open(self.source), val, test), (self.val_fraction, self.test_fraction)
         )

@@ -44,7 +44,7 @@ class HeadlinesDataModule(SubwordDataModule):
         test_documents: int | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(source or "embedded_headlines", **options)
+        super().__init__("embedded_headlines" if source is None else source, **options)
         self.split = Split(
             by="documents",
             val=_held_out("val", self.val_source, val_fraction, val_documents),
@@ -68,8 +68,8 @@ class HeadlinesDataModule(SubwordDataModule):
 
 def _held_out(split: str, source: str | list[str] | None, fraction: float, documents: int | None) -> float | int:
     """The part of the source that a split takes: nothing where it has a source of its own."""
-    if source and documents is not None:
+    if source is not None and documents is not None:
         raise UserError(f"{split}_source and {split}_documents={documents} contradict each other: give one of them.")
-    if source:
+    if source is not None:
         return 0
-    return fraction if documents is None else documents
+    return float(fraction) if documents is None else documents

@@ -7,7 +7,8 @@ import glob
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -145,9 +146,10 @@ def open_source(
     folder = (Path(cache_dir).expanduser() if cache_dir else default_cache_dir()) / "downloads"
     if len(specs) == 1 and _on_hub(specs[0]):
         return _open_hub(specs[0], column, strip, folder)
-    if not specs:
-        raise UserError("The list of sources is empty; give at least one file or name.")
+    if not all(specs) or not specs:
+        raise UserError("A source is empty: give a file, folder, glob or name, or leave it out.")
     files = tuple(file for one in specs for file in _files(one, documents, folder))
+    _check_once(files)
     return FileSource(", ".join(specs), files, documents, column, strip)
 
 
@@ -175,15 +177,34 @@ def _files(spec: str, documents: Documents, folder: Path) -> list[TextFile]:
     if spec == "embedded":
         return [TextFile("embedded.txt", content=embedded.corpus().encode())]
     if spec in DOWNLOADS:
-        return [_local(fetch(spec, DOWNLOADS[spec], folder))]
+        return _with_text([fetch(spec, DOWNLOADS[spec], folder)])
     path = Path(spec).expanduser()
+    if not _can_be_a_path(path):
+        raise UserError(f"The source {spec[:40]!r}... is no path: give the name of a file, not its text.")
     if path.is_dir():
         return _files_of_folder(path, TABLE_SUFFIXES if documents == "column" else TEXT_SUFFIXES)
-    matches = [path] if path.exists() else map(Path, sorted(glob.glob(str(path), recursive=True)))
-    files = [_local(match) for match in matches if match.is_file()]
-    if not files:
+    if path.is_file():
+        return _with_text([path])
+    matches = [match for match in map(Path, sorted(glob.glob(str(path), recursive=True))) if match.is_file()]
+    if not matches:
         raise UserError(f"There is no file, folder or source {spec!r}; the names are {', '.join(NAMES)}.")
-    return files
+    return _with_text(matches)
+
+
+def _can_be_a_path(path: Path) -> bool:
+    try:
+        path.exists()
+    except OSError:  # too long
+        return False
+    return True
+
+
+def _check_once(files: Sequence[TextFile]) -> None:
+    """A text that is read twice would be in the training part and in the validation part."""
+    places = Counter(file.path.resolve().with_name(file.path.name.removesuffix(".gz")) for file in files if file.path)
+    twice = next((place for place, count in places.items() if count > 1), None)
+    if twice is not None:
+        raise UserError(f"The source has {twice.name} twice (as itself, or with .gz): give each text once.")
 
 
 def _headlines(spec: str, count: str) -> TextFile:
@@ -194,10 +215,10 @@ def _headlines(spec: str, count: str) -> TextFile:
 
 def _files_of_folder(folder: Path, suffixes: frozenset[str]) -> list[TextFile]:
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _hidden(path.relative_to(folder))]
-    found = [_local(path) for path in paths if TextFile(path.name).kind in suffixes]
+    found = [path for path in paths if TextFile(path.name).kind in suffixes]
     if not found:
         raise UserError(f"The folder {folder} has no {', '.join(sorted(suffixes))} files; give a glob for other names.")
-    return found
+    return _with_text(found)
 
 
 def _hidden(path: Path) -> bool:
@@ -205,7 +226,9 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _local(path: Path) -> TextFile:
-    if path.stat().st_size == 0:
-        raise UserError(f"The file {path} is empty; give one with text.")
-    return TextFile(str(path), path)
+def _with_text(paths: Sequence[Path]) -> list[TextFile]:
+    """Those that are not empty, of which there must be one."""
+    files = [TextFile(str(path), path) for path in paths if path.stat().st_size]
+    if not files:
+        raise UserError(f"The file {paths[0]} is empty; give one with text.")
+    return files

@@ -39,13 +39,15 @@ class Split:
 
     def cuts(self, size: int) -> list[int]:
         """Where val and test begin in ``size`` characters or documents."""
+        if not all(part >= 0 for part in (self.val, self.test)):
+            raise UserError(f"A validation part of {self.val} or a test part of {self.test} is no share: give 0 to 1.")
         if isinstance(self.val, float) and isinstance(self.test, float):
             cuts = [int(size * (1 - self.val - self.test)), int(size * (1 - self.test))]
         else:
             test = self.test if isinstance(self.test, int) else math.ceil(size * self.test)
             val = self.val if isinstance(self.val, int) else math.ceil(size * self.val)
             cuts = [size - test - val, size - test]
-        if cuts[0] <= 0 or min(self.val, self.test) < 0:
+        if cuts[0] <= 0:
             raise UserError(
                 f"A validation part of {self.val} and a test part of {self.test} leave nothing to train on."
             )

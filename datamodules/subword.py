@@ -71,7 +71,7 @@ class SubwordDataModule(TextDataModule):
         """The tokenizer that the options name, with an end mark."""
         name, vocab_size = self.tokenizer_name, self.wanted_vocab_size
         if name in ("bpe", "unigram"):
-            kind, size = cast(Kind, name), vocab_size or 16_000
+            kind, size = cast(Kind, name), 16_000 if vocab_size is None else vocab_size
             return NewTokenizer(
                 kind, size, self.train_tokenizer_on, pattern=self.pattern, prefix_space=self.prefix_space
             )
@@ -94,5 +94,7 @@ class SubwordDataModule(TextDataModule):
 
     def opened_sources(self) -> tuple[Source, Source | None, Source | None]:
         """The text, and those that validation and test have of their own."""
-        val, test = (self.open_predict_source(spec) if spec else None for spec in (self.val_source, self.test_source))
+        val, test = (
+            None if spec is None else self.open_predict_source(spec) for spec in (self.val_source, self.test_source)
+        )
         return self.open_predict_source(self.source), val, test

@@ -187,6 +187,8 @@ class GPTConfig:
             yield f"softcap is {self.softcap}: give a positive number, or null for none."
         if any(n < 2 for n in self.ngrams):
             yield f"ngrams {self.ngrams} has a run of fewer than 2 tokens: the token itself has a vector already."
+        if len(set(self.ngrams)) < len(self.ngrams):
+            yield f"ngrams {self.ngrams} has a length twice: give each once."
         if self.layer_scale is not None and self.layer_scale <= 0:
             yield f"layer_scale is {self.layer_scale}: give a positive number, such as 0.1, or null for none."
         if self.rope_base <= 1:

@@ -42,7 +42,7 @@ class Sampling:
 
     def pick(self, logits: Tensor, generator: torch.Generator) -> Tensor:
         """One token for each row of logits, (B, V) to (B,)."""
-        if self.temperature == 0:
+        if self.temperature < 1e-6:  # float32 cannot divide by much less
             return logits.argmax(-1)
         probabilities = self._limit(logits.float() / self.temperature).softmax(-1)
         return torch.multinomial(probabilities, 1, generator=generator)[:, 0]

@@ -37,10 +37,12 @@ class Tokenizer(Protocol):
 class _Text:
     """The text of one row as it grows. Held back: half a character, and what may be the beginning of a stop string."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], prompt: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: str | Sequence[str], prompt: str) -> None:
         self.tokenizer = tokenizer
         self.prefixed = tokenizer.prefix_space and not prompt  # the text's first space is the tokenizer's
-        self.stop = [s.encode() for s in stop]
+        self.stop = [s.encode() for s in ([stop] if isinstance(stop, str) else stop)]
+        if b"" in self.stop:
+            raise UserError("a stop text is empty, and would end every sample at once: leave it out.")
         self.held = b""
         self.ended = False
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -95,7 +97,7 @@ class TextModel:
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         new_document: bool = False,
         num_samples: int = 1,
         seed: int | None = None,
@@ -111,7 +113,7 @@ class TextModel:
             top_k: See `Sampling`.
             top_p: See `Sampling`.
             min_p: See `Sampling`.
-            stop: Texts that end a sample; they are not part of it.
+            stop: A text or several that end a sample; they are not part of it.
             new_document: Put the end mark before the prompt, where every document of the training text begins; without
                 it, the prompt is a piece from somewhere.
             num_samples: How many samples of each prompt.
@@ -130,6 +132,8 @@ class TextModel:
         prompts = [prompt] if isinstance(prompt, str) else prompt
         rows = [ids for ids in (self._encode(p, new_document) for p in prompts) for _ in range(num_samples)]
         texts = [_Text(self.tokenizer, stop, p) for p in prompts for _ in range(num_samples)]
+        if not rows:
+            return []
         pieces: list[list[str]] = [[] for _ in rows]
         for tokens in self._decode(rows, max_new_tokens, Sampling(temperature, top_k, top_p, min_p), seed, cache):
             for text, written, token in zip(texts, pieces, tokens, strict=True):
@@ -147,7 +151,7 @@ class TextModel:
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         new_document: bool = False,
         seed: int | None = None,
     ) -> Iterator[str]:
@@ -181,6 +185,8 @@ class TextModel:
             raise UserError(f"max_new_tokens is {max_new_tokens}: give at least 1.")
         tensors = chain(self.net.parameters(), self.net.buffers())
         generator = torch.Generator(device=next(tensors).device)
+        if seed is not None and not 0 <= seed < 2**63:
+            raise UserError(f"seed is {seed}: give 0 to 2**63 - 1.")
         if seed is None:
             generator.seed()
         else:

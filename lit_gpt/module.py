@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -240,6 +241,11 @@ class LitLanguageModel(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer over groups that choose their rule and decay, and its schedule per step."""
+        if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
+            raise UserError(
+                "this strategy cuts weights into pieces, which the optimizer's groups and the clipping do not know: "
+                "use --trainer.strategy ddp."
+            )
         optimizer = build_optimizer(self.net, self.optimizer_config)
         say([*describe_groups(optimizer), *self._slow_precision()])
         schedule = StepSchedule(optimizer, self.optimizer_config, self._total_steps())
@@ -251,7 +257,7 @@ class LitLanguageModel(LightningModule):
         return ["this CPU has no bfloat16 instructions: --trainer.precision 32-true is several times faster here"]
 
     def _total_steps(self) -> int:
-        if self.optimizer_config.schedule == "constant":
+        if self.optimizer_config.schedule == "constant" and not 0 < self.optimizer_config.warmup < 1:
             return 1
         other = ", or --model.optimizer.schedule constant"
         return self._steps_for(f"the {self.optimizer_config.schedule} schedule", other)

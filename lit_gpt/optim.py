@@ -73,6 +73,12 @@ class OptimizerConfig:
             raise ValueError(
                 f"optimizer.kind {self.kind!r} is unknown: use adamw, muon, sgd or a class such as torch.optim.NAdam."
             )
+        elif self.args:
+            raise ValueError(f"optimizer.args are for a class of torch's, not for {self.kind}: leave them out.")
+        for name in {"lr", "weight_decay"} & set(self.args):
+            raise ValueError(f"optimizer.args has {name}, which has an option of its own: set optimizer.{name}.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas {self.betas} are out of range: give 0 to below 1.")
         for name, low, high in (
             ("lr", 0, math.inf),
             ("weight_decay", 0, math.inf),

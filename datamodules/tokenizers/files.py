@@ -39,7 +39,7 @@ def open_tokenizer(spec: str) -> Tokenizer:
         return BPETokenizer.from_encoding(spec)
     if spec == "byte":
         return ByteTokenizer(eos=True)
-    if Path(spec).is_file():
+    if Path(spec).expanduser().is_file():
         return load_tokenizer(spec)
     raise UserError(f"The tokenizer {spec!r} is neither a file nor one of {', '.join(ENCODINGS)}, byte.")
 
@@ -56,7 +56,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         UserError: no such file, not a tokenizer, or one whose ids we cannot give exactly.
     """
     try:
-        state = json.loads(Path(path).read_text(encoding="utf-8"))
+        state = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"There is no file {path}; make one with `python -m lit_gpt tokenizer train`.") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -67,3 +67,5 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         return from_huggingface(state) if "model" in state else tokenizer_from_dict(state)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); make or download it again.") from None

@@ -37,7 +37,7 @@ class DataCLI(LitCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         config = self.config_init[subcommand]
         module: TextDataModule = config.data
-        module.block_size = module.block_size or config.model.config.block_size
+        module.block_size = module.block_size or getattr(getattr(config.model, "config", None), "block_size", None)
         module.prepare_data()
         module.setup("fit")
         show(module, config.batches, config.rows)

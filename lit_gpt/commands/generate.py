@@ -1,6 +1,7 @@
 """`python -m lit_gpt generate`: write text with a checkpoint."""
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,13 +13,13 @@ from lit_gpt.generate import TextModel
 
 def generate(
     ckpt_path: str,
-    prompt: str | None = None,
+    prompt: str = "",
     max_new_tokens: int = 200,
     temperature: float = 0.8,
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
-    stop: list[str] | None = None,
+    stop: Sequence[str] = (),
     new_document: bool = False,
     num_samples: int = 1,
     seed: int | None = None,
@@ -28,7 +29,7 @@ def generate(
 
     Args:
         ckpt_path: A checkpoint that fit saved, or a run's folder, for its best; it is all that is needed.
-        prompt: Beginning of the text; - reads it from standard input. Left out, a terminal asks for one text after
+        prompt: Beginning of the text; - reads it from standard input. Without one, a terminal asks for one text after
             another (Ctrl-D ends), and anywhere else the text starts from nothing.
         max_new_tokens: The most tokens to write; the end mark ends the text earlier.
         temperature: Below 1 is safer, above 1 wilder; 0 always takes the likeliest token.
@@ -48,11 +49,11 @@ def generate(
         "top_k": top_k,
         "top_p": top_p,
         "min_p": min_p,
-        "stop": stop or (),
+        "stop": stop,
         "new_document": new_document,
         "seed": seed,
     }
-    if prompt is None and sys.stdin.isatty():
+    if not prompt and sys.stdin.isatty():
         _ask(model, num_samples, options)
     else:
         _write(model, _prompt(prompt), num_samples, options)
@@ -68,8 +69,11 @@ def _device(name: str) -> str:
     return name
 
 
-def _prompt(prompt: str | None) -> str:
-    return sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt or ""
+def _prompt(prompt: str) -> str:
+    try:
+        return sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is not UTF-8 ({error.reason} at byte {error.start}): convert it.") from None
 
 
 def _write(model: TextModel, prompt: str, num_samples: int, options: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """CharDataModule, and what all datamodules share, under a plain Trainer."""
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -170,7 +171,14 @@ def test_characters_outside_a_checkpoints_vocabulary_are_named(text: str) -> Non
         ({"block_size": 8, "stride": 9}, "A stride of 9 .* choose 1 to block_size = 8"),
         ({"block_size": 8, "mask_first": 8}, "mask_first 8 leaves no target of a window of 8"),
         ({"block_size": 8, "mask_first": -1}, "mask_first -1"),
-        ({"block_size": 8, "train_eval_rows": -1}, "train_eval_rows -1 is negative"),
+        ({"block_size": 8, "train_eval_rows": -1}, "train_eval_rows is -1: give at least 0"),
+        ({"block_size": -4}, "block_size is -4: give at least 1"),
+        ({"tokens_per_step": -512}, "tokens_per_step is -512: give at least 1"),
+        ({"micro_batch_size": 0}, "micro_batch_size is 0: give at least 1"),
+        ({"seed": -1}, "seed is -1: give at least 0"),
+        ({"num_workers": -1}, "num_workers is -1: give at least 0"),
+        ({"block_size": 8, "val_fraction": math.nan}, "validation part of nan .* give 0 to 1"),
+        ({"block_size": 8, "val_source": ""}, "A source is empty"),
         ({"block_size": 8, "rows": "packed"}, "rows 'packed' need a tokenizer with an end mark"),
         ({"block_size": 8, "val_fraction": 1.0}, "leave nothing to train on"),
     ],
@@ -183,6 +191,7 @@ def test_what_cannot_be_set_up_is_one_sentence(text: str, options: dict, message
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"block_size": 16}, "block_size 16 exceeds the model's, 8: leave it out, or give 8"),
         ({"tokens_per_step": 60}, "tokens_per_step 60 is not a multiple of block_size 8; choose 56 or 64"),
         ({"tokens_per_step": 64, "micro_batch_size": 3}, "A step of 8 rows .* micro-batches of 3"),
         ({"tokens_per_step": 64, "micro_batch_size": 16}, "A step of 8 rows .* micro-batches of 16"),

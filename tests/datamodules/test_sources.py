@@ -97,7 +97,6 @@ def test_the_recorded_hashes_are_those_of_the_files() -> None:
 def test_a_file_is_a_document_with_normal_line_ends_and_no_byte_order_mark(tmp_path: Path) -> None:
     source = open_source(write(tmp_path / "a.txt", b"\xef\xbb\xbfa\r\nb\rc\n\r\nd\r"))
     assert list(source.documents()) == joined(source) == joined(source, 1) == ["a\nb\nc\n\nd\n"]
-    assert list(TextFile("x", content=b"\xef\xbb\xbfa\r\n\r\nb").chunks(1)) != []
     assert "".join(TextFile("x", content=b"\xef\xbb\xbfa\r\n\r\nb").chunks(1)) == "a\n\nb"
 
 
@@ -118,6 +117,13 @@ def test_a_folder_is_read_without_hidden_copies_and_other_files(tmp_path: Path) 
         write(tmp_path / name, name)
     write(tmp_path / "__init__.py", "")
     assert list(open_source(str(tmp_path)).documents()) == ["n.md"]
+
+
+def test_an_empty_file_among_others_is_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", "a")
+    write(tmp_path / "b.txt", "")
+    for place in (tmp_path, tmp_path / "*.txt"):
+        assert list(open_source(str(place)).documents()) == ["a"]
 
 
 def test_lines_keep_what_only_looks_like_a_line_end(tmp_path: Path) -> None:
@@ -281,7 +287,11 @@ def test_not_utf8_names_the_byte(tmp_path: Path) -> None:
         (lambda p: write(p / "empty.txt", ""), {}, r"empty\.txt is empty"),
         (str, {}, "has no .md, .rst, .text, .txt files"),
         (str, {"documents": "column", "column": "a"}, "has no .csv, .jsonl, .parquet, .tsv files"),
-        (lambda p: [], {}, "list of sources is empty"),
+        (lambda p: [], {}, "A source is empty"),
+        (lambda p: "", {}, "A source is empty"),
+        (lambda p: "Call me Ishmael. " * 30, {}, "'Call me Ishmael.*is no path"),
+        (lambda p: [write(p / "a.txt", "x"), str(p / "*.txt")], {}, r"has a\.txt twice"),
+        (lambda p: [write(p / "a.txt", "x"), write(p / "a.txt.gz", gzip.compress(b"x"))], {}, r"has a\.txt twice"),
         (lambda p: ["hacker_news", write(p / "a.txt", "x")], {}, "hacker_news stands alone"),
         (lambda p: write(p / "a.txt", "\n \n"), {"strip": True, "documents": "line"}, "every line in it is empty"),
         (lambda p: write(p / "a.txt", " \n"), {"strip": True}, "every file in it is empty"),

@@ -1,5 +1,6 @@
 """What a run's folder goes through: claimed, refused, resumed, finished; and the other verbs over the same files."""
 
+import io
 import json
 import os
 import shutil
@@ -467,6 +468,44 @@ def test_what_would_fail_at_the_first_validation_is_refused_at_the_start(
 
 def test_a_run_that_logs_nothing_is_a_run(fit: Fit) -> None:
     assert json.loads((fit("--trainer.log_every_n_steps", "0") / "summary.json").read_text())["finished"]
+
+
+# ---- what generate is given
+
+
+class Asked:
+    """Stands for a model, and keeps what it is asked for."""
+
+    def __init__(self) -> None:
+        self.given: dict[str, object] = {}
+
+    def stream(self, prompt: str, **options: object) -> list[str]:
+        self.given = {"prompt": prompt, **options}
+        return ["."]
+
+
+@pytest.mark.parametrize("text", ["# Chapter 1", "~", "null", "[x", "a: b", "'"])
+def test_a_prompt_that_looks_like_yaml_is_a_prompt(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked()
+    monkeypatch.setattr("lit_gpt.commands.generate.load", lambda *_: asked)
+    run_command("generate", ["--ckpt_path", "x", "--prompt", text])
+    assert asked.given["prompt"] == text
+
+
+def test_stop_texts_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked()
+    monkeypatch.setattr("lit_gpt.commands.generate.load", lambda *_: asked)
+    run_command("generate", ["--ckpt_path", "x", "--prompt", "a", "--stop", "[END, '###']"])
+    assert list(asked.given["stop"]) == ["END", "###"]  # type: ignore[call-overload]
+    with pytest.raises(UserError, match="stop"):
+        run_command("generate", ["--ckpt_path", "x", "--prompt", "a", "--stop", "###"])
+
+
+def test_standard_input_in_another_encoding_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_gpt.commands.generate.load", lambda *_: Asked())
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"gr\xfc\xdfe"), encoding="utf-8"))
+    with pytest.raises(UserError, match="standard input is not UTF-8"):
+        run_command("generate", ["--ckpt_path", "x", "--prompt", "-"])
 
 
 # ---- starting from weights

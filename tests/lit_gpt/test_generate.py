@@ -148,9 +148,14 @@ def test_the_end_mark_ends_the_text_and_is_not_part_of_it() -> None:
 
 @pytest.mark.parametrize(
     ("stop", "left"),
-    [(["end"], "it may en. then "), (["nd", "end"], "it may en. then "), (["€"], "it may en. then end")],
+    [
+        ("end", "it may en. then "),
+        (["end"], "it may en. then "),
+        (["nd", "end"], "it may en. then "),
+        (["€"], "it may en. then end"),
+    ],
 )
-def test_stop_strings_end_the_text_and_never_show(stop: list[str], left: str) -> None:
+def test_stop_strings_end_the_text_and_never_show(stop: str | list[str], left: str) -> None:
     whole, pieces = written("it may en. then end€ more", stop=stop)
     assert whole == left
     assert "".join(pieces) == left
@@ -219,7 +224,8 @@ def test_temperature_sharpens_and_flattens() -> None:
     for temperature in (0.5, 1.0, 3.0):
         share = Sampling(temperature).pick(logits, generator).eq(0).float().mean().item()
         assert share == pytest.approx(1 / (1 + math.exp(-1 / temperature)), abs=0.015)
-    assert Sampling(0).pick(logits[:3], generator).tolist() == [0, 0, 0]
+    for cold in (0, 1e-40):
+        assert Sampling(cold).pick(logits[:3], generator).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -231,6 +237,8 @@ def test_temperature_sharpens_and_flattens() -> None:
         ({"min_p": 1.5}, "min_p is 1.5: give a probability"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0: give at least 1"),
         ({"num_samples": 0}, "num_samples is 0: give at least 1"),
+        ({"seed": 2**64}, "seed is 18446744073709551616: give 0 to"),
+        ({"stop": [""]}, "a stop text is empty"),
         ({"prompt": "a#"}, "character '#' is not in the vocabulary"),
     ],
 )
@@ -239,9 +247,12 @@ def test_a_wrong_request_is_one_sentence(options: dict[str, Any], message: str) 
         model().generate(**options)
 
 
+def test_no_prompts_give_no_texts() -> None:
+    assert model().generate([]) == []
+
+
 def test_ids_that_the_tokenizer_lacks_are_never_drawn() -> None:
     tokenizer = Letters()
-    assert small(vocab_size=64).config.vocab_size != tokenizer.vocab_size
     text = TextModel(small(vocab_size=64), tokenizer)
     assert text.generate("a", temperature=50.0, num_samples=8, seed=0)
 

@@ -310,6 +310,7 @@ def test_weights_are_named_plainly_and_nothing_else_is_saved() -> None:
         ({"vocab_size": 0}, "vocab_size is 0"),
         ({"dropout": 1.0}, "dropout is 1.0: give a probability"),
         ({"softcap": 0.0}, "softcap is 0.0: give a positive number"),
+        ({"ngrams": [2, 2]}, "has a length twice"),
         ({"rope_base": 1.0}, "rope_base is 1.0"),
         ({"layer_scale": 0.0}, "layer_scale is 0.0: give a positive number, such as 0.1, or null"),
         ({"position_std": -1.0}, "position_std is -1.0"),

@@ -4,11 +4,14 @@ import math
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch.utils.data import DataLoader, IterableDataset
 
 from datamodules import CharDataModule
@@ -247,6 +250,25 @@ def test_a_run_whose_batches_nobody_can_count_needs_its_steps(tmp_path: Path) ->
     endless = DataLoader(Endless(), batch_size=None)
     with pytest.raises(UserError, match="the cosine schedule needs an end"):
         trainer(tmp_path, max_epochs=1).fit(LitGPT(GPTConfig(**SMALL, vocab_size=20)), endless)
+
+
+def test_a_constant_schedule_warms_up_over_a_share_of_the_run(tmp_path: Path) -> None:
+    rates: list[float] = []
+    seen = LambdaCallback(
+        on_train_batch_start=lambda trainer, *_: rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+    )
+    model = module(schedule="constant", warmup=0.5, lr=1.0)
+    trainer(tmp_path, max_steps=8, callbacks=[seen]).fit(model, DataLoader(rows(*[16] * 8), batch_size=None))
+    assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("kind", [FSDPStrategy, ModelParallelStrategy])
+def test_a_strategy_that_cuts_weights_is_refused(kind: type) -> None:
+    model = module()
+    model.configure_model()
+    model._trainer = SimpleNamespace(strategy=kind())  # type: ignore[assignment]
+    with pytest.raises(UserError, match=r"use --trainer\.strategy ddp"):
+        model.configure_optimizers()
 
 
 class Endless(IterableDataset[dict[str, torch.Tensor]]):

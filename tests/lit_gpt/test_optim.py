@@ -157,7 +157,17 @@ def test_any_optimizer_by_class_path() -> None:
     assert optimizer.defaults["momentum_decay"] == 0.01
 
 
-@pytest.mark.parametrize("bad", [{"kind": "adam"}, {"group_lr": {"matrix": 1.0}}, {"kind": "muon", "warmup": -1}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"kind": "adam"},
+        {"group_lr": {"matrix": 1.0}},
+        {"kind": "muon", "warmup": -1},
+        {"args": {"eps": 1e-6}},
+        {"kind": "torch.optim.NAdam", "args": {"lr": 0.1}},
+        {"betas": (0.9, 1.0)},
+    ],
+)
 def test_wrong_values_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="optimizer"):
         OptimizerConfig(**bad)  # type: ignore[arg-type]

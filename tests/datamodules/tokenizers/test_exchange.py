@@ -206,3 +206,18 @@ def test_both_regular_expression_engines_class_every_code_point_alike(pattern: s
     for code in (*range(0xD800), *range(0xE000, 0x110000)):
         text = f"b{chr(code)} 1{chr(code)} .{chr(code)}"
         assert library.encode(text).ids == tokenizer.encode(text), hex(code)
+
+
+@pytest.mark.parametrize(
+    "state", [{"kind": "char"}, {"kind": "byte", "more": 1}, {"model": {"type": "BPE"}}, {"model": 3}]
+)
+def test_a_damaged_tokenizer_is_one_sentence(state: dict, tmp_path: Path) -> None:
+    (tmp_path / "broken.json").write_text(json.dumps(state))
+    with pytest.raises(UserError, match=r"broken\.json"):
+        open_tokenizer(str(tmp_path / "broken.json"))
+
+
+def test_a_tokenizer_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_tokenizer(ByteTokenizer(eos=True), tmp_path / "mine.json")
+    assert open_tokenizer("~/mine.json").vocab_size == 257
