@@ -213,7 +213,7 @@ class TextDataModule(LightningDataModule):
             raise UserError(f"There is no {split} split: set {split}_fraction or {split}_source.")
 
     def _chosen_block_size(self) -> int:
-        module = self.trainer.lightning_module if self.trainer is not None else None
+        module = getattr(self.trainer, "lightning_module", None)
         most = getattr(getattr(module, "config", None), "block_size", None)
         size = most if self.block_size is None else self.block_size
         if size is None:
