@@ -22,7 +22,7 @@ from datamodules.batches import (
     TrainLoader,
     Windows,
 )
-from datamodules.errors import UserError
+from datamodules.errors import UserError, check_at_least
 from datamodules.prepare import NewTokenizer, Recipe, load_tokenizer_of, prepare, store_folder
 from datamodules.resampling import ResampledRows
 from datamodules.scoring import ScoredText, scored_split, scored_targets
@@ -95,10 +95,10 @@ class TextDataModule(LightningDataModule):
         self.shuffle = shuffle
         self.train_eval_rows, self.predict_source = train_eval_rows, predict_source
         self.seed, self.num_workers, self.cache_dir = seed, num_workers, cache_dir
-        for name, least in (("block_size", 1), ("tokens_per_step", 1), ("micro_batch_size", 1), ("train_eval_rows", 0)):
-            _check_at_least(least, name, getattr(self, name))
-        _check_at_least(0, "seed", seed)
-        _check_at_least(0, "num_workers", num_workers)
+        for name in ("block_size", "tokens_per_step", "micro_batch_size"):
+            check_at_least(1, f"The data's {name}", getattr(self, name))
+        for name in ("train_eval_rows", "seed", "num_workers"):
+            check_at_least(0, f"The data's {name}", getattr(self, name))
         self._given: Tokenizer | None = None
 
     @abstractmethod
@@ -348,8 +348,3 @@ class TextDataModule(LightningDataModule):
         if isinstance(trainer.val_check_interval, int):
             steps = vars(trainer).setdefault("_val_check_steps", trainer.val_check_interval)  # of its first datamodule
             trainer.val_check_interval = steps * accumulation
-
-
-def _check_at_least(least: int, name: str, value: int | None) -> None:
-    if value is not None and value < least:
-        raise UserError(f"The data's {name} is {value}: give at least {least}.")

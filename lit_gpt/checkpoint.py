@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,22 +52,14 @@ FREE = (
 SHAPING = ("block_size", "pad_vocab_to")
 
 
-def module_of(checkpoint: dict[str, Any], given: str) -> str:
-    """The dotted path of the LightningModule that a checkpoint is for: ``given`` where that is a class of the user's
-    own, of our module for the network or for a network of its own.
+def module_of(network: str, given: str) -> str:
+    """The dotted path of the LightningModule that a checkpoint's network is for: ``given`` where that is a class of the
+    user's own, of our module for the network or for a network of its own.
     """
-    network = checkpoint[KEY]["network"]
     if network not in NETWORKS and not given.startswith("lit_gpt."):
         return given
     path = _of(network)[-1]
-    return given if issubclass(class_at(given), class_at(path)) else path
-
-
-def class_at(path: str) -> type:
-    """The class of a dotted path that is known to have one."""
-    module, _, name = path.rpartition(".")
-    found: type = getattr(importlib.import_module(module), name)
-    return found
+    return given if issubclass(resolve_name(given), resolve_name(path)) else path
 
 
 def _of(network: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal
 
 import torch
@@ -210,9 +211,8 @@ class LitCLI(LightningCLI):
             )
         else:
             config.ckpt_path = str(checkpoint.file_of(config.ckpt_path))
-            file = checkpoint.read(config.ckpt_path)
-            self.stored = file[checkpoint.KEY]
-            path = checkpoint.module_of(file, config.model.class_path)
+            self.stored = checkpoint.read(config.ckpt_path)[checkpoint.KEY]
+            path = checkpoint.module_of(self.stored["network"], config.model.class_path)
             model = {"class_path": path, "init_args": {"config": self.stored["config"]}}
             self.config = self.parser.parse_object({self.verb: {"model": model}}, self.config)
 
@@ -238,7 +238,7 @@ class LitCLI(LightningCLI):
             return None
         path = checkpoint.file_of(config.ckpt_path, ("last.ckpt", "best.ckpt"))  # a run goes on from its end
         config.ckpt_path = str(path)
-        if issubclass(checkpoint.class_at(config.model.class_path), LitLanguageModel):
+        if issubclass(resolve_name(config.model.class_path), LitLanguageModel):
             checkpoint.read(path, mmap=True)  # refuses it before anything is written
         return runs.folder_of(path)
 

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from datamodules.errors import UserError
+from datamodules.errors import UserError, check_at_least
 from lit_gpt.decode import Sampling, decode
 
 
@@ -127,8 +127,7 @@ class TextModel:
             UserError: For a number out of range, a character that the tokenizer does not know, or a new document where
                 the vocabulary has no end mark.
         """
-        if num_samples < 1:
-            raise UserError(f"num_samples is {num_samples}: give at least 1.")
+        check_at_least(1, "num_samples", num_samples)
         prompts = [prompt] if isinstance(prompt, str) else prompt
         rows = [ids for ids in (self._encode(p, new_document) for p in prompts) for _ in range(num_samples)]
         texts = [_Text(self.tokenizer, stop, p) for p in prompts for _ in range(num_samples)]
@@ -181,8 +180,7 @@ class TextModel:
     def _decode(
         self, rows: list[list[int]], max_new_tokens: int, sampling: Sampling, seed: int | None, cache: bool
     ) -> Iterator[list[int]]:
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens is {max_new_tokens}: give at least 1.")
+        check_at_least(1, "max_new_tokens", max_new_tokens)
         tensors = chain(self.net.parameters(), self.net.buffers())
         generator = torch.Generator(device=next(tensors).device)
         if seed is not None and not 0 <= seed < 2**63:

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from datamodules.errors import UserError
+from datamodules.errors import UserError, check_at_least
 from datamodules.files import write_atomically
 
 
@@ -72,8 +72,7 @@ class RunCheckpoints(Checkpoint):
             ("keep_every_n_steps", keep_every_n_steps),
             ("keep_every_n_epochs", keep_every_n_epochs),
         ):
-            if every is not None and every < 1:
-                raise UserError(f"checkpoint.{name} is {every}: give at least 1.")
+            check_at_least(1, f"checkpoint.{name}", every)
         self.monitor = monitor
         self.sign = 1.0 if mode == "min" else -1.0
         self.every_n_steps = every_n_steps

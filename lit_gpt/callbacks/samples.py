@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
-from datamodules.errors import UserError
+from datamodules.errors import check_at_least
 from datamodules.tokenizers import Tokenizer
 from lit_gpt.generate import TextModel
 
@@ -33,8 +33,7 @@ class SampleText(Callback):
             ("temperature", temperature, 0),
             ("every_n_validations", every_n_validations, 1),
         ):
-            if value < least:
-                raise UserError(f"samples.{name} is {value}: give at least {least}.")
+            check_at_least(least, f"samples.{name}", value)
         self.max_new_tokens = max_new_tokens
         self.prompt = prompt
         self.temperature = temperature
