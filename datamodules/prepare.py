@@ -105,19 +105,23 @@ class Recipe:
     @property
     def scanned(self) -> Scan:
         """Sizes of the source, which a split needs."""
-        return self.survey[0]
+        return self.survey[0][0]
+
+    @property
+    def chars(self) -> int:
+        """Characters of all sources."""
+        return sum(one.chars for one in self.survey[0])
 
     @cached_property
-    def survey(self) -> tuple[Scan, CharTokenizer | None]:
-        """Sizes of the source and, from the same reading, the character vocabulary of all splits if that is wanted."""
+    def survey(self) -> tuple[list[Scan], CharTokenizer | None]:
+        """Sizes of all sources, the split one first, and the character vocabulary of all splits if that is wanted."""
         made = self.tokenizer
+        sources = [source for source in (self.source, self.val_source, self.test_source) if source]
         if not isinstance(made, NewTokenizer) or (made.kind, made.train_on) != ("char", "all"):
-            return scan(self.source, self.split), None
-        scanners = [
-            Scanner(source, self.split) for source in (self.source, self.val_source, self.test_source) if source
-        ]
+            return [scan(source, self.split) for source in sources], None
+        scanners = [Scanner(source, self.split) for source in sources]
         vocabulary = CharTokenizer.from_texts(_texts_and_joints(scanners, made.eos), made.unknown, made.eos)
-        return scanners[0].result(), vocabulary
+        return [scanner.result() for scanner in scanners], vocabulary
 
     def pieces(self) -> Iterator[SplitPiece]:
         """Every piece of every split, each document's pieces together and in order."""
@@ -204,9 +208,8 @@ def _encoded(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[tuple[str, bool, 
             start = starts.pop()
             yield [(piece.text, first) for piece, first in zip(group, starts, strict=True)]
 
-    chars = recipe.scanned.chars
-    with progress("Encoding", chars) as advance:
-        for job in encode_all(tokenizer, jobs(), useful_workers(tokenizer, chars)):
+    with progress("Encoding", recipe.chars) as advance:
+        for job in encode_all(tokenizer, jobs(), useful_workers(tokenizer, recipe.chars)):
             for (name, end), encoded in zip(heads.pop(0), job, strict=True):
                 advance(encoded.chars)
                 yield name, end, encoded

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,24 @@ def test_documents_have_a_mark_between_and_around_them(text_source: Callable[...
 def test_separate_sources_become_their_splits(text_source: Callable[..., Source]) -> None:
     recipe = Recipe(text_source("abc"), CHARS, val_source=text_source("cd"), test_source=text_source("e"))
     assert texts_of(prepare(recipe)) == {"train": "abc", "val": "cd", "test": "e"}
+
+
+def test_progress_ends_at_the_whole_of_all_sources(
+    text_source: Callable[..., Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    amounts: list[int] = []
+
+    @contextmanager
+    def counted(what: str, total: int) -> Iterator[Callable[[int], None]]:
+        yield amounts.append
+        amounts.append(-total)
+
+    monkeypatch.setattr(prepare_module, "progress", counted)
+    for tokenizer in (CHARS, ByteTokenizer()):
+        prepare(Recipe(text_source("train " * 9), tokenizer, Split(), text_source("val"), text_source("test")))
+        assert len(amounts) > 1
+        assert sum(amounts) == 0
+        amounts.clear()
 
 
 def test_the_key_follows_text_split_and_tokenizer_but_not_the_place(text_source: Callable[..., Source]) -> None:
