@@ -27,8 +27,10 @@ class ComposedEmbedding(nn.Embedding):
 
     def compose(self, parts: list[list[int]]) -> None:
         """Take the parts of each token, from 1 to n_parts."""
-        for row, numbers in zip(self.parts, parts, strict=False):
+        table = torch.zeros(self.parts.shape, dtype=torch.int64)  # on the CPU: a GPU would take each row for itself
+        for row, numbers in zip(table, parts, strict=False):
             row[: len(numbers)] = torch.tensor(numbers)
+        self.parts.copy_(table)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Vectors of tokens, (B, T) to (B, T, C)."""

@@ -20,8 +20,10 @@ Measure: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 IGNORE = -100
 
-#: Logits held at once: 2**25 float32 numbers are 128 MiB. A character model never reaches it and runs as one chunk.
-MAX_LOGITS = 2**25
+#: Logits held at once: 2**27 float32 numbers are 512 MiB. A character model never reaches it and runs as one chunk.
+#: Each chunk reads the head's weights and adds to their gradient: for 32,768 targets, 50,257 tokens and 768 channels
+#: under bf16-mixed the loss moves 128 GB in chunks of 2**25, 90 in these and 77 at once (counted, kernel by kernel).
+MAX_LOGITS = 2**27
 #: The same on a CPU, where glibc asks the system anew for every tensor of 32 MiB or more: a little less. With 16,000
 #: tokens and 256 channels, one thread takes 2.0 s for 4,096 targets instead of 2.9; with 16,384, where 2**23 numbers
 #: are 32 MiB exactly, two threads take 0.8 s instead of 1.7.
@@ -104,7 +106,8 @@ class _RDrop(torch.autograd.Function):
         nats = -(logs.gather(-1, place)[..., 0] * scored).sum() / 2
         apart = logs[0] - logs[1]  # (N, V)
         p, q = probs = logs.exp_()
-        kl = torch.stack((torch.linalg.vecdot(p, apart), -torch.linalg.vecdot(q, apart)))  # (2, N)
+        with torch.autocast(logits.device.type, enabled=False):  # which would round a product of vectors
+            kl = torch.stack((torch.linalg.vecdot(p, apart), -torch.linalg.vecdot(q, apart)))  # (2, N)
         share = weight / 4
         grad = probs * ((1 - kl) * share + 0.5)[..., None]  # (2, N, V)
         grad[0].addcmul_(p, apart, value=share).sub_(q, alpha=share)
@@ -151,7 +154,9 @@ class _Chunked(torch.autograd.Function):
         ctx: Any, hidden: Tensor, targets: Tensor, head: Head, measure: Measure, rows: int, *weights: Tensor
     ) -> tuple[Tensor, ...]:
         """The sums of `measure`; the first has a gradient for hidden states (..., N, C) and weights."""
-        hidden_grad, weight_grads = torch.empty_like(hidden), [torch.zeros_like(w) for w in weights]
+        # In float32 whatever the weights': over 50 chunks bfloat16 would lose four times as much as over one.
+        hidden_grad = torch.empty_like(hidden)
+        weight_grads = [torch.zeros_like(w, dtype=torch.float32) for w in weights]
         chunks = (hidden.split(rows, -2), targets.split(rows), hidden_grad.split(rows, -2))
         sums = []
         for h, t, slot in zip(*chunks, strict=True):
@@ -160,9 +165,10 @@ class _Chunked(torch.autograd.Function):
                 trained, *reported = measure(head(chunk), t)
             grad, *grads = torch.autograd.grad(trained, (chunk, *weights))
             slot.copy_(grad)
-            torch._foreach_add_(weight_grads, grads)
+            for total, one in zip(weight_grads, grads, strict=True):
+                total.add_(one)
             sums.append((trained.detach(), *reported))
-        ctx.save_for_backward(hidden_grad, *weight_grads)
+        ctx.save_for_backward(hidden_grad, *(g.to(w.dtype) for g, w in zip(weight_grads, weights, strict=True)))
         totals = tuple(torch.stack(part).sum() for part in zip(*sums, strict=True))
         ctx.mark_non_differentiable(*totals[1:])
         return totals

@@ -112,7 +112,8 @@ class MLP(nn.Module):
             case "swiglu":
                 return F.silu(self.gate(x)) * h
             case "relu2":
-                return F.relu(h).square()
+                h = F.relu(h)
+                return h * h  # square() would be float32 under autocast on a GPU
             case "relu":
                 return F.relu(h)
             case "gelu":
@@ -287,9 +288,11 @@ class GPT(nn.Module):
         return tokens if cache is None else cache.read(tokens)
 
     def _flex_allowed(self, input_ids: Tensor) -> bool:
-        """FlexAttention has no dropout, and its kernel wants heads of 16 channels or more."""
+        """FlexAttention has no dropout, its kernel wants heads of 16 channels or more, and its blocks of 128 tokens by
+        128 leave nothing to skip in shorter rows.
+        """
         dropout = self.training and self.config.score_dropout > 0
-        return input_ids.is_cuda and self.config.head_size >= 16 and not dropout
+        return input_ids.is_cuda and input_ids.size(1) > 128 and self.config.head_size >= 16 and not dropout
 
     def _rotation(self, past: int, T: int, device: torch.device) -> Rotation | None:
         if not self.config.rope:

@@ -51,7 +51,7 @@ class LitLanguageModel(LightningModule):
         self.scores = nn.ModuleDict({split: TokenMetrics() for split in ("val", "train_eval", "test")})
         self.step_figures = {"loss": torch.tensor(math.nan)}
         self.grad_norm: Tensor | None = None
-        self._step_sums: Tensor | int = 0
+        self._step_sums: Any = 0  # a Tensor after the first micro-batch
         self._step_names: tuple[str, ...] = ()
         self._scored_here: list[Callable[[], int]] = []
         self._step_is_empty = False
@@ -132,7 +132,7 @@ class LitLanguageModel(LightningModule):
         """Turn the mean over capacity into the mean over scored targets of the whole step; without any, nothing is to
         change: not by weight decay or momentum either.
         """
-        *sums, scored = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum").unbind()
+        *sums, scored = self._summed_over_processes(self._step_sums).unbind()
         self._step_sums = 0
         self._step_is_empty = not sum(read() for read in self._scored_here) and not bool(scored)
         self._scored_here = []
@@ -144,6 +144,12 @@ class LitLanguageModel(LightningModule):
         if scored.is_cuda or scored != capacity:  # on a GPU the comparison would wait for the device
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             torch._foreach_mul_(gradients, capacity / scored.clamp(min=1))
+
+    def _summed_over_processes(self, sums: Tensor) -> Tensor:
+        # Not the strategy's reduce: it has a barrier, at which the processes of a GPU wait for all queued work.
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(sums)
+        return sums
 
     def configure_gradient_clipping(
         self,
@@ -254,7 +260,8 @@ class LitLanguageModel(LightningModule):
     def _slow_precision(self) -> list[str]:
         if not str(self.trainer.precision).startswith("bf16") or has_bfloat16(self.device):
             return []
-        return ["this CPU has no bfloat16 instructions: --trainer.precision 32-true is several times faster here"]
+        what, faster = ("CPU", "32-true") if self.device.type == "cpu" else ("GPU", "16-mixed")
+        return [f"this {what} has no bfloat16 instructions: --trainer.precision {faster} is several times faster here"]
 
     def _total_steps(self) -> int:
         if self.optimizer_config.schedule == "constant" and not 0 < self.optimizer_config.warmup < 1:

@@ -207,6 +207,15 @@ class GroupedOptimizer(torch.optim.Optimizer):
                 _RULES[group["rule"]](self, group, parameters)
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `torch.optim.Optimizer`, which leaves steps where the file was read, on the CPU; the fused rule wants
+        them beside their parameters.
+        """
+        super().load_state_dict(state_dict)
+        for parameter, state in self.state.items():
+            if "step" in state:
+                state["step"] = state["step"].to(parameter.device)
+
     def _adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         states = [self.state[p] for p in parameters]
         for parameter, state in zip(parameters, states, strict=True):

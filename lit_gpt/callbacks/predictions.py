@@ -41,6 +41,7 @@ class WritePredictions(Callback):
     ) -> None:
         """Collect the scored tokens of each row under its document."""
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        outputs = {name: values.cpu() for name, values in outputs.items()}
         scored = outputs["targets"] != IGNORE
         for row, document in enumerate(outputs["document"].tolist()):
             keep = scored[row]

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from lit_gpt.bigram import BigramConfig, CountBigram, NeuralBigram, bigram
+from lit_gpt.loss import summed_nats
 
 IDS = torch.tensor([[0, 1, 0, 1, 2]])
 TARGETS = torch.tensor([[1, 0, 1, 2, -100]])
@@ -51,6 +52,17 @@ def test_the_learned_table_approaches_the_counted_one() -> None:
     best = F.cross_entropy(counted(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
     assert best.item() < math.log(4) - 0.01
     assert loss.item() == pytest.approx(best.item(), abs=1e-3)
+
+
+def test_a_large_vocabulary_is_scored_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = NeuralBigram(BigramConfig(vocab_size=5))
+    ids, targets = torch.randint(5, (2, 2, 6))
+    gradients = []
+    for held in (100, 20):
+        monkeypatch.setattr("lit_gpt.loss.MAX_LOGITS_CPU", held)
+        nats = summed_nats(net.hidden(ids), net.head, net.head_weights(), targets, 5)
+        gradients.append(torch.autograd.grad(nats, net.table.weight)[0])
+    torch.testing.assert_close(*gradients)
 
 
 def test_one_token_is_all_it_sees() -> None:

@@ -45,6 +45,18 @@ def test_chunked_gradients_under_autocast_stay_close(
     torch.testing.assert_close(*gradients, rtol=0.02, atol=0.02)
 
 
+def test_chunks_lose_nothing_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    head = nn.Linear(8, 11, dtype=torch.bfloat16)
+    hidden, targets = torch.randn(1, 800, 8, dtype=torch.bfloat16, requires_grad=True), torch.randint(11, (1, 800))
+    gradients = []
+    for held in (10_000, 11):
+        monkeypatch.setattr(loss, "MAX_LOGITS_CPU", held)
+        nats = loss.summed_nats(hidden, head, list(head.parameters()), targets, 11)
+        gradients.append(torch.autograd.grad(nats, head.weight)[0].float())
+    assert (gradients[0] - gradients[1]).norm() < 0.005 * gradients[0].norm()
+
+
 def naive_r_drop(logits: Tensor, targets: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
     """Token by token as the paper writes it, halved: logits (2, B, T, V)."""
     nats, kl = torch.zeros(()), torch.zeros(())
@@ -86,6 +98,15 @@ def test_r_drop_of_equal_passes_is_their_cross_entropy(problem: tuple[Tensor, nn
     gradients = [torch.autograd.grad(value, hidden, retain_graph=True)[0] for value in (total, plain)]
     torch.testing.assert_close(*gradients)
     assert (gradients[0][0, :2] == 0).all()  # unscored places
+
+
+def test_r_drop_under_autocast_measures_distance_in_float32(problem: tuple[Tensor, nn.Linear, Tensor]) -> None:
+    _, _, targets = problem
+    passes = torch.randn(2, *targets.shape, 11)
+    expected = loss.r_drop_nats(passes, lambda h: h, [], targets, 11, 2.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss.r_drop_nats(passes, lambda h: h, [], targets, 11, 2.0)
+    assert found == expected
 
 
 def test_what_unscored_targets_predict_does_not_count(problem: tuple[Tensor, nn.Linear, Tensor]) -> None:

@@ -151,6 +151,17 @@ def test_adamw_goes_on_from_what_another_rule_left(before: str) -> None:
     assert all("exp_avg" in state for state in second.state.values())
 
 
+def test_a_loaded_state_lies_beside_its_parameters() -> None:
+    config = OptimizerConfig(kind="muon")
+    here, there = nn.Linear(3, 4), nn.Linear(3, 4, device="meta")
+    trained, resumed = build_optimizer(here, config), build_optimizer(there, config)
+    here(torch.ones(2, 3)).sum().backward()
+    trained.step()
+    resumed.load_state_dict(trained.state_dict())  # read to the CPU, as a run on a GPU reads it
+    places = {name: value.device.type for state in resumed.state.values() for name, value in state.items()}
+    assert places == dict.fromkeys(("momentum_buffer", "step", "exp_avg", "exp_avg_sq"), "meta")
+
+
 def test_any_optimizer_by_class_path() -> None:
     optimizer = build_optimizer(small_gpt(), OptimizerConfig(kind="torch.optim.NAdam", args={"momentum_decay": 0.01}))
     assert isinstance(optimizer, torch.optim.NAdam)
