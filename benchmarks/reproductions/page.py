@@ -23,7 +23,16 @@ are downloaded by name; `--source TEXT=FILE` takes a file instead, and the headl
 the same over a part of the training split. A run that was cut is compared at the steps that it reached. Seconds are
 by the clock, on a machine that may have had other work.
 """
-COLUMNS = ("config", "parameters", "steps", "compared at", "published", "ours", "training + evaluation", "on")
+COLUMNS = (
+    "config",
+    "parameters",
+    "steps",
+    "compared at",
+    "published, or by the original code on our text",
+    "ours",
+    "training + evaluation",
+    "on",
+)
 
 
 def page(results: dict[str, Any]) -> str:
@@ -101,7 +110,8 @@ def _comparison(row: Row, run: Run) -> Iterator[list[str]]:
         ours = f"cut at {run['steps']:,}" if found is None else f"{found[1]:.4f}"
         at = "" if found is None or found[0] == step else f" (at {found[0]:,})"
         theirs = float(same or published)
-        ratio = f"{found[1] / theirs:.4f}" if found and theirs else ""
+        same_step = found is not None and abs(found[0] - step) <= 1  # they count an evaluation before any step as 1
+        ratio = f"{found[1] / theirs:.4f}" if found and same_step and theirs else ""
         yield [f"`{row.name}`", f"{step:,}", f"`{metric}`", published, same, ours + at, ratio]
 
 

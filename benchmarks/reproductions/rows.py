@@ -204,7 +204,8 @@ PROJECTS = (
     Project(
         "A novel at character level",
         "Its author asks: why do train and test agree to 0.0015? The runs named `leak` validate on stretches "
-        "of their own training text; all else is equal.",
+        "of their own training text, which is all of the novel; the others train on its first nine tenths. All else "
+        "is equal.",
         _NOVEL,
         ("novel_gaps",),
     ),

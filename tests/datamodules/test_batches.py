@@ -164,6 +164,11 @@ def test_epochs_differ_and_repeat_from_their_seed(tmp_path: Path, kind: str) -> 
     assert not torch.equal(epoch(0), epoch(0, seed=6))
 
 
+def test_packed_documents_have_other_neighbours_in_each_epoch(tmp_path: Path) -> None:
+    rows = Packed(store_of(tmp_path, [3] * 50), 8, seed=1)
+    assert rows.plan(0)[0].tolist() != rows.plan(1)[0].tolist()
+
+
 @pytest.mark.parametrize("kind", ["windows", "packed"])
 def test_offsets_move_the_cuts_between_epochs(tmp_path: Path, kind: str) -> None:
     rows = KINDS[kind](store_of(tmp_path, [200]), 16, seed=1)

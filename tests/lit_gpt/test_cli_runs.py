@@ -111,6 +111,14 @@ def test_a_bigram_is_resumed(kind: str, fit: Fit, text: Path) -> None:
     assert checkpoint.read("logs/run/version_0/checkpoints/last.ckpt")["global_step"] == 4
 
 
+def test_a_run_is_not_resumed_under_other_tokens(fit: Fit, text: Path) -> None:
+    folder = fit()
+    swapped = text.with_name("swapped.txt")
+    swapped.write_text(text.read_text().replace("t", "q").replace("a", "z"))
+    with pytest.raises(UserError, match="the data's tokenizer differs from the checkpoint's"):
+        fit("--ckpt_path", str(folder), "--data.source", str(swapped), "--trainer.max_steps", "9")
+
+
 def test_a_checkpoint_of_another_network_is_refused(fit: Fit, text: Path) -> None:
     folder = fit()
     flags = ["--model", "LitBigram", "--model.config.block_size", "16", "--data.source", str(text)]

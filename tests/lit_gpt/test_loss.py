@@ -45,6 +45,30 @@ def test_chunked_gradients_under_autocast_stay_close(
     torch.testing.assert_close(*gradients, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("what", ["train", "r_drop", "score"])
+def test_no_more_logits_than_allowed_are_held(
+    problem: tuple[Tensor, nn.Linear, Tensor], what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden, linear, targets = problem
+    sizes: list[int] = []
+
+    def head(h: Tensor) -> Tensor:
+        logits = linear(h)
+        sizes.append(logits.numel())
+        return logits
+
+    monkeypatch.setattr(loss, "MAX_LOGITS_CPU", 44)
+    weights = list(linear.parameters())
+    if what == "train":
+        loss.summed_nats(hidden, head, weights, targets, 11)
+    elif what == "r_drop":
+        loss.r_drop_nats(torch.stack((hidden, hidden)), head, weights, targets, 11, 1.0)
+    else:
+        loss.score(hidden, head, targets, 11)
+    assert max(sizes) <= 44
+    assert sum(sizes) == targets.numel() * 11 * (2 if what == "r_drop" else 1)
+
+
 def test_chunks_lose_nothing_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     head = nn.Linear(8, 11, dtype=torch.bfloat16)

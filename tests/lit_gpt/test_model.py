@@ -200,6 +200,18 @@ def test_dropout_is_off_in_eval_mode_and_on_in_training() -> None:
     torch.testing.assert_close(net(ids), small()(ids))
 
 
+def test_dropout_drops_channels_of_the_embedding_and_of_what_each_half_of_a_block_adds() -> None:
+    net, stream = small(dropout=0.5, attention_dropout=0.0), []
+    block = net.blocks[0]
+    block.register_forward_pre_hook(lambda _, x: stream.append(x[0]))
+    block.norm2.register_forward_pre_hook(lambda _, x: stream.append(x[0]))
+    block.register_forward_hook(lambda _, x, y: stream.append(y))
+    net(tokens(4, 32))
+    embedding, after_attention, after_mlp = stream
+    for added in (embedding, after_attention - embedding, after_mlp - after_attention):
+        assert (added.abs() < 1e-6).float().mean() == pytest.approx(0.5, abs=0.05)
+
+
 def test_attention_has_its_own_dropout() -> None:
     ids = tokens(2, 16)
     for options in ({"dropout": 0.3, "attention_dropout": 0.0}, {"attention_dropout": 0.3}):
@@ -252,9 +264,11 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
     ids = tokens(2, 16)
     gradients = []
     for recompute in (False, True):
-        net = small(activation_checkpointing=recompute, dropout=0.2)
+        net, calls = small(activation_checkpointing=recompute, dropout=0.2), []
+        net.blocks[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         torch.manual_seed(5)
         net(ids).square().mean().backward()
+        assert len(calls) == 1 + recompute
         gradients.append([p.grad for p in net.parameters()])
     torch.testing.assert_close(gradients[0], gradients[1])
 

@@ -70,6 +70,30 @@ def test_the_loss_of_a_step_weighs_tokens_not_micro_batches(tmp_path: Path) -> N
         torch.testing.assert_close(a, c)
 
 
+def test_training_on_a_packed_row_is_training_on_its_documents_alone() -> None:
+    model = module()
+    model.configure_model()
+    for parameter in model.train().net.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    row = rows(16)[0]
+    documents = {"document_ids": torch.tensor([[0] * 7 + [1] * 9], dtype=torch.int32)}
+    alone = [{name: value[:, cut] for name, value in row.items()} for cut in (slice(7), slice(7, None))]
+    torch.testing.assert_close(model.objective(row | documents)[0], sum(model.objective(one)[0] for one in alone))
+
+
+@pytest.mark.parametrize("kind", ["norm", "value"])
+def test_gradients_are_clipped_and_the_norm_is_that_before(tmp_path: Path, kind: str) -> None:
+    start = module()
+    start.configure_model()
+    model = module(lr=1.0, schedule="constant")
+    clipping = {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": kind}
+    trainer(tmp_path, max_steps=1, **clipping).fit(model, DataLoader(rows(16), batch_size=None))
+    pairs = zip(model.parameters(), start.parameters(), strict=True)
+    moved = torch.cat([(p - old).detach().flatten() for p, old in pairs])
+    assert (moved.norm() if kind == "norm" else moved.abs().max()) == pytest.approx(1e-3, rel=1e-2)
+    assert kind == "value" or model.grad_norm > 0.01
+
+
 def test_pads_do_not_change_a_step(tmp_path: Path) -> None:
     one = rows(16)
     empty = {name: torch.zeros_like(value) for name, value in one[0].items()}

@@ -69,10 +69,11 @@ def test_the_report_counts_tensors_and_parameters() -> None:
     assert f"{len(vectors)} tensors with {sum(vectors):,} parameters" in line
 
 
-def test_adamw_equals_torch() -> None:
+@pytest.mark.parametrize("betas", [(0.9, 0.95), (0.7, 0.8)])
+def test_adamw_equals_torch(betas: tuple[float, float]) -> None:
     ours, theirs = small_gpt(), small_gpt()
-    one = build_optimizer(ours, OptimizerConfig(kind="adamw", lr=0.01, weight_decay=0.1))
-    two = torch.optim.AdamW(theirs.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    one = build_optimizer(ours, OptimizerConfig(kind="adamw", lr=0.01, weight_decay=0.1, betas=betas))
+    two = torch.optim.AdamW(theirs.parameters(), lr=0.01, betas=betas, weight_decay=0.1, fused=True)
     for step in range(4):
         with_gradients(ours, step)
         with_gradients(theirs, step)
@@ -122,6 +123,15 @@ def test_sgd_equals_torch(momentum: float) -> None:
         two.step()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_sgd_decays_apart_from_the_gradient() -> None:
+    net = small_gpt()
+    before = [p.detach().clone() for p in net.parameters()]
+    with_gradients(net, 0)
+    build_optimizer(net, OptimizerConfig(kind="sgd", lr=0.1, weight_decay=0.5, momentum=0.0)).step()
+    for old, p in zip(before, net.parameters(), strict=True):
+        torch.testing.assert_close(p.detach(), old * (1 - 0.1 * 0.5) - 0.1 * p.grad)
 
 
 def test_group_rates_and_decays_override() -> None:
@@ -203,7 +213,7 @@ def test_schedules_have_exact_values() -> None:
 
 def test_a_loaded_schedule_keeps_the_step_and_its_own_rates() -> None:
     def build(lr: float) -> tuple[torch.optim.Optimizer, StepSchedule]:
-        config = OptimizerConfig(lr=lr, schedule="linear", weight_decay=lr)
+        config = OptimizerConfig(lr=lr, schedule="linear", weight_decay=lr, group_lr={"embeddings": 0.3})
         optimizer = build_optimizer(small_gpt(), config)
         return optimizer, StepSchedule(optimizer, config, total_steps=10)
 
@@ -214,5 +224,6 @@ def test_a_loaded_schedule_keeps_the_step_and_its_own_rates() -> None:
     other, resumed = build(0.5)
     other.load_state_dict(optimizer.state_dict())
     resumed.load_state_dict(schedule.state_dict())
-    assert other.param_groups[0]["lr"] == pytest.approx(0.5 * 0.6)
+    rates = {group["name"]: group["lr"] for group in other.param_groups}
+    assert rates == pytest.approx({"matrices": 0.5 * 0.6, "embeddings": 0.3 * 0.6, "head": 0.5 * 0.6})
     assert other.param_groups[0]["weight_decay"] == 0.5
