@@ -103,6 +103,7 @@ class _Worker:
             self.requests.close()
 
     def encode(self, job: Job) -> list[Encoded]:
+        """The ids of a job's texts, from the other process."""
         try:
             _send(self.requests, job)
             reply = pickle.load(self.replies)

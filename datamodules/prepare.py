@@ -82,11 +82,16 @@ class Recipe:
         split = Split(val=0.0 if val else fractions[0], test=0.0 if test else fractions[1])
         return cls(source, tokenizer, split, val, test)
 
+    @property
+    def _sources(self) -> dict[str, Source]:
+        """The source that is split, then those that are a split of their own."""
+        given = {"train": self.source, "val": self.val_source, "test": self.test_source}
+        return {name: source for name, source in given.items() if source is not None}
+
     @cached_property
     def data_fingerprint(self) -> str:
         """SHA-256 of the text of all splits; reads every source once."""
-        sources = {"train": self.source, "val": self.val_source, "test": self.test_source}
-        prints = {name: source.fingerprint() for name, source in sources.items() if source}
+        prints = {name: source.fingerprint() for name, source in self._sources.items()}
         return _sha256({"sources": prints, "split": asdict(self.split), "joined": self.joined})
 
     @property
@@ -115,8 +120,7 @@ class Recipe:
     @cached_property
     def survey(self) -> tuple[list[Scan], CharTokenizer | None]:
         """Sizes of all sources, the split one first, and the character vocabulary of all splits if that is wanted."""
-        made = self.tokenizer
-        sources = [source for source in (self.source, self.val_source, self.test_source) if source]
+        made, sources = self.tokenizer, self._sources.values()
         if not isinstance(made, NewTokenizer) or (made.kind, made.train_on) != ("char", "all"):
             return [scan(source, self.split) for source in sources], None
         scanners = [Scanner(source, self.split) for source in sources]
@@ -131,8 +135,8 @@ class Recipe:
     def _split_pieces(self) -> Iterator[SplitPiece]:
         cut = split_documents if self.split.by == "documents" else split_text
         yield from cut(self.source, self.split, self.scanned)
-        for name, source in (("val", self.val_source), ("test", self.test_source)):
-            if source is not None:
+        for name, source in self._sources.items():
+            if name != "train":
                 yield from (SplitPiece(name, *piece) for piece in source.pieces(PIECE))
 
 
@@ -201,6 +205,7 @@ def _encoded(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[tuple[str, bool, 
     heads: list[list[tuple[str, bool]]] = []  # of the jobs under way
 
     def jobs() -> Iterator[Job]:
+        """Texts and whether each starts a document; what `heads` remembers of them comes back with their ids."""
         start = True
         for group in _grouped(recipe.pieces()):
             heads.append([(piece.split, piece.end) for piece in group])

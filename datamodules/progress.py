@@ -31,6 +31,7 @@ def _lines(what: str, total: int) -> Callable[[int], None]:
     done, next_line = 0, time.monotonic() + _LINE_EVERY
 
     def advance(amount: int) -> None:
+        """Add to what is done, and print a line when one is due."""
         nonlocal done, next_line
         done += amount
         if time.monotonic() > next_line:

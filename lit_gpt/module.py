@@ -26,6 +26,7 @@ from lit_gpt import checkpoint
 from lit_gpt.loss import IGNORE, Head, score, summed_nats
 from lit_gpt.metrics import TokenMetrics, per_text
 from lit_gpt.optim import OptimizerConfig, StepSchedule, build_optimizer, describe_groups, has_bfloat16
+from lit_gpt.sync import sent_to_cpu, summed_over_processes
 
 Batch = dict[str, Tensor]
 
@@ -132,7 +133,7 @@ class LitLanguageModel(LightningModule):
         """Turn the mean over capacity into the mean over scored targets of the whole step; without any, nothing is to
         change: not by weight decay or momentum either.
         """
-        *sums, scored = self._summed_over_processes(self._step_sums).unbind()
+        *sums, scored = summed_over_processes(self._step_sums, self.trainer.world_size).unbind()
         self._step_sums = 0
         self._step_is_empty = not sum(read() for read in self._scored_here) and not bool(scored)
         self._scored_here = []
@@ -144,12 +145,6 @@ class LitLanguageModel(LightningModule):
         if scored.is_cuda or scored != capacity:  # on a GPU the comparison would wait for the device
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             torch._foreach_mul_(gradients, capacity / scored.clamp(min=1))
-
-    def _summed_over_processes(self, sums: Tensor) -> Tensor:
-        # Not the strategy's reduce: it has a barrier, at which the processes of a GPU wait for all queued work.
-        if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(sums)
-        return sums
 
     def configure_gradient_clipping(
         self,
@@ -324,22 +319,6 @@ class LitLanguageModel(LightningModule):
             f"{what}: lower --model.optimizer.lr, raise --model.optimizer.warmup or set --trainer.gradient_clip_val "
             f"1.0, and go on from the last checkpoint with --ckpt_path {folder}."
         )
-
-
-def sent_to_cpu(count: Tensor) -> Callable[[], int]:
-    """Reads ``count`` later; that waits for a GPU to reach it, not for the work that has been queued since."""
-    if not count.is_cuda:
-        return lambda: int(count)
-    host = torch.empty_like(count, device="cpu", pin_memory=True).copy_(count, non_blocking=True)
-    copied = torch.cuda.Event()
-    copied.record()
-
-    def read() -> int:
-        """The count, once it has been copied."""
-        copied.synchronize()
-        return int(host)
-
-    return read
 
 
 def _copy(cls: type[Any], value: Any) -> Any:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from lit_gpt.bigram import Bigram, BigramConfig, CountBigram, bigram
 from lit_gpt.module import Batch, LitLanguageModel
 from lit_gpt.optim import OptimizerConfig
+from lit_gpt.sync import summed_over_processes
 
 
 class LitBigram(LitLanguageModel):
@@ -38,7 +39,7 @@ class LitBigram(LitLanguageModel):
         nats = super().batch_nats(batch)
         if isinstance(self.net, CountBigram) and self.nothing is not None:
             pairs = self.net.pairs(batch["input_ids"], batch["targets"])
-            self.net.counts += self.trainer.strategy.reduce(pairs, reduce_op="sum")  # of all processes
+            self.net.counts += summed_over_processes(pairs, self.trainer.world_size)
             return nats + 0 * self.nothing
         return nats
 

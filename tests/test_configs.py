@@ -23,6 +23,7 @@ def test_config_builds(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     cli = BuildOnly("fit", [*below, "--config", str(path), *on_cpu])
     assert cli.config.fit.name != "run", "a config names its folder below logs"
     assert cli.model.config.block_size > 0
+    assert cli.datamodule is not None
     given = cli.config.fit.data.init_args
     rows, left = divmod(given.tokens_per_step, cli.model.config.block_size)
     assert not left, "fit would refuse a step that is no whole number of rows"

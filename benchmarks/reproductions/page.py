@@ -110,8 +110,8 @@ def _comparison(row: Row, run: Run) -> Iterator[list[str]]:
         ours = f"cut at {run['steps']:,}" if found is None else f"{found[1]:.4f}"
         at = "" if found is None or found[0] == step else f" (at {found[0]:,})"
         theirs = float(same or published)
-        same_step = found is not None and abs(found[0] - step) <= 1  # they count an evaluation before any step as 1
-        ratio = f"{found[1] / theirs:.4f}" if found and same_step and theirs else ""
+        # At equal steps; they count an evaluation before any step as 1.
+        ratio = f"{found[1] / theirs:.4f}" if found and abs(found[0] - step) <= 1 and theirs else ""
         yield [f"`{row.name}`", f"{step:,}", f"`{metric}`", published, same, ours + at, ratio]
 
 

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.errors import UserError, check_at_least
 from datamodules.files import write_atomically
+from lit_gpt.sync import any_process, cpu_group
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -114,7 +115,7 @@ class RunCheckpoints(Checkpoint):
             self._leave_the_other_branch(Path(trainer.ckpt_path), trainer.global_step)
         if not trainer.strategy.broadcast((self.folder / "best.ckpt").is_file()):
             self.best = {}  # of a run in another folder, or of a branch that was left
-        self._group = _cpu_group() if trainer.world_size > 1 else None
+        self._group = cpu_group(trainer.world_size)
         if trainer.received_sigterm:
             self._signal = signal.SIGTERM
         self._handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -172,7 +173,7 @@ class RunCheckpoints(Checkpoint):
         if validated and self.monitor not in (None, *trainer.callback_metrics):
             self._renew_last(trainer)
             raise self._unknown_monitor(trainer)
-        stop = self._any_process(self._signal is not None)
+        stop = any_process(self._signal is not None, self._group)
         better = validated and self.remember_best(trainer)
         # Not in on_train_end: by then Lightning counts the epoch as done, and a longer run could not go on in it.
         trainer.should_stop |= self._stop_is_due
@@ -189,14 +190,6 @@ class RunCheckpoints(Checkpoint):
             self._keep(trainer, f"epoch_{epoch:04d}.ckpt")
         if stop:
             self._leave(trainer)
-
-    def _any_process(self, asked: bool) -> bool:
-        """Whether one of all processes has been asked; they agree on the CPU, where no GPU has to be waited for."""
-        if self._group is None:
-            return asked
-        flag = torch.tensor(asked, dtype=torch.uint8)
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, self._group)
-        return bool(flag)
 
     def remember_best(self, trainer: Trainer) -> bool:
         """Whether the validation at this step is the run's best so far; if so, keep its metrics.
@@ -243,13 +236,6 @@ class RunCheckpoints(Checkpoint):
             print(f"saved step {trainer.global_step} to {self.folder / 'last.ckpt'}")
             print("to go on: the same command with --resume auto", flush=True)
         raise Interrupted(self._signal or signal.SIGTERM)
-
-
-def _cpu_group() -> torch.distributed.ProcessGroup:
-    """All processes of the run, joined for tensors of the CPU."""
-    world = torch.distributed.group.WORLD
-    assert world is not None, "a trainer of several processes has joined them"
-    return world if torch.distributed.get_backend() == "gloo" else torch.distributed.new_group(backend="gloo")
 
 
 def _step_of(path: Path) -> int | None:

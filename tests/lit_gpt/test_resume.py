@@ -9,6 +9,11 @@ from lit_gpt.callbacks import resume
 from lit_gpt.callbacks.resume import ExactResume
 
 
+@pytest.fixture(autouse=True)
+def without_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resume, "_begin_the_next_epoch", lambda _: None)
+
+
 def drawn_on(rank: int, restored: dict | None) -> float:
     """What a process of two draws first, all having begun from the same seed."""
     torch.manual_seed(5)
@@ -19,13 +24,11 @@ def drawn_on(rank: int, restored: dict | None) -> float:
     return float(torch.rand(()))
 
 
-def test_processes_draw_apart_in_a_new_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resume, "_begin_the_next_epoch", lambda _: None)
+def test_processes_draw_apart_in_a_new_run() -> None:
     assert drawn_on(0, None) != drawn_on(1, None)
 
 
-def test_processes_draw_what_they_would_have_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resume, "_begin_the_next_epoch", lambda _: None)
+def test_processes_draw_what_they_would_have_drawn() -> None:
     states, expected = [], []
     for seed in (1, 2):
         torch.manual_seed(seed)
