@@ -177,6 +177,9 @@ def test_two_processes_equal_one_and_hand_over(tmp_path: Path, text: Path) -> No
         assert one.keys() == other.keys()
         for key, value in one.items():
             assert value == pytest.approx(other[key], abs=1e-5), key
+    for name in ("one", "two", "mixed"):
+        summary = json.loads((tmp_path / "logs" / name / "version_0" / "summary.json").read_text())
+        assert summary["tokens"] == 20 * 128, name
 
 
 def test_two_processes_count_the_pairs_that_one_counts(tmp_path: Path, text: Path) -> None:

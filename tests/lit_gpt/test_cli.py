@@ -2,13 +2,17 @@
 
 import csv
 import json
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 
+import lit_gpt
 from datamodules.errors import UserError
 from lit_gpt import arguments, checkpoint
 from lit_gpt.arguments import with_packaged_configs
@@ -164,9 +168,15 @@ def test_predict_writes_every_token_of_a_text(fit: Fit, text: Path, tmp_path: Pa
     assert len(lines) == 1
     tokens = lines[0]["tokens"]
     assert "".join(t["token"] for t in tokens) == "he model stops."
-    for token in tokens:
-        assert token["probability"] == pytest.approx(2.718281828 ** -token["nats"], abs=1e-4)
-        assert 0 <= token["rank"] < 40
+    model = lit_gpt.load(folder / "checkpoints" / "last.ckpt")
+    ids = torch.tensor(model.tokenizer.encode("the model stops."))
+    logits = model.net(ids[None, :-1])[0].detach()  # (T, V)
+    for token, scores, target in zip(tokens, logits, ids[1:], strict=True):
+        nats = float(F.cross_entropy(scores, target))
+        assert (token["id"], token["rank"]) == (target, (scores > scores[target]).sum())
+        assert token["nats"] == pytest.approx(nats, abs=1e-4)
+        assert token["probability"] == pytest.approx(math.exp(-nats), abs=1e-4)
+    assert lines[0]["nats"] == pytest.approx(sum(token["nats"] for token in tokens), abs=1e-3)
 
 
 def test_early_stopping_by_one_key(fit: Fit) -> None:
@@ -174,13 +184,25 @@ def test_early_stopping_by_one_key(fit: Fit) -> None:
     assert json.loads((folder / "summary.json").read_text())["steps"] == 6
 
 
-def test_every_option_has_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("asked", "known"),
+    [
+        (["--help"], "--checkpoint.every_n_steps"),
+        (["--model.help", "LitGPT"], "--optimizer.betas"),
+        (["--model.help", "LitBigram"], "--config.kind"),
+        (["--data.help", "CharDataModule"], "--stride"),
+        (["--data.help", "BPEDataModule"], "--vocab_size"),
+        (["--data.help", "HeadlinesDataModule"], "--strip"),
+    ],
+)
+def test_every_option_has_a_sentence(asked: list[str], known: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        LitCLI("fit", ["--help"])
-    text = capsys.readouterr().out
-    for ours in ("--name", "--resume", "--early_stopping", "--checkpoint.every_n_steps", "--samples.prompt"):
-        after = text[text.index(f"{ours} ") :].split("\n  --")[0]
-        assert len(after.split()) > 8, ours
+        LitCLI("fit", asked)
+    options = re.findall(r"^  (--[\w.]+)([^\n]*(?:\n {10,}[^\n]*)*)", capsys.readouterr().out, re.MULTILINE)
+    assert any(name.endswith(known.removeprefix("--")) for name, _ in options)
+    for name, rest in options:
+        _, _, sentence = re.sub(r" {2,}", "\n", rest).partition("\n")  # after NAME's value
+        assert len(sentence.split("(type:")[0].split()) > 3, name
 
 
 MISTAKES = {

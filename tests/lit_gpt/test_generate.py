@@ -219,6 +219,13 @@ def test_limits_keep_what_they_should() -> None:
         assert drawn.unique().tolist() == tokens, (top_k, top_p, min_p)
 
 
+@pytest.mark.parametrize("limit", [{"top_p": 0.7}, {"min_p": 0.4}])
+def test_limits_look_at_what_the_temperature_made(limit: dict[str, float]) -> None:
+    logits, generator = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log().expand(2000, -1), torch.Generator().manual_seed(0)
+    for temperature, tokens in ((0.5, [0]), (1.0, [0, 1])):  # 0.72 0.18 0.07 0.03, and as they are
+        assert Sampling(temperature, **limit).pick(logits, generator).unique().tolist() == tokens
+
+
 def test_temperature_sharpens_and_flattens() -> None:
     logits, generator = torch.tensor([[2.0, 1.0]]).expand(20000, -1), torch.Generator().manual_seed(0)
     for temperature in (0.5, 1.0, 3.0):

@@ -1,0 +1,60 @@
+"""Figures of speed and of time left, by a clock that only the test moves."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from datamodules.batches import MicroBatches
+from lit_gpt import LitGPT
+from lit_gpt.callbacks import progress, throughput
+from tests.lit_gpt.test_logged import rows
+
+Fit = Callable[..., Path]
+
+
+@pytest.fixture
+def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch takes 1 s to fetch and 3 s to learn from; adding up a validation 100 s."""
+    clock = SimpleNamespace(now=0.0)
+    hands = SimpleNamespace(perf_counter=lambda: clock.now, monotonic=lambda: clock.now)
+    for module in (throughput, progress):
+        monkeypatch.setattr(module, "time", hands)
+
+    def takes(owner: type, name: str, seconds: float) -> None:
+        original = getattr(owner, name)
+
+        def slowly(*args: Any, **kwargs: Any) -> Any:
+            clock.now += seconds
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, slowly)
+
+    takes(MicroBatches, "__getitem__", 1.0)
+    takes(LitGPT, "training_step", 3.0)
+    takes(LitGPT, "on_validation_epoch_end", 100.0)
+
+
+STEPS_OF_TWO = ("--data.tokens_per_step", "128", "--data.micro_batch_size", "4", "--trainer.log_every_n_steps", "2")
+ONE_BATCH = ("--trainer.limit_val_batches", "1", "--data.train_eval_rows", "0")
+
+
+@pytest.mark.usefixtures("_clock")
+def test_a_step_is_all_its_passes_and_no_validation(fit: Fit) -> None:
+    logged = [row for row in rows(fit(*STEPS_OF_TWO)) if row["train/step_seconds"]]
+    assert [row["step"] for row in logged] == ["2", "4", "6"]
+    for row in logged:
+        assert float(row["train/step_seconds"]) == 8
+        assert float(row["train/tokens_per_second"]) == 128 / 8
+        assert float(row["train/data_wait"]) == 0.25
+
+
+@pytest.mark.usefixtures("_clock")
+def test_time_left_is_what_the_steps_so_far_took(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(*STEPS_OF_TWO, "--trainer.max_steps", "7", "--trainer.val_check_interval", "4", *ONE_BATCH)
+    lines = [line.split("  ") for line in capsys.readouterr().out.splitlines() if " left" in line]
+    seconds = {2: 16 / 2 * 5, 4: 32 / 4 * 3, 5: (40 + 101) / 5 * 2, 7: 0}  # a line every 10 s
+    assert {line[0]: line[-1] for line in lines} == {f"step {n}/7": f"0:{int(s):02} left" for n, s in seconds.items()}
+    assert [line[2] for line in lines[1:]] == ["16 tokens/s"] * 3
