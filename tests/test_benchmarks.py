@@ -46,6 +46,10 @@ def test_recorded_figures_become_a_page_and_stay_apart(
     assert json.loads(last) == {"benchmark": "one", "ratio": 3.5}
 
 
+def test_the_committed_page_is_what_the_committed_figures_give() -> None:
+    assert report.PAGE.read_text() == report.page(json.loads(report.FIGURES.read_text()))
+
+
 def test_without_record_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     report.finish("one", {"ratio": 1.5}, [], report.parser(None).parse_args([]))

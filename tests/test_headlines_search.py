@@ -110,3 +110,7 @@ def assert_drawn(folder: Path) -> None:
 def test_the_trials_of_the_search_are_told_apart() -> None:
     found = search.runs(yaml.safe_load(search.TRIALS.read_text()))
     assert len({run.key for run in found}) == len(found)
+
+
+def test_the_committed_page_is_what_the_committed_results_give() -> None:
+    assert search.PAGE.read_text() == search.written()

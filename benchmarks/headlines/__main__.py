@@ -66,9 +66,14 @@ def main(arguments: list[str] | None = None) -> None:
         if "tokenizers" not in read_json(RESULTS):
             keep(RESULTS, "tokenizers", "unigram", variation(training[:-HELD_OUT], training[-HELD_OUT:]))
     tell(options.logs_dir.parent, RESULTS)
-    baseline = read_json(RESULTS.with_name("reproductions.json")).get("runs", {}).get("headlines_sgd", {})
-    write_text(PAGE, page(described, read_json(RESULTS), baseline))
+    write_text(PAGE, written())
     print(f"wrote {PAGE}")
+
+
+def written() -> str:
+    """The page of all that has been kept."""
+    baseline = read_json(RESULTS.with_name("reproductions.json")).get("runs", {}).get("headlines_sgd", {})
+    return page(yaml.safe_load(TRIALS.read_text()), read_json(RESULTS), baseline)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
