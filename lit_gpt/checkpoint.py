@@ -29,9 +29,12 @@ KEY = "lit_gpt"
 
 BIGRAM = ("lit_gpt.bigram", "bigram", "BigramConfig", "lit_gpt.LitBigram")
 
+GPTS = ("lit_gpt.ensemble", "network", "GPTConfig", "lit_gpt.LitGPT")
+
 #: Networks a checkpoint may name: where they are, what builds them, from which configuration, and the module of `fit`.
 NETWORKS = {
-    "GPT": ("lit_gpt.model", "GPT", "GPTConfig", "lit_gpt.LitGPT"),
+    "GPT": GPTS,
+    "GPTEnsemble": GPTS,
     "NeuralBigram": BIGRAM,
     "CountBigram": BIGRAM,
 }
@@ -202,8 +205,9 @@ def load(path: str | Path, device: str = "cpu") -> "TextModel":
     if tokenizer is None:
         raise UserError(f"checkpoint {str(path)!r} holds no tokenizer: it was trained on ready-made token ids.")
     net = build_network(checkpoint)
-    if isinstance(embedding := getattr(net, "wte", None), ComposedEmbedding):
-        net.wte = embedding.plain()
+    for part in list(net.modules()):
+        if isinstance(embedding := getattr(part, "wte", None), ComposedEmbedding):
+            part.wte = embedding.plain()
     return TextModel(net.to(device), tokenizer_from_dict(tokenizer))
 
 

@@ -73,6 +73,10 @@ class GPTConfig:
     """Rotate queries and keys by their position (RoPE)."""
     rope_base: float = 10000.0
     """Base of RoPE's frequencies: the slowest pair of channels turns once in nearly 2 pi times as many tokens."""
+    members: int = 1
+    """Number of networks of this shape that learn side by side, each as if alone, and predict by the mean of their
+    logits: for a small corpus, of which each learns other accidents by heart. Time and memory are so many times one's.
+    """
     token_parts: bool = False
     """Compose the vector of a token of its own and of those of its parts that other tokens have too: the word in small
     letters, its capitals and space, its first and last letters. Rare tokens then learn from frequent ones: for words of
@@ -172,6 +176,7 @@ class GPTConfig:
             "n_kv_head",
             "n_embd",
             "mlp_width",
+            "members",
             "pad_vocab_to",
             "n_parts",
             "ngram_rows",

@@ -13,8 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datamodules.errors import UserError
-from lit_gpt.attention import KVCache
-from lit_gpt.model import GPT
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,8 @@ def decode(
         cache: Keep keys and values. Off, every step reads the whole context again.
     """
     ids, real = _pad_left(prompts, max_new_tokens, generator.device)
-    memory = net.new_cache(len(prompts)) if cache and isinstance(net, GPT) else None
+    new_cache: Any = getattr(net, "new_cache", None)
+    memory = new_cache(len(prompts)) if cache and new_cache else None
     block_size = int(net.config.block_size)  # type: ignore[union-attr, arg-type]
     with _ready(net, len(prompts), generator.device):
         for start, end in _windows(ids.size(1) - max_new_tokens, ids.size(1), block_size):
@@ -159,7 +158,7 @@ def _for_few_rows(layer: nn.Linear, rows: int) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def _last_logits(net: Any, ids: Tensor, real: Tensor, memory: KVCache | None) -> Tensor:
+def _last_logits(net: Any, ids: Tensor, real: Tensor, memory: Any) -> Tensor:
     """Logits (B, V) after a window (B, T) of the text, of which only what the cache lacks is read."""
     if memory is not None and memory.length >= ids.size(1):  # the window has moved
         memory.reset()
@@ -171,5 +170,5 @@ def _last_logits(net: Any, ids: Tensor, real: Tensor, memory: KVCache | None) ->
 
 def _uncompiled(net: nn.Module) -> AbstractContextManager[Any]:
     """A compiled block would compile again for each new length of the context."""
-    compiled = any(m._compiled_call_impl is not None for m in net.children() for m in (m, *m.children()))
+    compiled = any(m._compiled_call_impl is not None for m in net.modules())
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

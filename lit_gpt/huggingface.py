@@ -46,6 +46,7 @@ SAME: dict[str, tuple[Any, ...]] = {
     "bias_head": (False,),
     "attention_gate": (False,),
     "layer_scale": (None,),
+    "members": (1,),
     "ngrams": ([],),
     "token_parts": (False,),
 }

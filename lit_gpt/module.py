@@ -106,7 +106,7 @@ class LitLanguageModel(LightningModule):
         """Sums over the scored targets of ``batch``: what is minimised, differentiable, and what is logged as
         train/NAME per scored target.
         """
-        nats = self.batch_nats(batch)
+        nats = self.batch_nats(batch, self.net)
         return nats, {"loss": nats.detach()}
 
     @property
@@ -114,20 +114,20 @@ class LitLanguageModel(LightningModule):
         """Cross-entropy of the last optimizer step in nats per scored target."""
         return self.step_figures["loss"]
 
-    def batch_nats(self, batch: Batch) -> Tensor:
+    def batch_nats(self, batch: Batch, net: Any) -> Tensor:
         """Summed nats over the scored targets of ``batch``, differentiable."""
-        head, weights = self._head()
-        return summed_nats(self._hidden(batch), head, weights, batch["targets"], self.config.vocab_size)
+        head, weights = self._head(net)
+        return summed_nats(self._hidden(batch, net), head, weights, batch["targets"], self.config.vocab_size)
 
-    def _head(self) -> tuple[Head, list[Tensor]]:
+    def _head(self, net: Any) -> tuple[Head, list[Tensor]]:
         """The network's head and what it multiplies with; the chunked loss adds up the gradients of that itself."""
-        weights = self.net.head_weights()
-        return partial(self.net.head, weights=weights), weights
+        weights = net.head_weights()
+        return partial(net.head, weights=weights), weights
 
-    def _hidden(self, batch: Batch) -> Tensor:
+    def _hidden(self, batch: Batch, net: Any) -> Tensor:
         # Rows are padded on the right, where causal attention already hides pads from real tokens: no mask is passed,
         # and the fast causal path stays.
-        return self.net.hidden(batch["input_ids"], document_ids=batch.get("document_ids"))  # (B, T, C)
+        return net.hidden(batch["input_ids"], document_ids=batch.get("document_ids"))  # (B, T, C)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn the mean over capacity into the mean over scored targets of the whole step; without any, nothing is to
@@ -203,7 +203,7 @@ class LitLanguageModel(LightningModule):
 
     def token_scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Nats and rank of every target, each (B, T)."""
-        return score(self._hidden(batch), self._head()[0], batch["targets"], self.config.vocab_size)
+        return score(self._hidden(batch, self.net), self._head(self.net)[0], batch["targets"], self.config.vocab_size)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The batch's ``targets``, ``document`` and, for each target, ``nats`` and ``rank``."""

@@ -34,12 +34,12 @@ class LitBigram(LitLanguageModel):
         """The table of ``self.config``."""
         return bigram(self.config)
 
-    def batch_nats(self, batch: Batch) -> Tensor:
+    def batch_nats(self, batch: Batch, net: Bigram) -> Tensor:
         """Summed nats; the counting kind then counts the batch."""
-        nats = super().batch_nats(batch)
-        if isinstance(self.net, CountBigram) and self.nothing is not None:
-            pairs = self.net.pairs(batch["input_ids"], batch["targets"])
-            self.net.counts += summed_over_processes(pairs, self.trainer.world_size)
+        nats = super().batch_nats(batch, net)
+        if isinstance(net, CountBigram) and self.nothing is not None:
+            pairs = net.pairs(batch["input_ids"], batch["targets"])
+            net.counts += summed_over_processes(pairs, self.trainer.world_size)
             return nats + 0 * self.nothing
         return nats
 

@@ -7,6 +7,7 @@ would force Lightning into manual optimization and count every step twice.
 
 import importlib
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -130,7 +131,7 @@ def _group_of(name: str, parameter: nn.Parameter, embeddings: set[int]) -> str:
         return "embeddings"
     if parameter.ndim < 2:
         return "vectors"
-    return "head" if "head" in name.split(".", maxsplit=1)[0] else "matrices"
+    return "head" if re.match(r"(members\.\d+\.)?\w*head", name) else "matrices"
 
 
 def build_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_gpt.config import GPT2
+from lit_gpt.ensemble import network
 from lit_gpt.model import GPT, PRESETS, GPTConfig
 
 CLASSIC = {**GPT2, "block_size": 32, "activation": "gelu"}
@@ -21,19 +22,20 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
     "both positions": {"learned_positions": True, "tied_head": True, "pad_vocab_to": 64},
     "gated and scaled": {"attention_gate": True, "layer_scale": 0.5},
+    "an ensemble": {"members": 2, "learned_positions": True},
 }
 EVERY_ARCHITECTURE = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
 
 
-def small(**options: Any) -> GPT:
+def small(**options: Any) -> Any:
     """Two layers with weights large enough that every input matters to every output."""
     torch.manual_seed(0)
     size = {"block_size": 32, "vocab_size": 37, "n_layer": 2, "n_head": 4, "n_embd": 32}
-    net = GPT(GPTConfig(**{**size, **options}))
+    net = network(GPTConfig(**{**size, **options}))
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if parameter.ndim > 1:
-                parameter.normal_(std=0.02 if name == "wpe.weight" else 0.2)
+                parameter.normal_(std=0.02 if name.endswith("wpe.weight") else 0.2)
     return net
 
 
@@ -100,7 +102,7 @@ def test_gpt2_init_scales_outputs_and_positions() -> None:
     net = GPT(config)
     stds = {name: p.std().item() for name, p in net.named_parameters() if p.ndim > 1}
     for name, std in stds.items():
-        expected = 0.01 if name == "wpe.weight" else 0.02 / math.sqrt(2 * 2) if ".proj." in name else 0.02
+        expected = 0.01 if name.endswith("wpe.weight") else 0.02 / math.sqrt(2 * 2) if ".proj." in name else 0.02
         assert std == pytest.approx(expected, rel=0.03), name
     assert all(p.abs().max() == 0 for name, p in net.named_parameters() if name.endswith("bias"))
 

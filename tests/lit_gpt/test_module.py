@@ -109,9 +109,9 @@ class FixedDropout(LitGPT):
     dealt out to micro-batches in any way.
     """
 
-    def _hidden(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _hidden(self, batch: dict[str, torch.Tensor], net: Any) -> torch.Tensor:
         self.reads = getattr(self, "reads", 0) + 1
-        hidden = super()._hidden(batch)
+        hidden = super()._hidden(batch, net)
         return hidden * (torch.arange(hidden.size(-1)) % 4 > 0) * 4 / 3 if self.reads % 2 == 0 else hidden
 
 
@@ -142,7 +142,7 @@ def test_the_loss_under_r_drop_is_the_cross_entropy_of_both_passes(tmp_path: Pat
     torch.manual_seed(0)
     fresh = FixedDropout(model.config, model.optimizer_config, r_drop=2.0)
     fresh.configure_model()
-    expected = (fresh.batch_nats(batch) + fresh.batch_nats(batch)) / (2 * 29)
+    expected = (fresh.batch_nats(batch, fresh.net) + fresh.batch_nats(batch, fresh.net)) / (2 * 29)
     torch.testing.assert_close(model.step_loss, expected.detach())
 
 
@@ -160,7 +160,7 @@ def test_initial_loss_is_near_the_logarithm_of_the_vocabulary() -> None:
     model = module()
     model.configure_model()
     batch = joined(rows(16, 16, 16, 16))
-    assert model.batch_nats(batch).item() / 64 == pytest.approx(math.log(20), abs=0.1)
+    assert model.batch_nats(batch, model.net).item() / 64 == pytest.approx(math.log(20), abs=0.1)
 
 
 def test_evaluation_is_in_eval_mode_and_training_is_not(tmp_path: Path, text: Path) -> None:
@@ -179,7 +179,7 @@ def test_evaluation_is_in_eval_mode_and_training_is_not(tmp_path: Path, text: Pa
 def mean_loss(model: LitGPT, data: CharDataModule) -> float:
     nats = tokens = 0.0
     for batch in data.val_dataloader()[0]:
-        nats += float(model.batch_nats(batch))
+        nats += float(model.batch_nats(batch, model.net))
         tokens += float((batch["targets"] != -100).sum())
     return nats / tokens
 

@@ -1,0 +1,88 @@
+"""Several GPTs that learn side by side, each as if alone, and predict together.
+
+On a small corpus, networks that differ by their initial weights alone learn the same regularities and overfit to
+different accidents, so the mean of their logits predicts better than each of them (deep ensembles, Lakshminarayanan et
+al. 2017).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_gpt.attention import KVCache
+from lit_gpt.config import GPTConfig
+from lit_gpt.model import GPT
+
+
+class GPTEnsemble(nn.Module):
+    """`config.members` GPTs behind the interface of one."""
+
+    members: Any  # an nn.ModuleList of GPTs
+
+    def __init__(self, config: GPTConfig) -> None:
+        """Every member draws its own initial weights."""
+        super().__init__()
+        self.config = config
+        self.members = nn.ModuleList(GPT(config) for _ in range(config.members))
+
+    def forward(self, input_ids: Tensor, **context: Any) -> Tensor:
+        """Logits, (B, T, V). Arguments are those of `GPT.hidden`."""
+        return self.head(self.hidden(input_ids, **context))
+
+    def hidden(self, input_ids: Tensor, *, cache: "EnsembleCache | None" = None, **context: Any) -> Tensor:
+        """Features of all members side by side, (B, T, members * C)."""
+        caches = [None] * len(self.members) if cache is None else cache.members
+        found = [m.hidden(input_ids, cache=c, **context) for m, c in zip(self.members, caches, strict=True)]
+        return torch.cat(found, dim=-1)
+
+    def head_weights(self) -> list[Tensor]:
+        """Those of the members, one after another."""
+        return [weight for member in self.members for weight in member.head_weights()]
+
+    def head(self, hidden: Tensor, weights: list[Tensor] | None = None) -> Tensor:
+        """The mean of the members' logits (..., V) of features (..., members * C)."""
+        n = len(self.members)
+        each = len(weights or []) // n
+        dealt = [weights[i * each :][:each] if weights else None for i in range(n)]
+        parts = zip(self.members, hidden.chunk(n, dim=-1), dealt, strict=True)
+        return torch.stack([member.head(features, own) for member, features, own in parts]).mean(0)
+
+    def new_cache(self, batch_size: int) -> "EnsembleCache":
+        """An empty key/value cache of each member."""
+        return EnsembleCache([member.new_cache(batch_size) for member in self.members])
+
+    def num_parameters(self, **counted: bool) -> int:
+        """See `GPT.num_parameters`; of all members."""
+        return sum(member.num_parameters(**counted) for member in self.members)
+
+    def flops_per_token(self, T: int | None = None) -> int:
+        """See `GPT.flops_per_token`; of all members."""
+        return sum(member.flops_per_token(T) for member in self.members)
+
+
+class EnsembleCache:
+    """What decoding remembers, for each member."""
+
+    def __init__(self, members: list[KVCache]) -> None:
+        self.members = members
+
+    @property
+    def length(self) -> int:
+        """How many tokens of each row are cached, pads included."""
+        return self.members[0].length
+
+    def reset(self) -> None:
+        """Forget everything and keep the memory."""
+        for member in self.members:
+            member.reset()
+
+
+def network(config: GPTConfig) -> GPT | GPTEnsemble:
+    """What `config` describes."""
+    return GPT(config) if config.members == 1 else GPTEnsemble(config)
+
+
+def members_of(net: GPT | GPTEnsemble) -> list[GPT]:
+    """The networks that learn on their own."""
+    return list(net.members) if isinstance(net, GPTEnsemble) else [net]
