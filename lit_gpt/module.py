@@ -102,11 +102,21 @@ class LitLanguageModel(LightningModule):
         self._step_sums = self._step_sums + torch.stack((*sums.values(), scored.float()))
         return loss / self._capacity
 
+    def learners(self) -> list[Any]:
+        """The networks inside ``net`` that learn each as if alone."""
+        return [self.net]
+
     def objective(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sums over the scored targets of ``batch``: what is minimised, differentiable, and what is logged as
+        """The sum of the learners' objectives, differentiable, and the means of their figures."""
+        found = [self.objective_of(batch, net) for net in self.learners()]
+        figures = {name: torch.stack([one[name] for _, one in found]).mean() for name in found[0][1]}
+        return torch.stack([loss for loss, _ in found]).sum(), figures
+
+    def objective_of(self, batch: Batch, net: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sums over the scored targets of ``batch``: what ``net`` minimises, differentiable, and what is logged as
         train/NAME per scored target.
         """
-        nats = self.batch_nats(batch, self.net)
+        nats = self.batch_nats(batch, net)
         return nats, {"loss": nats.detach()}
 
     @property
@@ -152,11 +162,14 @@ class LitLanguageModel(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as the Trainer says and keep the norm before clipping; without clipping, measure it at logged steps."""
+        """Clip as the Trainer says, each learner by its own norm, and keep their mean norm before clipping; without
+        clipping, measure it at logged steps.
+        """
         if gradient_clip_val and gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val or self._step_is_logged():
-            self.grad_norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
+            limit, parts = gradient_clip_val or math.inf, [list(net.parameters()) for net in self.learners()]
+            self.grad_norm = torch.stack([nn.utils.clip_grad_norm_(part, limit) for part in parts]).mean()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then stop on a loss that is no number, before anything could save it, and log when the turn has

@@ -94,16 +94,14 @@ class LitGPT(LitLanguageModel):
         """Read the batch twice under R-Drop."""
         self.passes = 2 if self.options["r_drop"] and self.global_step >= self._r_drop_step else 1
 
-    def objective(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Summed nats, with R-Drop when asked for; of an ensemble the sum over its members, and their mean figures."""
-        found = [self._objective_of(gpt, batch) for gpt in members_of(self.net)]
-        figures = {name: torch.stack([one[name] for _, one in found]).mean() for name in found[0][1]}
-        return torch.stack([loss for loss, _ in found]).sum(), figures
+    def learners(self) -> list[GPT]:
+        """The members of an ensemble."""
+        return members_of(self.net)
 
-    def _objective_of(self, net: GPT, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective_of(self, batch: Batch, net: GPT) -> tuple[Tensor, dict[str, Tensor]]:
+        """Summed nats, with R-Drop when asked for."""
         if self.passes == 1:
-            nats = self.batch_nats(batch, net)
-            return nats, {"loss": nats.detach()}
+            return super().objective_of(batch, net)
         # Two passes: one over the batch stacked twice takes 5 % longer on a CPU (256 channels, 4096 tokens).
         hidden = torch.stack((self._hidden(batch, net), self._hidden(batch, net)))  # (2, B, T, C)
         head, weights = self._head(net)
@@ -114,7 +112,7 @@ class LitGPT(LitLanguageModel):
     def on_fit_start(self) -> None:
         """Take the weights of ``init_from``, once, unless a checkpoint has brought its own."""
         if self._init_from is not None:
-            initialise(members_of(self.net)[0], self._init_from, getattr(self._data(), "tokenizer", None))
+            initialise(self.learners()[0], self._init_from, getattr(self._data(), "tokenizer", None))
             say([f"starting from the weights of {self._init_from}"])
             self._init_from = None
 

@@ -33,21 +33,24 @@ def trained(folder: Path, members: int, weights: dict[str, Any] | None = None, *
         model.net.load_state_dict(weights)
     model.begun = {name: value.clone() for name, value in model.net.state_dict().items()}
     batches = [joined(rows(16, 3, 9, 1)), joined(rows(5, 16)), joined(rows(8, 8))]
-    trainer(folder, max_steps=3).fit(model, DataLoader(batches, batch_size=None))
+    trainer(folder, max_steps=3, gradient_clip_val=0.1).fit(model, DataLoader(batches, batch_size=None))
     return model
 
 
 def test_each_member_learns_as_if_alone(tmp_path: Path) -> None:
     together = trained(tmp_path, 2)
-    losses = []
+    losses, norms = [], []
     for number, member in enumerate(members_of(together.net)):
         start = f"members.{number}."
         weights = {name.removeprefix(start): w for name, w in together.begun.items() if name.startswith(start)}
         alone = trained(tmp_path, 1, weights)
         losses.append(alone.step_loss)
+        norms.append(alone.grad_norm)
         torch.testing.assert_close(member.state_dict(), alone.net.state_dict())
         assert not torch.equal(member.blocks[0].mlp.fc.weight, weights["blocks.0.mlp.fc.weight"])
     torch.testing.assert_close(together.step_loss, torch.stack(losses).mean())
+    torch.testing.assert_close(together.grad_norm, torch.stack(norms).mean())
+    assert min(norms) > 0.1
 
 
 def test_the_ensemble_predicts_better_than_its_members_on_average() -> None:
