@@ -2,7 +2,7 @@
 
 On a small corpus, networks that differ by their initial weights alone learn the same regularities and overfit to
 different accidents, so the mean of their logits predicts better than each of them (deep ensembles, Lakshminarayanan et
-al. 2017).
+al. 2017; of language models, where text is what lacks: Kim et al. 2025).
 """
 
 from typing import Any
