@@ -86,9 +86,16 @@ def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_leaves_with_its_status(tmp_path: Path, text: Path, number: signal.Signals) -> None:
-    flags = [*TINY, "--data.source", str(text), "--trainer.max_steps", "100000"]
+TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+
+
+@pytest.mark.parametrize(
+    ("number", "processes"), [(signal.SIGTERM, []), (signal.SIGINT, []), (signal.SIGTERM, TWO)], ids=str
+)
+def test_a_signal_saves_and_leaves_with_its_status(
+    tmp_path: Path, text: Path, number: signal.Signals, processes: list[str]
+) -> None:
+    flags = [*TINY, *processes, "--data.source", str(text), "--trainer.max_steps", "100000"]
     flags += ["--trainer.val_check_interval", "50000", "--checkpoint.every_n_steps", "5"]
     process = lit_gpt("fit", *flags, cwd=tmp_path)
     folder = tmp_path / "logs" / "run" / "version_0"
@@ -155,9 +162,6 @@ def logged(folder: Path) -> list[list[str]]:
     timed = ("tokens_per_second", "step_seconds", "data_wait", "peak_memory")
     keep = [i for i, name in enumerate(lines[0]) if not any(word in name for word in timed)]
     return [[line[i] for i in keep] for line in lines]
-
-
-TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
 
 
 def test_two_processes_equal_one_and_hand_over(tmp_path: Path, text: Path) -> None:

@@ -121,6 +121,8 @@ class RunCheckpoints(Checkpoint):
         self._handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         for number in self._handlers:
             signal.signal(number, self._remember)
+        # Lightning asks all processes for SIGTERM at each micro-batch, where each GPU waits for its whole queue.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def _leave_the_other_branch(self, resumed: Path, step: int) -> None:
         """A run that goes on from an earlier file keeps what came after it under its steps' names, so that best.ckpt
