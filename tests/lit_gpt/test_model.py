@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_gpt.config import GPT2
-from lit_gpt.ensemble import network
+from lit_gpt.ensemble import members_of, network
 from lit_gpt.model import GPT, PRESETS, GPTConfig
 
 CLASSIC = {**GPT2, "block_size": 32, "activation": "gelu"}
@@ -356,7 +356,7 @@ def test_the_model_needs_torch_only() -> None:
 @EVERY_ARCHITECTURE
 def test_a_block_compiles_without_breaks_and_gives_the_same(architecture: dict[str, Any]) -> None:
     plain, compiled = small(**architecture), small(**architecture)
-    for block in compiled.blocks:
+    for block in (block for gpt in members_of(compiled) for block in gpt.blocks):
         block.compile(fullgraph=True)
     ids, documents = tokens(2, 32), torch.tensor([0, 1]).repeat_interleave(16).repeat(2, 1)
     for options in ({}, {"document_ids": documents}):
