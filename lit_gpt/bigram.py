@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from datamodules.errors import check_at_least
 from lit_gpt.loss import IGNORE
 
 
@@ -33,9 +34,7 @@ class BigramConfig:
         if self.add_k <= 0:
             raise ValueError(f"add_k is {self.add_k}: give a positive number, or unseen pairs have infinite loss.")
         for name in ("block_size", "vocab_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}: give at least 1.")
+            check_at_least(1, name, getattr(self, name))
 
 
 class Bigram(nn.Module):

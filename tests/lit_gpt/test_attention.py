@@ -134,8 +134,11 @@ def test_positions_start_anew_in_each_document_and_after_pads() -> None:
 
 def test_dropout_applies_to_attention_weights() -> None:
     torch.manual_seed(0)
-    q = k = v = torch.randn(1, 2, 16, 8)
-    assert not torch.equal(attention(q, k, v, dropout=0.5), attention(q, k, v))
+    q, v = torch.zeros(8, 2, 16, 16), torch.eye(16).expand(8, 2, 16, 16)  # so the weights themselves come out
+    weights, whole = attention(q, q, v, dropout=0.25), attention(q, q, v)
+    kept = weights > 0
+    torch.testing.assert_close(weights[kept], whole[kept] / 0.75)
+    assert kept.sum() / (whole > 0).sum() == pytest.approx(0.75, abs=0.03)
 
 
 @pytest.mark.gpu
