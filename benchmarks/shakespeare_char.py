@@ -54,11 +54,11 @@ def figures(summary: dict[str, Any]) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> list[str]:
     """The page's lines."""
-    lines = ["| who | nats a character | parameters | characters read |", "|---|---|---|---|"]
+    lines = ["| who | nats a character | parameters | characters of all batches |", "|---|---|---|---|"]
     for who, entry in (("nanoGPT, published", PUBLISHED), ("ours", found)):
         lines.append(f"| {who} | {entry['val']:.4f} | {entry['parameters']:,} | {entry['tokens']:,} |")
     where = f"{found['minutes']} minutes on {found['device']}, {found['precision']}"
-    lines += ["", f"Ours: {found['steps']} steps in {where};"]
+    lines += ["", f"Ours: {found['steps']} steps, each batch read twice (R-Drop), in {where};"]
     lines.append(f"training text {found['train']:.4f}; lowest validation loss at step {found['best_step']}.")
     return lines
 
