@@ -1,1 +1,1 @@
-"""What is measured: one command a claim, each printing its figures and a last line of JSON."""
+"""What is measured: one command a claim. Those beside peers end with a line of JSON, others write a page of docs/."""

@@ -1,9 +1,9 @@
-"""What a size costs, worked out from FLOPs: the tables of docs/scale.md.
+"""What a size costs, worked out from FLOPs: the table of docs/scale.md.
 
     python -m benchmarks.scale
 
 Tokens are 20 a parameter (Hoffmann et al. 2022); hours are FLOPs over 40 % of the device's bfloat16 peak; memory is
-weights, gradients and optimizer state in float32, and activations of a micro-batch in bfloat16 (34 bytes a channel,
+weights, gradients and optimizer state in float32, and activations of one row in bfloat16 (34 bytes a channel,
 token and layer: Korthikanti et al. 2022, without the attention scores that SDPA never stores).
 """
 

@@ -59,7 +59,7 @@ class TextDataModule(LightningDataModule):
         train_eval_rows: rows of the training split that are evaluated too, 0 for none; None is as many as the
             validation split has.
         predict_source: the text that ``predict`` scores; None is the validation split.
-        seed: decides the order of shuffled training rows, with the epoch.
+        seed: decides, with the epoch, how training rows are shuffled and cut.
         num_workers: processes that build batches; 0 builds them in this one.
         cache_dir: where token stores are kept; None is ``$XDG_CACHE_HOME/lit_gpt`` or ``~/.cache/lit_gpt``.
     """

@@ -41,7 +41,7 @@ NETWORKS = {
 
 PREFIX = "net."
 
-#: Fields in which a run may differ from the weights it starts from: they change neither tensors nor the function.
+#: Fields in which a run may differ from the weights it starts from: they change what no weight means.
 FREE = (
     "block_size",
     "dropout",

@@ -158,7 +158,7 @@ class LitCLI(LightningCLI):
             "--resume",
             type=Literal["auto"] | None,
             default=None,
-            help="auto: go on with the newest unfinished run of this configuration, or start one.",
+            help="auto: go on with the newest unfinished run of the same model, data and seed, or start one.",
         )
         parser.add_argument(
             "--early_stopping",

@@ -76,13 +76,14 @@ class GPTConfig:
     members: int = 1
     """Number of networks of this shape that learn side by side, each as if alone, and predict by the mean of their
     logits: for a small corpus, of which each learns other accidents by heart. Time and memory are so many times one's.
+    ``train/loss`` is the mean of theirs, ``val/loss`` that of their common prediction.
     """
     token_parts: bool = False
     """Compose the vector of a token of its own and of those of its parts that other tokens have too: the word in small
     letters, its capitals and space, its first and last letters. Rare tokens then learn from frequent ones: for words of
     a small corpus."""
     n_parts: int | None = None
-    """Number of parts that tokens share; left out, the data's tokenizer decides."""
+    """Number of parts that tokens share; the data's tokenizer decides it, where there is one."""
     ngrams: list[int] = field(default_factory=list)
     """Also add a learned vector for each run of so many tokens that ends here, such as [2, 3, 4]: statistics of short
     runs for hardly any FLOPs, for small networks and short trainings."""
@@ -111,8 +112,8 @@ class GPTConfig:
     dropout: float = 0.0
     """Probability of dropping a channel of the embedding or of a block's outputs, or an attention weight."""
     attention_dropout: float | None = None
-    """Probability of dropping an attention weight; null is that of `dropout`. At 0 the fast kernels serve, which have
-    no dropout: packed rows train two fifths faster on a CPU, and with FlexAttention on a GPU."""
+    """Probability of dropping an attention weight; null is that of `dropout`. At 0 kernels serve that have no
+    dropout: packed rows train two fifths faster on a CPU, and with FlexAttention on a GPU."""
     init: Literal["gpt2", "normal", "zero_proj", "torch"] = "gpt2"
     """Initial weights. normal: N(0, 0.02), biases 0. gpt2: the same, with outputs of blocks divided by sqrt(2 n_layer).
     zero_proj: the same, with outputs of blocks and an untied head 0, from which AdamW starts slowly. torch: the layers'

@@ -6,6 +6,7 @@ Randomness comes from a generator that the caller brings, so sampling during tra
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -79,7 +80,8 @@ def decode(
     the dropped token.) The network is in eval mode until the iterator ends or is closed, and then as it was.
 
     Args:
-        net: A `GPT`, or a network with its `hidden`, `head` and `config`.
+        net: A `GPT`, or a network with its `hidden`, `head` and `config`; with its `new_cache` it need not read the
+            whole context at each token.
         prompts: Ids of each row, at least one; shorter rows are padded on the left.
         max_new_tokens: How many tokens to add to each row.
         sampling: How to draw them.
@@ -91,9 +93,11 @@ def decode(
     new_cache: Any = getattr(net, "new_cache", None)
     memory = new_cache(len(prompts)) if cache and new_cache else None
     block_size = int(net.config.block_size)  # type: ignore[union-attr, arg-type]
+    uncompiled = _uncompiled(net)
     with _ready(net, len(prompts), generator.device):
         for start, end in _windows(ids.size(1) - max_new_tokens, ids.size(1), block_size):
-            logits = _last_logits(net, ids[:, start:end], real[:, start:end], memory)
+            with uncompiled():
+                logits = _last_logits(net, ids[:, start:end], real[:, start:end], memory)
             ids[:, end] = sampling.pick(logits[:, :vocab_size], generator)
             yield ids[:, end].tolist()
 
@@ -164,11 +168,10 @@ def _last_logits(net: Any, ids: Tensor, real: Tensor, memory: Any) -> Tensor:
         memory.reset()
     seen = 0 if memory is None else memory.length
     mask = None if seen or real.all() else real  # the cache remembers it
-    with _uncompiled(net):
-        return net.head(net.hidden(ids[:, seen:], attention_mask=mask, cache=memory)[:, -1])
+    return net.head(net.hidden(ids[:, seen:], attention_mask=mask, cache=memory)[:, -1])
 
 
-def _uncompiled(net: nn.Module) -> AbstractContextManager[Any]:
-    """A compiled block would compile again for each new length of the context."""
+def _uncompiled(net: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
+    """The context of a step: a compiled block would compile again for each new length of the text."""
     compiled = any(m._compiled_call_impl is not None for m in net.modules())
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    return partial(torch.compiler.set_stance, "force_eager") if compiled else nullcontext

@@ -5,6 +5,7 @@ different accidents, so the mean of their logits predicts better than each of th
 al. 2017; of language models, where text is what lacks: Kim et al. 2025).
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ class GPTEnsemble(nn.Module):
         """Every member draws its own initial weights."""
         super().__init__()
         self.config = config
-        self.members = nn.ModuleList(GPT(config) for _ in range(config.members))
+        self.members = nn.ModuleList(GPT(replace(config, members=1)) for _ in range(config.members))
 
     def forward(self, input_ids: Tensor, **context: Any) -> Tensor:
         """Logits, (B, T, V). Arguments are those of `GPT.hidden`."""
@@ -41,12 +42,12 @@ class GPTEnsemble(nn.Module):
         return [weight for member in self.members for weight in member.head_weights()]
 
     def head(self, hidden: Tensor, weights: list[Tensor] | None = None) -> Tensor:
-        """The mean of the members' logits (..., V) of features (..., members * C)."""
-        n = len(self.members)
-        each = len(weights or []) // n
-        dealt = [weights[i * each :][:each] if weights else None for i in range(n)]
-        parts = zip(self.members, hidden.chunk(n, dim=-1), dealt, strict=True)
-        return torch.stack([member.head(features, own) for member, features, own in parts]).mean(0)
+        """The mean of the members' logits (..., V), in float32, of features (..., members * C)."""
+        n, weights, total = len(self.members), weights or [], torch.zeros((), device=hidden.device)
+        each = len(weights) // n
+        for i, (member, features) in enumerate(zip(self.members, hidden.chunk(n, dim=-1), strict=True)):
+            total = total + member.head(features, weights[i * each : (i + 1) * each] or None)
+        return total / n
 
     def new_cache(self, batch_size: int) -> "EnsembleCache":
         """An empty key/value cache of each member."""

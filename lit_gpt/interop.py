@@ -23,6 +23,7 @@ from datamodules.tokenizers import Tokenizer, load_tokenizer, open_tokenizer, to
 from datamodules.tokenizers import to_huggingface as tokenizer_to_huggingface
 from lit_gpt.checkpoint import FREE, KEY, PREFIX, differing_fields, is_ours, read
 from lit_gpt.config import as_typed
+from lit_gpt.ensemble import GPTEnsemble
 from lit_gpt.huggingface import Config, State, from_huggingface, to_huggingface, without_padding
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.version import CHECKPOINT_FORMAT
@@ -64,7 +65,7 @@ def _read_gpt(source: str | Path) -> tuple[GPTConfig, State, Tokenizer | None]:
 
 
 @torch.no_grad()
-def initialise(net: GPT, source: str | Path, tokenizer: Tokenizer | None = None) -> None:
+def initialise(net: GPT | GPTEnsemble, source: str | Path, tokenizer: Tokenizer | None = None) -> None:
     """Put the weights of `source` (see `load_weights`) into `net`.
 
     A smaller `block_size` than theirs takes the first of their learned positions.

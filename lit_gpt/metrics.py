@@ -22,7 +22,7 @@ class ScoredText(Protocol):
 
 
 class TokenMetrics(Metric):
-    """Token-weighted loss, top-1, top-5 and, given the raw text's size, bits per byte and nats per character.
+    """Token-weighted loss, perplexity, top-1 and top-5; `per_text` makes bits per byte of its sums.
 
     States are sums and counts in float32 and int64 (Apple devices have no float64); torchmetrics adds them over
     processes.

@@ -32,7 +32,8 @@ Batch = dict[str, Tensor]
 
 
 class LitLanguageModel(LightningModule):
-    """Base of our modules. A subclass names its configuration class and builds its network.
+    """Base of our modules. A subclass names its configuration class and builds its network; one with another loss
+    overrides ``objective_of``.
 
     Batches are dicts of ``input_ids`` (B, T), ``targets`` (B, T) with -100 where nothing is scored,
     ``attention_mask`` (B, T) and, for packed rows, ``document_ids`` (B, T). B and T stay fixed through a run.
@@ -40,7 +41,7 @@ class LitLanguageModel(LightningModule):
 
     config_class: type[Any]
     passes: int = 1  # times that the network reads a batch in a step
-    net: Any  # an nn.Module with ``hidden(input_ids, document_ids=...)``, ``head(hidden)`` and ``head_weights()``
+    net: Any  # an nn.Module: ``hidden(input_ids, document_ids=...)``, ``head(hidden, weights=None)``, ``head_weights``
     scores: Any  # nn.ModuleDict of TokenMetrics by split
 
     def __init__(self, config: Any, optimizer: Any, **options: Any) -> None:
@@ -168,7 +169,9 @@ class LitLanguageModel(LightningModule):
         if gradient_clip_val and gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val or self._step_is_logged():
-            limit, parts = gradient_clip_val or math.inf, [list(net.parameters()) for net in self.learners()]
+            learners = self.learners()
+            parts = [list(part.parameters()) for part in (learners if len(learners) > 1 else [self])]
+            limit = gradient_clip_val or math.inf
             self.grad_norm = torch.stack([nn.utils.clip_grad_norm_(part, limit) for part in parts]).mean()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

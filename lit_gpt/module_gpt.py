@@ -27,7 +27,8 @@ class LitGPT(LitLanguageModel):
         compile: Compile each block with torch.compile, in place. Off by default: it needs a C++ compiler and takes
             about a minute.
         init_from: Weights that a new run starts from: a checkpoint, a folder that `export` wrote or Hugging Face's, or
-            the name of a model on the hub, such as gpt2. The configuration must be theirs. A resumed run ignores it.
+            the name of a model on the hub, such as gpt2. The configuration must be theirs, but for dropout,
+            recomputation and a smaller block_size. A resumed run ignores it.
         r_drop: R-Drop's alpha (Wu et al. 2021), often 0.5 to 5; 0 for none. Each batch is read twice with different
             dropout; r_drop * (KL(p||q) + KL(q||p)) / 4 is added to the passes' mean cross-entropy, half of the paper's
             loss. train/loss stays the cross-entropy; train/r_drop is the mean of the two KL in nats per scored target.
@@ -112,7 +113,7 @@ class LitGPT(LitLanguageModel):
     def on_fit_start(self) -> None:
         """Take the weights of ``init_from``, once, unless a checkpoint has brought its own."""
         if self._init_from is not None:
-            initialise(self.learners()[0], self._init_from, getattr(self._data(), "tokenizer", None))
+            initialise(self.net, self._init_from, getattr(self._data(), "tokenizer", None))
             say([f"starting from the weights of {self._init_from}"])
             self._init_from = None
 

@@ -1,6 +1,6 @@
 """One optimizer whose parameter groups choose their rule, and learning-rate schedules as pure functions of the step.
 
-Matrices inside the blocks may take Muon (Keller Jordan, 2024): momentum, then the nearest orthogonal matrix by
+Matrices inside the network may take Muon (Keller Jordan, 2024): momentum, then the nearest orthogonal matrix by
 Newton-Schulz steps. Everything else takes AdamW. Both live in one ``torch.optim.Optimizer``, because two optimizers
 would force Lightning into manual optimization and count every step twice.
 """
@@ -30,7 +30,8 @@ class OptimizerConfig:
     """Rule, learning rates, decay and schedule.
 
     Parameters fall into four groups: ``matrices`` (two-dimensional weights inside the network), ``embeddings``
-    (tokens, positions), ``head`` (when it is not tied) and ``vectors`` (biases, gains, scalars).
+    (tables of tokens, their parts, positions and runs), ``head`` (when it is not tied) and ``vectors`` (biases, gains,
+    scalars).
     """
 
     kind: str = "adamw"
@@ -42,7 +43,8 @@ class OptimizerConfig:
     group_lr: dict[str, float] = field(default_factory=dict)
     """Peak learning rate by group (matrices, embeddings, head, vectors). Muon's matrices want about 0.02."""
     weight_decay: float = 0.1
-    """Decoupled weight decay of matrices, embeddings and head. Biases and gains do not decay."""
+    """Weight decay of matrices, embeddings and head, decoupled (with a class of torch's: as that does it). Biases and
+    gains do not decay."""
     group_weight_decay: dict[str, float] = field(default_factory=dict)
     """Weight decay by group, where it differs from ``weight_decay`` (``vectors: 0.1`` makes biases and gains decay
     too).
@@ -131,7 +133,7 @@ def _group_of(name: str, parameter: nn.Parameter, embeddings: set[int]) -> str:
         return "embeddings"
     if parameter.ndim < 2:
         return "vectors"
-    return "head" if re.match(r"(members\.\d+\.)?\w*head", name) else "matrices"
+    return "head" if re.match(r"(members\.\d+\.)?[^.]*head", name) else "matrices"
 
 
 def build_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -305,7 +307,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 
 @cache
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether ``device`` multiplies bfloat16 matrices in hardware; a CPU that does not takes 10 to 25 times as long as
+    """Whether ``device`` multiplies bfloat16 matrices in hardware; a CPU that does not takes 5 to 25 times as long as
     in float32, and CUDA devices before Ampere emulate it too.
     """
     if device.type == "cuda":

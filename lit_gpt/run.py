@@ -15,12 +15,20 @@ Settings: TypeAlias = dict[str, Any]
 
 SUMMARY, CONFIG = "summary.json", "config.yaml"
 LAST = Path("checkpoints") / "last.ckpt"
+#: Options of the data that change how batches are made, not what they are.
+FREE = ("micro_batch_size", "num_workers", "cache_dir", "predict_source")
 
 
 def settings_of(config: Namespace) -> Settings:
-    """Every option that decides the weights, by its dotted name, with its value as JSON."""
+    """The options of model and data and the seed that a run cannot go on without, by their dotted names, with their
+    values as JSON.
+    """
     deciding = Namespace({key: config[key] for key in ("model", "data", "seed_everything")})
-    return {name: json.dumps(value, sort_keys=True, default=str) for name, value in vars(deciding.as_flat()).items()}
+    return {
+        name: json.dumps(value, sort_keys=True, default=str)
+        for name, value in vars(deciding.as_flat()).items()
+        if name.rpartition(".")[-1] not in FREE
+    }
 
 
 def hash_of(settings: Settings) -> str:

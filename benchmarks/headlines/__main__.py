@@ -3,9 +3,9 @@
     python -m benchmarks.headlines --titles FILE [--only NAME] [--jobs 2]
 
 FILE holds 100,000 titles, one a line, the last 10,000 of them validation. Trials train on the first of them and are
-judged by the last 5,000 of the 90,000 training titles: the 10,000 validation titles are never read here. With
-``--jobs`` so many run at once, each on one thread. Figures are kept in docs/headlines.json as they come; a run that was
-cut goes on later.
+judged by the last 5,000 of the 90,000 training titles. The 10,000 validation titles are read for the page's section on
+finished runs alone. With ``--jobs`` so many trials run at once, each on one thread. Figures are kept in
+docs/headlines.json as they come; a run that was cut goes on later.
 """
 
 import argparse

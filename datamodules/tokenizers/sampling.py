@@ -19,7 +19,7 @@ class SampledTexts:
     """Texts of which each draw gives other segmentations, with probability proportional to (likelihood) ** ``alpha``.
 
     The draws are exact: weights are summed forwards over all segmentations of a word once, here, and tokens are drawn
-    backwards, for all words side by side. 90,000 titles (910,000 words, 73,000 different ones) take 6 to 7 s to set up
+    backwards, for all words side by side. 90,000 titles (910,000 words, 73,000 different ones) take 5 to 7 s to set up
     and 0.5 s a draw on one core; memory is 4 bytes a word, about 400 a different word, and 4 a token of the draw.
 
     Args:

@@ -116,11 +116,12 @@ class RunCheckpoints(Checkpoint):
         if not trainer.strategy.broadcast((self.folder / "best.ckpt").is_file()):
             self.best = {}  # of a run in another folder, or of a branch that was left
         self._group = cpu_group(trainer.world_size)
-        if trainer.received_sigterm:
-            self._signal = signal.SIGTERM
+        self._signal = None
         self._handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         for number in self._handlers:
             signal.signal(number, self._remember)
+        if trainer.received_sigterm:  # before this
+            self._signal = signal.SIGTERM
         # Lightning asks all processes for SIGTERM at each micro-batch, where each GPU waits for its whole queue.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 

@@ -1,4 +1,4 @@
-"""Progress of the whole run: a live bar on a terminal, plain lines where there is none (files, notebooks, nohup)."""
+"""Progress of the whole run: a live bar on a terminal, plain lines where there is none (files, pipes, nohup)."""
 
 import sys
 import time

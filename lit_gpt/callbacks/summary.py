@@ -34,7 +34,7 @@ class RunSummary(Callback):
     """Writes ``summary.json`` at the start (``finished: false``), after every validation and at the end.
 
     Args:
-        config_hash: Hash of the resolved configuration.
+        config_hash: Hash of the options of model and data and of the seed.
         seed: The run's seed.
     """
 

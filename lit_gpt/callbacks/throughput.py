@@ -10,7 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gpt.module import LitLanguageModel
 
-#: Dense bfloat16 peak in FLOP/s, from the makers' data sheets; a device's name contains the key.
+#: Dense peak of bfloat16, or of float16 where there is none, in FLOP/s, from the makers' data sheets; a device's name
+#: contains the key.
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from lit_gpt.checkpoint import read
+from lit_gpt.checkpoint import KEY, read
 from lit_gpt.interop import export_huggingface, export_safetensors
 
 
@@ -22,4 +22,5 @@ def export(ckpt_path: str, out: str, format: Literal["huggingface", "safetensors
     else:
         print(f"{export_huggingface(checkpoint, out)}: {out}")
         print(f"Read it with transformers.AutoModelForCausalLM.from_pretrained({out!r}), AutoTokenizer likewise")
-    print(f"Go on from it:  python -m lit_gpt fit --config CONFIG_OF_THE_RUN --model.init_from {out}")
+    if checkpoint[KEY]["network"] == "GPT":
+        print(f"Go on from it:  python -m lit_gpt fit --config CONFIG_OF_THE_RUN --model.init_from {out}")

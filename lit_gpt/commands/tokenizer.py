@@ -38,14 +38,14 @@ def train(
         source: a file, folder, glob or the name of a source.
         out: the file to write, JSON.
         kind: ``bpe`` or ``unigram`` (on bytes, lossless for any text), or ``char``.
-        vocab_size: number of tokens, the end mark included; 16,384 by default, and not for ``char``.
+        vocab_size: number of tokens, the end mark included; 16,000 by default, and not for ``char``.
         pattern: where text is split before tokens are sought: as ``cl100k`` or ``gpt2`` do, or ``none``, nowhere.
         prefix_space: whether a space comes before each document: its first word is then the token that it is elsewhere.
         documents: what a document is: a ``file``, a ``line``, or a row's ``column`` (csv, tsv, jsonl, parquet).
         column: the column to read, with ``--documents column``.
     """
     if vocab_size is None and kind != "char":
-        vocab_size = 16_384
+        vocab_size = 16_000
     texts = (piece.text for piece in open_source(source, documents=documents, column=column).pieces())
     start = time.perf_counter()
     tokenizer = train_tokenizer(kind, texts, vocab_size, pattern=pattern, prefix_space=prefix_space)

@@ -183,6 +183,14 @@ def unfinished(folder: Path) -> Path:
     return folder / "config.yaml"
 
 
+def test_resume_auto_goes_on_with_smaller_micro_batches(fit: Fit) -> None:
+    flags = ("--resume", "auto", "--model.optimizer.schedule", "constant")
+    folder = fit(*flags)
+    unfinished(folder)
+    assert fit(*flags, "--data.micro_batch_size", "4", "--trainer.max_steps", "8") == folder
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 8
+
+
 def test_resume_auto_names_the_option_that_differs(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     unfinished(fit())
     fit("--resume", "auto", "--model.optimizer.lr", "0.5", "--data.seed", "3")

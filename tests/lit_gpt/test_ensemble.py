@@ -13,8 +13,10 @@ from torch.utils.data import DataLoader
 import lit_gpt
 from datamodules.errors import UserError
 from lit_gpt import LitGPT
+from lit_gpt.cli import run
+from lit_gpt.commands.export import export
 from lit_gpt.ensemble import GPTEnsemble, members_of
-from lit_gpt.model import GPTConfig
+from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.optim import OptimizerConfig, parameter_groups
 from tests.lit_gpt.test_model import small, tokens
 from tests.lit_gpt.test_module import SMALL, joined, rows, trainer
@@ -63,6 +65,18 @@ def test_the_ensemble_predicts_better_than_its_members_on_average() -> None:
     assert F.cross_entropy(net(inputs).flatten(0, 1), targets) < losses.mean() - 0.01
 
 
+@pytest.mark.parametrize("more", [{}, {"tied_head": True}, {"bias_head": True, "pad_vocab_to": 64}], ids=str)
+def test_what_is_scored_is_the_common_prediction(more: dict[str, Any]) -> None:
+    model = LitGPT(GPTConfig(**SMALL, vocab_size=20, members=3, **more))
+    model.configure_model()
+    batch = joined(rows(16, 9))
+    expected = F.cross_entropy(model.net(batch["input_ids"]).mT, batch["targets"], reduction="none", ignore_index=-100)
+    torch.testing.assert_close(model.token_scores(batch)[0], expected)
+    assert expected[0].std() > 0
+    first, *others = (member.wte.weight for member in model.net.members)
+    assert not any(torch.equal(first, other) for other in others), "members begin alike"
+
+
 def test_sizes_and_groups_are_those_of_all_members() -> None:
     one, three = small(), small(members=3)
     assert three.num_parameters() == 3 * one.num_parameters() == sum(p.numel() for p in three.parameters())
@@ -72,7 +86,9 @@ def test_sizes_and_groups_are_those_of_all_members() -> None:
     assert len(several["head"]) == 3
 
 
-def test_a_run_of_an_ensemble_is_kept_goes_on_and_writes(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_of_an_ensemble_is_kept_goes_on_and_writes(
+    fit: Fit, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = (*TWO, "--model.config.dropout", "0.1", "--model.r_drop", "1.0", "--model.config.token_parts", "true")
     flags = (*flags, "--model.optimizer.schedule", "constant")
     whole = fit(*flags, "--trainer.max_steps", "6")
@@ -85,8 +101,34 @@ def test_a_run_of_an_ensemble_is_kept_goes_on_and_writes(fit: Fit, capsys: pytes
     assert isinstance(model.net, GPTEnsemble)
     assert len(model.generate("the", max_new_tokens=40, seed=1, stop=[])[0]) == 40
     assert model.generate("the", seed=1) == model.generate("the", seed=1, cache=False)
+    weights = torch.load(path, weights_only=True)["state_dict"]
+    assert weights["net.members.1.wte.parts"].any()
+    assert [type(gpt.wte) for gpt in members_of(model.net)] == [torch.nn.Embedding] * 2  # the parts are folded
     capsys.readouterr()
+    run("validate", ["--ckpt_path", str(whole), "--data.source", str(text), "--trainer.accelerator", "cpu"])
+    assert f"val {summaries[0]['val/loss']:.4f}" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"the checkpoint has members 2, not members 1: set --model\.config\.members 2"):
         fit(*flags, "--model.config.members", "1", "--trainer.max_steps", "9", "--ckpt_path", path)
     with pytest.raises(UserError, match="holds a GPTEnsemble, and only a GPT can be started from"):
         fit("--model.init_from", path)
+    with pytest.raises(UserError, match="a GPTEnsemble has no counterpart at Hugging Face"):
+        export(path, "out")
+    export(path, "out", "safetensors")
+    assert "init_from" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("members", [0, -1])
+def test_an_ensemble_of_none_is_refused(members: int) -> None:
+    with pytest.raises(ValueError, match=f"members is {members}: give at least 1"):
+        GPTConfig(members=members)
+
+
+def test_one_gpt_is_not_several() -> None:
+    with pytest.raises(ValueError, match=r"a GPT is one network, not 2: build lit_gpt\.ensemble\.network"):
+        GPT(GPTConfig(vocab_size=20, members=2))
+
+
+def test_weights_of_one_gpt_do_not_start_an_ensemble(fit: Fit) -> None:
+    path = str(fit() / "checkpoints" / "last.ckpt")
+    with pytest.raises(UserError, match=r"has members 1, not 2: set --model\.config\.members 1"):
+        fit(*TWO, "--model.init_from", path)

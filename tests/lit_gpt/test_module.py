@@ -1,7 +1,10 @@
 """LitGPT under a plain Trainer: the loss of a step, metrics, train against eval mode, resume, checkpoints."""
 
 import math
+import os
+import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +21,7 @@ from datamodules import CharDataModule
 from datamodules.errors import UserError
 from lit_gpt import LitBigram, LitGPT
 from lit_gpt.bigram import BigramConfig
-from lit_gpt.callbacks.checkpoints import RunCheckpoints
+from lit_gpt.callbacks.checkpoints import Interrupted, RunCheckpoints
 from lit_gpt.callbacks.resume import ExactResume
 from lit_gpt.config import GPTConfig
 from lit_gpt.optim import OptimizerConfig
@@ -306,6 +309,19 @@ def test_a_second_fit_of_a_module_begins_anew(tmp_path: Path) -> None:
         passes = Passes()
         trainer(tmp_path, max_steps=4, callbacks=[passes]).fit(model, DataLoader(rows(*[16] * 4), batch_size=None))
         assert passes.seen == [1, 1, 2, 2]
+
+
+def test_a_second_fit_has_forgotten_the_signal_of_the_first(tmp_path: Path) -> None:
+    def signalled(trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    saves, batches = RunCheckpoints(monitor=None), DataLoader(rows(*[16] * 4), batch_size=None)
+    for callbacks, steps in (([saves, LambdaCallback(on_train_batch_start=signalled)], 2), ([saves], 4)):
+        runner = trainer(tmp_path, max_steps=4, callbacks=callbacks, enable_checkpointing=True)
+        with pytest.raises(Interrupted) if steps == 2 else nullcontext():
+            runner.fit(LitGPT(GPTConfig(**SMALL, vocab_size=20)), batches)
+        assert runner.global_step == steps
 
 
 class Passes(Callback):
