@@ -54,4 +54,4 @@ def test_lines_of_a_table_and_an_alphabet_that_lacks_some(tmp_path: Path, capsys
 def test_a_text_with_too_little_to_merge_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.txt").write_text("aaab")
     run("tokenizer", ["train", "--source", str(tmp_path / "a.txt"), "--out", str(tmp_path / "a.json")])
-    assert "fewer than 16,384" in capsys.readouterr().out
+    assert "fewer than 16,000" in capsys.readouterr().out
