@@ -46,7 +46,6 @@ SAME: dict[str, tuple[Any, ...]] = {
     "bias_head": (False,),
     "attention_gate": (False,),
     "layer_scale": (None,),
-    "members": (1,),
     "ngrams": ([],),
     "token_parts": (False,),
 }

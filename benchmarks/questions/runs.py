@@ -13,7 +13,6 @@ from lightning.pytorch import LightningDataModule, Trainer
 from datamodules import BPEDataModule, CharDataModule
 from datamodules.embedded import corpus
 from lit_gpt import GPT, GPTConfig, LitGPT
-from lit_gpt.ensemble import members_of
 from lit_gpt.optim import OptimizerConfig
 
 SHAPE: dict[str, Any] = {"block_size": 64, "n_layer": 2, "n_head": 2, "n_embd": 64}
@@ -137,5 +136,5 @@ def train(data: LightningDataModule, steps: int, seed: int, **shape: Any) -> tup
         use_distributed_sampler=False,
     )
     trainer.fit(model, datamodule=data)
-    (net,) = members_of(model.net)
+    (net,) = model.learners()
     return net, {name: float(value) for name, value in trainer.callback_metrics.items()}
