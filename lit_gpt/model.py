@@ -31,6 +31,7 @@ from lit_gpt.attention import (
 )
 from lit_gpt.composed import ComposedEmbedding
 from lit_gpt.config import PRESETS, GPTConfig
+from lit_gpt.dropout import dropout
 from lit_gpt.ngrams import NgramEmbedding
 
 __all__ = ["GPT", "MLP", "PRESETS", "Attention", "Block", "GPTConfig"]
@@ -143,7 +144,7 @@ class Block(nn.Module):
         return x + self._scaled(self.mlp(self.norm2(x)), self.scale2)
 
     def _scaled(self, y: Tensor, scale: Tensor | None) -> Tensor:
-        return F.dropout(y if scale is None else y * scale, self.dropout, self.training)
+        return dropout(y if scale is None else y * scale, self.dropout, self.training)
 
 
 class GPT(nn.Module):
@@ -197,14 +198,18 @@ class GPT(nn.Module):
             x = x + self.wpe(positions(input_ids, past, **masks))
         if self.ngrams is not None:
             x = x + self.ngrams(self._tokens_read(input_ids, attention_mask, cache), T, document_ids)
-        x = F.dropout(x, self.config.dropout, self.training)
+        x = dropout(x, self.config.dropout, self.training)
         mask = attention_mask_for(input_ids, past, **masks, flex=self._flex_allowed(input_ids))
         return self.norm(self._run_blocks(x, self._rotation(past, T, x.device), mask, cache))
 
-    def head_weights(self) -> list[Tensor]:
-        """Weight (and bias) of the head: its own, or the vectors of the tokens when they are tied."""
+    def head_weights(self, ids: Tensor | None = None) -> list[Tensor]:
+        """Weight (and bias) of the head, its own or the vectors of the tokens when they are tied: all rows, or those of
+        the tokens ``ids`` (K,).
+        """
         if self.lm_head is not None:
-            return list(self.lm_head.parameters())
+            return [p if ids is None else p[ids] for p in self.lm_head.parameters()]
+        if ids is not None:
+            return [self.wte(ids)]
         return [self.wte.table() if isinstance(self.wte, ComposedEmbedding) else self.wte.weight]
 
     def head(self, hidden: Tensor, weights: list[Tensor] | None = None) -> Tensor:
@@ -212,7 +217,7 @@ class GPT(nn.Module):
 
         Args:
             hidden: From `hidden`.
-            weights: From `head_weights`, for a caller that asks more than once.
+            weights: From `head_weights`, for a caller that asks more than once or wants the logits of some tokens.
         """
         if weights is None and self.lm_head is not None:
             logits = self.lm_head(hidden)  # the layer itself: decoding makes it fast for few rows

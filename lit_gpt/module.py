@@ -25,7 +25,8 @@ from datamodules.errors import UserError
 from lit_gpt import checkpoint
 from lit_gpt.loss import IGNORE, Head, score, summed_nats
 from lit_gpt.metrics import TokenMetrics, per_text
-from lit_gpt.optim import OptimizerConfig, StepSchedule, build_optimizer, describe_groups, has_bfloat16
+from lit_gpt.optim import OptimizerConfig, StepSchedule, build_optimizer, describe_groups
+from lit_gpt.orthogonal import has_bfloat16
 from lit_gpt.sync import sent_to_cpu, summed_over_processes
 
 Batch = dict[str, Tensor]
@@ -127,13 +128,14 @@ class LitLanguageModel(LightningModule):
 
     def batch_nats(self, batch: Batch, net: Any) -> Tensor:
         """Summed nats over the scored targets of ``batch``, differentiable."""
-        head, weights = self._head(net)
-        return summed_nats(self._hidden(batch, net), head, weights, batch["targets"], self.config.vocab_size)
+        return summed_nats(self._hidden(batch, net), *self.softmax(batch["targets"], net))
 
-    def _head(self, net: Any) -> tuple[Head, list[Tensor]]:
-        """The network's head and what it multiplies with; the chunked loss adds up the gradients of that itself."""
+    def softmax(self, targets: Tensor, net: Any) -> tuple[Head, list[Tensor], Tensor, int]:
+        """What the loss of a step asks for: the network's head, what it multiplies with (the chunked loss adds up the
+        gradients of that itself), the targets among its logits and how many these are.
+        """
         weights = net.head_weights()
-        return partial(net.head, weights=weights), weights
+        return partial(net.head, weights=weights), weights, targets, self.config.vocab_size
 
     def _hidden(self, batch: Batch, net: Any) -> Tensor:
         # Rows are padded on the right, where causal attention already hides pads from real tokens: no mask is passed,
@@ -219,7 +221,8 @@ class LitLanguageModel(LightningModule):
 
     def token_scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Nats and rank of every target, each (B, T)."""
-        return score(self._hidden(batch, self.net), self._head(self.net)[0], batch["targets"], self.config.vocab_size)
+        head, _, targets, size = LitLanguageModel.softmax(self, batch["targets"], self.net)  # never a sample
+        return score(self._hidden(batch, self.net), head, targets, size)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The batch's ``targets``, ``document`` and, for each target, ``nats`` and ``rank``."""

@@ -11,7 +11,6 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -21,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.sgd import sgd
 
 from datamodules.errors import UserError
+from lit_gpt.orthogonal import orthogonalize
 
 GROUPS = ("matrices", "embeddings", "head", "vectors")
 
@@ -285,36 +285,6 @@ _RULES: dict[str, Callable[[GroupedOptimizer, dict[str, Any], list[Tensor]], Non
     "muon": GroupedOptimizer._muon,
     "sgd": GroupedOptimizer._sgd,
 }
-
-
-def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Push the singular values of a stack of matrices (n, rows, columns) to about 1.
-
-    Five quintic Newton-Schulz steps with the coefficients of Keller Jordan's Muon, as in ``torch.optim.Muon``, but
-    for all matrices of a shape at once, and in float32 where bfloat16 would be emulated.
-    """
-    a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrices.bfloat16() if has_bfloat16(matrices.device) else matrices.float()
-    tall = x.size(-2) > x.size(-1)
-    if tall:
-        x = x.mT
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
-
-
-@cache
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether ``device`` multiplies bfloat16 matrices in hardware; a CPU that does not takes 5 to 25 times as long as
-    in float32, and CUDA devices before Ampere emulate it too.
-    """
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return True
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 class StepSchedule(LambdaLR):
