@@ -339,12 +339,15 @@ class TextDataModule(LightningDataModule):
                 f"accumulate_grad_batches {trainer.accumulate_grad_batches} contradicts tokens_per_step and "
                 f"micro_batch_size, which make it {accumulation}; leave it out."
             )
-        if accumulation > 1 and isinstance(trainer.val_check_interval, float) and trainer.val_check_interval != 1.0:
+        interval = getattr(trainer, "val_check_interval", None)  # unset where it is a time
+        by_clock = trainer._val_check_time_interval is not None
+        fraction = isinstance(interval, float) and interval != 1.0
+        if (accumulation > 1 and (by_clock or fraction)) or (trainer.world_size > 1 and by_clock):
             raise UserError(
-                f"val_check_interval {trainer.val_check_interval} of an epoch may fall inside a step, which is of "
-                f"{accumulation} micro-batches: give it as a whole number of steps."
+                f"val_check_interval {'by the clock' if by_clock else interval} may fall inside a step, which is of "
+                f"{accumulation} micro-batches, or at another step in another process: give a whole number of steps."
             )
         trainer.accumulate_grad_batches = accumulation
-        if isinstance(trainer.val_check_interval, int):
-            steps = vars(trainer).setdefault("_val_check_steps", trainer.val_check_interval)  # of its first datamodule
+        if isinstance(interval, int):
+            steps = vars(trainer).setdefault("_val_check_steps", interval)  # of its first datamodule
             trainer.val_check_interval = steps * accumulation

@@ -89,6 +89,13 @@ def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
 
 
+def test_processes_do_not_validate_each_by_its_own_clock(tmp_path: Path, text: Path) -> None:
+    clock = ["--trainer.val_check_interval", "00:00:00:01"]
+    status, _, err = finish(lit_gpt("fit", *TINY, *TWO, *clock, "--data.source", str(text), cwd=tmp_path))
+    assert status == 2
+    assert "val_check_interval by the clock may fall inside a step" in err
+
+
 @pytest.mark.parametrize(
     ("number", "processes"), [(signal.SIGTERM, []), (signal.SIGINT, []), (signal.SIGTERM, TWO)], ids=str
 )

@@ -470,7 +470,11 @@ def test_weights_that_are_no_numbers_are_not_saved(fit: Fit, monkeypatch: pytest
                 *("--trainer.val_check_interval", "0.25", "--trainer.check_val_every_n_epoch", "1"),
                 *("--data.micro_batch_size", "4"),
             ],
-            "val_check_interval 0.25 of an epoch may fall inside a step, which is of 2 micro-batches",
+            "val_check_interval 0.25 may fall inside a step, which is of 2 micro-batches",
+        ),
+        (
+            ["--trainer.val_check_interval", "00:00:00:01", "--data.micro_batch_size", "4"],
+            "val_check_interval by the clock may fall inside a step",
         ),
     ],
 )
@@ -480,6 +484,11 @@ def test_what_would_fail_at_the_first_validation_is_refused_at_the_start(
     with pytest.raises(UserError, match=message):
         fit(*flags)
     assert not list(Path().glob("logs/run/*"))
+
+
+def test_one_process_validates_by_the_clock(fit: Fit) -> None:
+    folder = fit("--trainer.val_check_interval", "00:00:00:00", "--trainer.max_steps", "3", "--val_at_start", "false")
+    assert [int(row["step"]) for row in rows(folder) if row.get("val/loss")] == [1, 2, 3]
 
 
 def test_a_run_that_logs_nothing_is_a_run(fit: Fit) -> None:
