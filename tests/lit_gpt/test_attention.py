@@ -154,3 +154,17 @@ def test_packed_documents_on_a_gpu_use_flex_attention_and_equal_the_cpu() -> Non
     torch.testing.assert_close(logits.cpu(), expected, atol=1e-3, rtol=1e-2)
     found = [g.cpu() for g in gradients(net, logits.square().mean())]
     torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("heads", [4, 2])
+@pytest.mark.parametrize("masked", [False, True])
+def test_dropping_hardly_any_weight_changes_nothing(heads: int, masked: bool) -> None:
+    torch.manual_seed(0)
+    shapes = (2, 4, 20, 8), (2, heads, 20, 8), (2, heads, 20, 8)
+    qkv = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    mask = attention_mask_for(tokens(2, 20), document_ids=DOCUMENTS) if masked else None
+    found = []
+    for p in (0.0, 1e-9):
+        y = attention(*qkv, mask=mask, dropout=p)
+        found.append((y, *torch.autograd.grad(y.square().sum(), qkv)))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
