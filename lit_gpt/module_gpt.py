@@ -37,8 +37,8 @@ class LitGPT(LitLanguageModel):
             A step takes a little more than twice the time.
         r_drop_start: Share of the run's steps after which R-Drop begins, for most of its gain at less of its cost.
         sampled_softmax: Train with the softmax over the batch's targets and so many other tokens, drawn anew in each
-            step, which stand for the rest of the vocabulary; 0 for all. For a large vocabulary on a small network.
-            train/loss is then an estimate; evaluation always scores all tokens.
+            step, which stand for the rest of the vocabulary; 0 for all. For a large vocabulary and a small network on
+            a CPU, where the head is most of the work. train/loss is then an estimate; evaluation scores all tokens.
         sampled_softmax_until: Share of the run's steps after which training takes all tokens.
     """
 
@@ -70,6 +70,7 @@ class LitGPT(LitLanguageModel):
         self._init_from = init_from
         self._parts: list[list[int]] = []
         self.passes = 2 if r_drop else 1
+        self._full_step = math.inf  # where all tokens begin
 
     def complete_config(self, data: Any) -> None:
         """Take the vocabulary from the data, and the parts of its tokens."""

@@ -89,7 +89,7 @@ def test_a_sample_of_all_trains_as_without(tmp_path: Path, config: dict[str, Any
 
 
 def test_a_sample_ends_when_it_is_told_to(tmp_path: Path) -> None:
-    always, partly = fitted(tmp_path, 2), fitted(tmp_path, 2, sampled_softmax_until=0.6)
+    always, partly = fitted(tmp_path, 2, sampled_softmax_until=1.0), fitted(tmp_path, 2)
     few = always.sizes[0]
     assert 2 < few < 12
     assert always.sizes == [few] * 5
