@@ -57,7 +57,8 @@ def _records(kept: dict[str, Any], published: dict[str, Any], ours: dict[str, An
         seconds = f"{told['training_seconds']:,.0f} + {told['validation_seconds']:,.0f}"
         rows.append([*about, f"**{last / loss:.3f}**", curve, seconds, f"{told['device']}, {told['precision']}"])
     text = f"The baseline is {loss:.4f}, {whose}. Seconds are those of training and of evaluation."
-    return [f"## Results\n\n{text}\n\n{table(RECORDS, rows)}\n", figure(kept["figures"]["drawn"]) + "\n"]
+    others = "The baseline, AdamW and RoPE have the same pictures in [reproductions.md](reproductions.md).\n"
+    return [f"## Results\n\n{text}\n\n{table(RECORDS, rows)}\n", figure(kept["figures"]["drawn"]) + "\n", others]
 
 
 def _story(name: str, told: dict[str, Any]) -> list[str]:
