@@ -340,7 +340,7 @@ class TextDataModule(LightningDataModule):
                 f"micro_batch_size, which make it {accumulation}; leave it out."
             )
         interval = getattr(trainer, "val_check_interval", None)  # unset where it is a time
-        by_clock = trainer._val_check_time_interval is not None
+        by_clock = vars(trainer)["_val_check_time_interval"] is not None
         fraction = isinstance(interval, float) and interval != 1.0
         if (accumulation > 1 and (by_clock or fraction)) or (trainer.world_size > 1 and by_clock):
             raise UserError(
