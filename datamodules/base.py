@@ -343,9 +343,10 @@ class TextDataModule(LightningDataModule):
         by_clock = vars(trainer)["_val_check_time_interval"] is not None
         fraction = isinstance(interval, float) and interval != 1.0
         if (accumulation > 1 and (by_clock or fraction)) or (trainer.world_size > 1 and by_clock):
+            named = "by the clock" if by_clock else f"{interval} of an epoch"
             raise UserError(
-                f"val_check_interval {'by the clock' if by_clock else interval} may fall inside a step, which is of "
-                f"{accumulation} micro-batches, or at another step in another process: give a whole number of steps."
+                f"val_check_interval {named} may fall inside a step, which is of {accumulation} micro-batches, or at "
+                "another step in another process: give it as a whole number of steps."
             )
         trainer.accumulate_grad_batches = accumulation
         if isinstance(interval, int):

@@ -134,8 +134,11 @@ class LitLanguageModel(LightningModule):
         """What the loss of a step asks for: the network's head, what it multiplies with (the chunked loss adds up the
         gradients of that itself), the targets among its logits and how many these are.
         """
+        return *self._head(net), targets, self.config.vocab_size
+
+    def _head(self, net: Any) -> tuple[Head, list[Tensor]]:
         weights = net.head_weights()
-        return partial(net.head, weights=weights), weights, targets, self.config.vocab_size
+        return partial(net.head, weights=weights), weights
 
     def _hidden(self, batch: Batch, net: Any) -> Tensor:
         # Rows are padded on the right, where causal attention already hides pads from real tokens: no mask is passed,
@@ -221,8 +224,7 @@ class LitLanguageModel(LightningModule):
 
     def token_scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Nats and rank of every target, each (B, T)."""
-        head, _, targets, size = LitLanguageModel.softmax(self, batch["targets"], self.net)  # never a sample
-        return score(self._hidden(batch, self.net), head, targets, size)
+        return score(self._hidden(batch, self.net), self._head(self.net)[0], batch["targets"], self.config.vocab_size)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The batch's ``targets``, ``document`` and, for each target, ``nats`` and ``rank``."""

@@ -470,7 +470,7 @@ def test_weights_that_are_no_numbers_are_not_saved(fit: Fit, monkeypatch: pytest
                 *("--trainer.val_check_interval", "0.25", "--trainer.check_val_every_n_epoch", "1"),
                 *("--data.micro_batch_size", "4"),
             ],
-            "val_check_interval 0.25 may fall inside a step, which is of 2 micro-batches",
+            "val_check_interval 0.25 of an epoch may fall inside a step, which is of 2 micro-batches",
         ),
         (
             ["--trainer.val_check_interval", "00:00:00:01", "--data.micro_batch_size", "4"],
