@@ -206,11 +206,17 @@ def test_two_processes_count_the_pairs_that_one_counts(tmp_path: Path, text: Pat
     assert torch.equal(*tables)
 
 
+MEMBERS = [
+    *("--model.config.members", "2", "--model.config.activation_checkpointing", "true"),
+    *("--trainer.gradient_clip_val", "0.1", "--model.optimizer.kind", "muon"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("rows", ["padded", "packed"])
-def test_two_processes_equal_one_on_documents(tmp_path: Path, text: Path, rows: str) -> None:
+@pytest.mark.parametrize("options", [["padded"], ["packed"], ["packed", *MEMBERS]], ids=["padded", "packed", "members"])
+def test_two_processes_equal_one_on_documents(tmp_path: Path, text: Path, options: list[str]) -> None:
     flags = [*TINY, "--data", "HeadlinesDataModule", "--data.source", str(text), "--data.tokenizer", "char"]
-    flags += ["--data.rows", rows, "--trainer.max_steps", "20", "--trainer.val_check_interval", "10"]
+    flags += ["--trainer.max_steps", "20", "--trainer.val_check_interval", "10", "--data.rows", *options]
     for name, more in (("one", []), ("two", TWO)):
         status, _, err = finish(lit_gpt("fit", *flags, "--name", name, *more, cwd=tmp_path))
         assert status == 0, err
