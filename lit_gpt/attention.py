@@ -64,7 +64,8 @@ def _attend_with_dropout(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p
 
     Measured for 8 rows of 256 tokens, 6 heads of 64 channels, forward and backward, one thread.
     """
-    k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
+    if k.size(1) != q.size(1):
+        k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
     scores = q * q.size(-1) ** -0.5 @ k.mT  # (B, H, T, S)
     if mask is None:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()

@@ -139,6 +139,33 @@ def check(checkpoint: Any, path: str | Path = "the checkpoint") -> None:
         )
 
 
+def check_resumable(checkpoint: dict[str, Any], kind: str) -> None:
+    """Raise a UserError unless a run with an optimizer of this kind can go on: our own rules take up each other's
+    state, a class of torch's knows its own alone.
+    """
+    if "optimizer_states" not in checkpoint:
+        raise UserError(
+            "the checkpoint holds weights alone, so there is no run to go on with: start a new one from them with "
+            "--model.init_from instead of --ckpt_path."
+        )
+    stored = checkpoint.get("hyper_parameters", {}).get("optimizer", {}).get("kind")
+    if stored not in (None, kind) and "." in stored + kind:
+        raise UserError(
+            f"the checkpoint's optimizer is {stored}, whose state means nothing to {kind}: set "
+            f"--model.optimizer.kind {stored}, or start a new run from the weights with --model.init_from."
+        )
+
+
+def check_tokenizer(checkpoint: dict[str, Any], fingerprints: dict[str, str]) -> None:
+    """Raise a UserError where the data has another tokenizer than the checkpoint."""
+    here, stored = (found.get("tokenizer") for found in (fingerprints, checkpoint[KEY]["fingerprints"]))
+    if here and stored and here != stored:
+        raise UserError(
+            "the data's tokenizer differs from the checkpoint's, so token ids would change their meaning: give the "
+            "text and tokenizer that the checkpoint was trained with."
+        )
+
+
 def check_network(checkpoint: dict[str, Any], net: nn.Module, config: Any) -> None:
     """Raise a UserError that names what differs unless the checkpoint's network is ``net``, built from ``config``."""
     stored = checkpoint[KEY]

@@ -307,32 +307,11 @@ class LitLanguageModel(LightningModule):
     def on_load_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
         """Refuse files that are not ours, of a newer format, or of another tokenizer or network."""
         checkpoint.check(checkpoint_)
-        if "optimizer_states" not in checkpoint_ and self._trainer is not None and self._trainer.state.fn == "fit":
-            raise UserError(
-                "the checkpoint holds weights alone, so there is no run to go on with: start a new one from them with "
-                "--model.init_from instead of --ckpt_path."
-            )
-        self._check_optimizer(checkpoint_)
-        data = self._data()
-        here = getattr(data, "fingerprints", {}).get("tokenizer")
-        stored = checkpoint_[checkpoint.KEY]["fingerprints"].get("tokenizer")
-        if here and stored and here != stored:
-            raise UserError(
-                "the data's tokenizer differs from the checkpoint's, so token ids would change their meaning: give the "
-                "text and tokenizer that the checkpoint was trained with."
-            )
+        if self._trainer is not None and self._trainer.state.fn == "fit":
+            checkpoint.check_resumable(checkpoint_, self.optimizer_config.kind)
+        checkpoint.check_tokenizer(checkpoint_, getattr(self._data(), "fingerprints", {}))
         if hasattr(self, "net"):
             checkpoint.check_network(checkpoint_, self.net, self.config)
-
-    def _check_optimizer(self, checkpoint_: dict[str, Any]) -> None:
-        """Our own rules take up each other's state; a class of torch's knows its own alone."""
-        stored = checkpoint_.get("hyper_parameters", {}).get("optimizer", {}).get("kind")
-        kind = self.optimizer_config.kind
-        if stored not in (None, kind) and "." in stored + kind and self._trainer and self._trainer.state.fn == "fit":
-            raise UserError(
-                f"the checkpoint's optimizer is {stored}, whose state means nothing to {kind}: set "
-                f"--model.optimizer.kind {stored}, or start a new run from the weights with --model.init_from."
-            )
 
     def _non_finite(self, what: str) -> UserError:
         folder = self.trainer.log_dir or "logs/NAME/version_N"

@@ -95,17 +95,23 @@ class LitGPT(LitLanguageModel):
         return net
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """See `LitLanguageModel`; find out when R-Drop begins."""
-        weight, share = self.options["r_drop"], self.options["r_drop_start"]
+        """See `LitLanguageModel`; find out when R-Drop begins and the sample ends."""
+        weight = self.options["r_drop"]
         if weight and not max(self.config.dropout, self.config.score_dropout):
             raise UserError(
                 f"r_drop {weight} compares passes that differ by dropout alone, and config.dropout is 0: set it, to "
                 "0.1 for example, or --model.r_drop 0."
             )
-        self._r_drop_step = share * self._steps_for("r_drop_start") if weight and share else 0
-        sampled, until = self.options["sampled_softmax"], self.options["sampled_softmax_until"]
-        self._full_step = until * self._steps_for("sampled_softmax_until") if sampled and until < 1 else math.inf
+        self._r_drop_step = self._step_after("r_drop_start") if weight else 0
+        self._full_step = self._step_after("sampled_softmax_until") if self.options["sampled_softmax"] else math.inf
         return super().configure_optimizers()
+
+    def _step_after(self, option: str) -> float:
+        """The step with which the share of the run ends that an option gives: 0 and 1 need no end of the run."""
+        share = self.options[option]
+        if share in (0, 1):
+            return math.inf if share else 0
+        return float(share * self._steps_for(option))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Read the batch twice under R-Drop."""
