@@ -29,12 +29,13 @@ KEY = "lit_gpt"
 
 BIGRAM = ("lit_gpt.bigram", "bigram", "BigramConfig", "lit_gpt.LitBigram")
 
-GPTS = ("lit_gpt.ensemble", "network", "GPTConfig", "lit_gpt.LitGPT")
+GPTS = ("lit_gpt.networks", "network", "GPTConfig", "lit_gpt.LitGPT")
 
 #: Networks a checkpoint may name: where they are, what builds them, from which configuration, and the module of `fit`.
 NETWORKS = {
     "GPT": GPTS,
     "GPTEnsemble": GPTS,
+    "GPTWithCounts": GPTS,
     "NeuralBigram": BIGRAM,
     "CountBigram": BIGRAM,
 }
@@ -50,6 +51,7 @@ FREE = (
     "position_std",
     "pad_vocab_to",
     "activation_checkpointing",
+    "kneser_ney_share",
 )
 #: Those of them on which the shapes of a checkpoint may depend: learned positions, a padded vocabulary.
 SHAPING = ("block_size", "pad_vocab_to")
@@ -205,8 +207,7 @@ def _meant(config: Any, name: str) -> Any:
 
 
 def _same_shapes(state: dict[str, Tensor], net: nn.Module) -> bool:
-    stored = {name.removeprefix(PREFIX): value.shape for name, value in state.items() if name.startswith(PREFIX)}
-    return stored == {name: value.shape for name, value in net.state_dict().items()}
+    return all(PREFIX + name in state and state[PREFIX + name].shape == p.shape for name, p in net.named_parameters())
 
 
 def _starts_like_zip(path: Path) -> bool:

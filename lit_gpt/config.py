@@ -91,6 +91,12 @@ class GPTConfig:
     """Rows of the table that runs are hashed into."""
     ngram_width: int = 32
     """Channels of a run's vector, before a product brings those of all lengths into the stream."""
+    kneser_ney: int = 0
+    """Mix the predictions with Kneser-Ney probabilities from counts of the training text's runs of up to so many
+    tokens, such as 3: for a small corpus, at seconds of counting and no training; 0 for none. ``train/loss`` is the
+    network's alone; ``train_eval/loss`` flatters, as the text that it scores has been counted."""
+    kneser_ney_share: float = 0.2
+    """Share of those probabilities in the mix."""
     bias_qkv: bool = False
     """Give the query, key and value projections a bias."""
     bias: bool = False
@@ -161,14 +167,16 @@ class GPTConfig:
         return math.ceil(self.vocab_size / self.pad_vocab_to) * self.pad_vocab_to
 
     def __post_init__(self) -> None:
-        for problem in (*self._wrong_values(), *self._wrong_combinations()):
+        for problem in (*self._unknown_values(), *self._wrong_values(), *self._wrong_combinations()):
             raise ValueError(problem)
 
-    def _wrong_values(self) -> Iterator[str]:
+    def _unknown_values(self) -> Iterator[str]:
         for name, hint in get_type_hints(type(self)).items():
             choices, value = get_args(hint), getattr(self, name)
             if get_origin(hint) is Literal and value not in choices:
                 yield f"{name} {value!r} is unknown: choose one of {', '.join(choices)}."
+
+    def _wrong_values(self) -> Iterator[str]:
         for name in (
             "block_size",
             "vocab_size",
@@ -195,6 +203,10 @@ class GPTConfig:
             yield f"ngrams {self.ngrams} has a run of fewer than 2 tokens: the token itself has a vector already."
         if len(set(self.ngrams)) < len(self.ngrams):
             yield f"ngrams {self.ngrams} has a length twice: give each once."
+        if self.kneser_ney and self.kneser_ney < 2:
+            yield f"kneser_ney is {self.kneser_ney}: give 0 for none, or runs of at least 2 tokens."
+        if not 0 < self.kneser_ney_share < 1:
+            yield f"kneser_ney_share is {self.kneser_ney_share}: give a share above 0 and below 1."
         if self.layer_scale is not None and self.layer_scale <= 0:
             yield f"layer_scale is {self.layer_scale}: give a positive number, such as 0.1, or null for none."
         if self.rope_base <= 1:

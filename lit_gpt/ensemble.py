@@ -77,13 +77,3 @@ class EnsembleCache:
         """Forget everything and keep the memory."""
         for member in self.members:
             member.reset()
-
-
-def network(config: GPTConfig) -> GPT | GPTEnsemble:
-    """What `config` describes."""
-    return GPT(config) if config.members == 1 else GPTEnsemble(config)
-
-
-def members_of(net: GPT | GPTEnsemble) -> list[GPT]:
-    """The networks that learn on their own."""
-    return list(net.members) if isinstance(net, GPTEnsemble) else [net]

@@ -154,7 +154,7 @@ class GPT(nn.Module):
         """Build and initialise the model; `config.vocab_size` must be known."""
         super().__init__()
         if config.members != 1:
-            raise ValueError(f"a GPT is one network, not {config.members}: build lit_gpt.ensemble.network(config).")
+            raise ValueError(f"a GPT is one network, not {config.members}: build lit_gpt.networks.network(config).")
         self.config = config
         self.wte = _token_embedding(config)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.learned_positions else None

@@ -11,11 +11,12 @@ from datamodules.errors import UserError
 from datamodules.tokenizers import token_parts
 from lit_gpt.composed import ComposedEmbedding
 from lit_gpt.config import GPTConfig
-from lit_gpt.ensemble import GPTEnsemble, members_of, network
 from lit_gpt.interop import initialise
+from lit_gpt.kneser_ney import GPTWithCounts
 from lit_gpt.loss import Head, r_drop_nats
 from lit_gpt.model import GPT
 from lit_gpt.module import Batch, LitLanguageModel, say
+from lit_gpt.networks import Network, learning_part, members_of, network
 from lit_gpt.optim import OptimizerConfig
 from lit_gpt.sampled import sample
 
@@ -43,7 +44,7 @@ class LitGPT(LitLanguageModel):
     """
 
     config_class = GPTConfig
-    net: GPT | GPTEnsemble
+    net: Network
 
     def __init__(
         self,
@@ -84,7 +85,7 @@ class LitGPT(LitLanguageModel):
         elif self.config.n_parts is None:
             raise UserError("config.token_parts needs the data's tokenizer, and it has none: leave it out.")
 
-    def build_network(self) -> GPT | GPTEnsemble:
+    def build_network(self) -> Network:
         """What ``self.config`` describes, blocks compiled in place when asked for."""
         net = network(self.config)
         for gpt in members_of(net):
@@ -139,11 +140,18 @@ class LitGPT(LitLanguageModel):
         return (lambda hidden: net.head(hidden, weights) + found.shift), weights, found.targets, len(found.ids)
 
     def on_fit_start(self) -> None:
-        """Take the weights of ``init_from``, once, unless a checkpoint has brought its own."""
+        """Take the weights of ``init_from`` and count the text, once, unless a checkpoint has brought both."""
         if self._init_from is not None:
-            initialise(self.net, self._init_from, getattr(self._data(), "tokenizer", None))
+            initialise(learning_part(self.net), self._init_from, getattr(self._data(), "tokenizer", None))
             say([f"starting from the weights of {self._init_from}"])
             self._init_from = None
+        if isinstance(self.net, GPTWithCounts) and not self.net.counts.is_counted:
+            stores = getattr(self._data(), "stores", None)
+            if stores is None:
+                raise UserError(
+                    "config.kneser_ney counts the text of our datamodules, and this data is none: leave it out."
+                )
+            self.net.counts.count(stores["train"])
 
     def on_load_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
         """See `LitLanguageModel`; the checkpoint's weights are the ones to go on with."""

@@ -40,15 +40,15 @@ class NgramEmbedding(nn.Module):
         """The row of each run, (B, S, number of lengths)."""
         run, rows = tokens, []
         for n in range(2, max(self.lengths) + 1):
-            before = _earlier(tokens, n - 1, 0)
+            before = earlier(tokens, n - 1, 0)
             if document_ids is not None:
-                before = before * (document_ids == _earlier(document_ids, n - 1, -1))
+                before = before * (document_ids == earlier(document_ids, n - 1, -1))
             run = (run * _FACTOR + before) % _PRIME  # (B, S)
             if n in self.lengths:
                 rows.append((run + n) * _FACTOR % _PRIME % self.table.num_embeddings)
         return torch.stack(rows, dim=-1)
 
 
-def _earlier(x: Tensor, steps: int, nothing: int) -> Tensor:
+def earlier(x: Tensor, steps: int, nothing: int) -> Tensor:
     """`x` (B, S) as it was `steps` positions before."""
     return torch.cat((torch.full_like(x[:, :steps], nothing), x), dim=1)[:, : x.size(1)]

@@ -133,7 +133,7 @@ def _group_of(name: str, parameter: nn.Parameter, embeddings: set[int]) -> str:
         return "embeddings"
     if parameter.ndim < 2:
         return "vectors"
-    return "head" if re.match(r"(members\.\d+\.)?[^.]*head", name) else "matrices"
+    return "head" if re.match(r"(gpt\.)?(members\.\d+\.)?[^.]*head", name) else "matrices"
 
 
 def build_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

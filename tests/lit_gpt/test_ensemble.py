@@ -15,8 +15,9 @@ from datamodules.errors import UserError
 from lit_gpt import LitGPT
 from lit_gpt.cli import run
 from lit_gpt.commands.export import export
-from lit_gpt.ensemble import GPTEnsemble, members_of
+from lit_gpt.ensemble import GPTEnsemble
 from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.networks import members_of
 from lit_gpt.optim import OptimizerConfig, parameter_groups
 from tests.lit_gpt.test_model import small, tokens
 from tests.lit_gpt.test_module import SMALL, joined, rows, trainer
@@ -124,7 +125,7 @@ def test_an_ensemble_of_none_is_refused(members: int) -> None:
 
 
 def test_one_gpt_is_not_several() -> None:
-    with pytest.raises(ValueError, match=r"a GPT is one network, not 2: build lit_gpt\.ensemble\.network"):
+    with pytest.raises(ValueError, match=r"a GPT is one network, not 2: build lit_gpt\.networks\.network"):
         GPT(GPTConfig(vocab_size=20, members=2))
 
 

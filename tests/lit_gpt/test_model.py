@@ -5,14 +5,17 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datamodules.tokens import TokenArrays
 from lit_gpt.config import GPT2
-from lit_gpt.ensemble import members_of, network
+from lit_gpt.kneser_ney import GPTWithCounts
 from lit_gpt.model import GPT, PRESETS, GPTConfig
+from lit_gpt.networks import members_of, network
 
 CLASSIC = {**GPT2, "block_size": 32, "activation": "gelu"}
 LLAMA = {"n_kv_head": 2, "norm_gain": True, "activation": "swiglu", "qk_norm": False, "softcap": None}
@@ -23,6 +26,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "both positions": {"learned_positions": True, "tied_head": True, "pad_vocab_to": 64},
     "gated and scaled": {"attention_gate": True, "layer_scale": 0.5},
     "an ensemble": {"members": 2, "learned_positions": True},
+    "with counts": {"kneser_ney": 3, "kneser_ney_share": 0.5},
 }
 EVERY_ARCHITECTURE = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
 
@@ -36,6 +40,9 @@ def small(**options: Any) -> Any:
         for name, parameter in net.named_parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.02 if name.endswith("wpe.weight") else 0.2)
+    if isinstance(net, GPTWithCounts):
+        text = np.random.default_rng(0).integers(4, net.config.vocab_size, 2000)
+        net.counts.count(TokenArrays(text, np.array([0, len(text)]), None))
     return net
 
 
