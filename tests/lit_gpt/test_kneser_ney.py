@@ -102,7 +102,7 @@ def test_what_follows_often_is_likely_and_other_contexts_do_not_matter() -> None
     assert after(0, 1, 2)[3] > 0.9
     assert after(0, 4, 2)[5] > 0.9
     assert torch.equal(after(7, 1, 2), after(4, 1, 2))  # further back than the counts go
-    assert sorted(after(9, 2).topk(2).indices.tolist()) == [3, 5]  # after a pair that the text does not hold
+    assert after(9, 2)[3] > 1.2 * after(9, 9)[3]  # of a pair that the text does not hold the last token counts
 
 
 def test_the_mix_has_both_shares_and_the_training_text_alone() -> None:
@@ -156,9 +156,7 @@ def test_a_run_with_counts_is_kept_goes_on_and_writes(fit: Fit, text: Path, caps
         run("validate", ["--ckpt_path", str(whole), "--data.source", str(name), "--data.val_source", str(text)])
     first, second = (line for line in capsys.readouterr().out.splitlines() if "val " in line)
     assert first.split("train")[0] == second.split("train")[0]
-    with pytest.raises(
-        UserError, match=r"the checkpoint has kneser_ney 3, not kneser_ney 0: set --model\.config\.kneser_ney 3"
-    ):
+    with pytest.raises(UserError, match=r"has kneser_ney 3, not kneser_ney 0: set --model\.config\.kneser_ney 3"):
         fit(*flags[2:], "--trainer.max_steps", "9", "--ckpt_path", path)
     with pytest.raises(UserError, match="a GPTWithCounts has no counterpart at Hugging Face"):
         export(path, "out")
