@@ -225,4 +225,4 @@ def unknown_column(where: str, column: str, known: Iterable[str]) -> UserError:
 
 def needs_hf_extra(what: str) -> UserError:
     """The error for what only the ``hf`` extra can read."""
-    return UserError(f"{what} needs the hf extra: pip install 'lit-gpt[hf]'.")
+    return UserError(f"{what} needs the hf extra: pip install -e '.[hf]'.")

@@ -20,8 +20,8 @@ is the challenge's first convention, which leaves out some tokens but not their 
 
 The first trains; the second scores any other file of titles, which nobody has tuned on.
 
-This page is written by `python -m benchmarks.headlines`, which runs the trials of `benchmarks/headlines/trials.yaml`
-and reads the runs' own files.
+This page is written by `python -m benchmarks.headlines --titles titles.txt`, which runs the trials of
+`benchmarks/headlines/trials.yaml` that have no figure yet, and reads the runs' own files.
 """
 RECORDS = ["config", "parameters", "steps", "challenge loss", "of the baseline", "after each epoch", "seconds", "on"]
 TRIALS = ["trial", "change", "seeds", "challenge loss", "spread", "against base", "train", "val", "seconds", "verdict"]

@@ -2,7 +2,7 @@
 
 from datamodules.tokenizers import train_tokenizer
 
-TIMES, VOCABULARY = 3, 16_000
+TIMES, VOCABULARY = 3, 20_000
 
 
 def variation(training: list[str], others: list[str]) -> dict[str, list[float]]:

@@ -150,8 +150,9 @@ def _frequencies(folders: dict[str, Path], models: dict[str, TextModel], path: P
 
 def _reached(name: str, folder: Path) -> str:
     """The run, with its last evaluation's step where it was cut."""
-    summary = read_json(folder / SUMMARY)
-    return f"`{name}`" if summary["finished"] else f"`{name}`, cut at step {summary['steps']:,}"
+    if read_json(folder / SUMMARY)["finished"]:
+        return f"`{name}`"
+    return f"`{name}`, cut at step {int(evaluations(folder)[-1]['step']):,}"
 
 
 def split_titles(data: dict[str, Any]) -> tuple[list[str], list[str]]:
