@@ -100,6 +100,7 @@ class TextDataModule(LightningDataModule):
         for name in ("train_eval_rows", "seed", "num_workers"):
             check_at_least(0, f"The data's {name}", getattr(self, name))
         self._given: Tokenizer | None = None
+        self._trained: Tokenizer | None = None
 
     @abstractmethod
     def recipe(self) -> Recipe:
@@ -112,6 +113,12 @@ class TextDataModule(LightningDataModule):
     def use_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Takes a checkpoint's tokenizer instead of making one. Call it before ``setup``."""
         self._given = tokenizer
+
+    def go_on_with(self, tokenizer: Tokenizer) -> None:
+        """Takes the tokenizer of a run that goes on, where the options ask for one to be trained that may be this one:
+        a second training need not give it again. Call it before ``setup``.
+        """
+        self._trained = tokenizer
 
     @property
     def vocab_size(self) -> int:
@@ -180,13 +187,19 @@ class TextDataModule(LightningDataModule):
 
     def _prepared(self) -> Path:
         recipe = self._recipe
-        if self._given is None:
+        given = self._given or self._trained_as(recipe.tokenizer)
+        if given is None:
             return prepare(recipe, self.cache_dir)
         own = store_folder(recipe, self.cache_dir)  # of the run that trained the tokenizer: the same tokens
-        if is_complete(own) and read_meta(own)["fingerprints"]["tokenizer"] == self._given.fingerprint:
+        if is_complete(own) and read_meta(own)["fingerprints"]["tokenizer"] == given.fingerprint:
             return own
-        self._check_given(self._given, recipe.tokenizer)
-        return prepare(replace(recipe, tokenizer=self._given), self.cache_dir)
+        self._check_given(given, recipe.tokenizer)
+        return prepare(replace(recipe, tokenizer=given), self.cache_dir)
+
+    def _trained_as(self, wanted: Tokenizer | NewTokenizer) -> Tokenizer | None:
+        """The tokenizer of the run that goes on, if that is what training would be for."""
+        trained = self._trained
+        return trained if trained and isinstance(wanted, NewTokenizer) and wanted.may_give(trained) else None
 
     @cached_property
     def _recipe(self) -> Recipe:

@@ -23,9 +23,11 @@ from datamodules.progress import progress
 from datamodules.sources import Source
 from datamodules.splitting import PIECE, Scan, Scanner, Split, SplitPiece, scan, split_documents, split_text
 from datamodules.tokenizers import (
+    BPETokenizer,
     CharTokenizer,
     PatternName,
     Tokenizer,
+    UnigramTokenizer,
     load_tokenizer,
     save_tokenizer,
     train_tokenizer,
@@ -57,6 +59,11 @@ class NewTokenizer:
     unknown: Literal["error", "unk"] = "error"
     pattern: PatternName = "cl100k"
     prefix_space: bool = False
+
+    def may_give(self, tokenizer: Tokenizer) -> bool:
+        """Whether training may have given ``tokenizer``; never an alphabet, which a text gives in one way only."""
+        made = {"bpe": BPETokenizer, "unigram": UnigramTokenizer}.get(self.kind)
+        return made is not None and isinstance(tokenizer, made) and tokenizer.vocab_size <= (self.vocab_size or 0)
 
 
 @dataclass(frozen=True)
