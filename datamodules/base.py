@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from lightning.pytorch import LightningDataModule, Trainer
 
+from datamodules.agreement import check_agreement
 from datamodules.batches import (
     IGNORED,
     BatchLoader,
@@ -136,6 +137,7 @@ class TextDataModule(LightningDataModule):
         folder = self._folder = self._prepared()
         meta = read_meta(folder)
         self.tokenizer, self.fingerprints = load_tokenizer_of(folder), meta["fingerprints"]
+        check_agreement(self.fingerprints)
         self.stores = {split: TokenStore(folder, split) for split in meta["splits"]}
         self._size = self._chosen_block_size()
         self._scored: dict[str, ScoredText] = {}
