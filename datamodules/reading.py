@@ -35,7 +35,12 @@ class TextFile:
     @property
     def kind(self) -> str:
         """The suffix that says how to read it, without a closing ``.gz``."""
-        return Path(self.name.removesuffix(".gz")).suffix.lower()
+        return without_gz(Path(self.name)).suffix.lower()
+
+    @property
+    def place(self) -> Path | None:
+        """Where the text is, the same for all its names: through links, and compressed or not."""
+        return without_gz(self.path.resolve()) if self.path else None
 
     def raw(self) -> io.BufferedIOBase:
         """The bytes as stored."""
@@ -52,7 +57,7 @@ class TextFile:
         """
         newlines = io.IncrementalNewlineDecoder(None, translate=True)
         with self.raw() as raw:
-            stream = gzip.GzipFile(fileobj=raw) if self.name.endswith(".gz") else raw
+            stream = gzip.GzipFile(fileobj=raw) if _is_gz(Path(self.name)) else raw
             for text in _decoded(stream, self.name, size):
                 # The newline decoder takes text when it wraps no other decoder; its stub says bytes.
                 yield newlines.decode(cast(bytes, text))
@@ -69,6 +74,15 @@ class TextFile:
             held.append(rest)
         if any(held):
             yield "".join(held)
+
+
+def _is_gz(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
+def without_gz(path: Path) -> Path:
+    """``path`` without a closing ``.gz``, in letters of either size."""
+    return path.with_suffix("") if _is_gz(path) else path
 
 
 def _decoded(stream: io.BufferedIOBase, name: str, size: int) -> Iterator[str]:

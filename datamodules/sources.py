@@ -201,10 +201,10 @@ def _can_be_a_path(path: Path) -> bool:
 
 def _check_once(files: Sequence[TextFile]) -> None:
     """A text that is read twice would be in the training part and in the validation part."""
-    places = Counter(file.path.resolve().with_name(file.path.name.removesuffix(".gz")) for file in files if file.path)
+    places = Counter(file.place for file in files if file.place)
     twice = next((place for place, count in places.items() if count > 1), None)
     if twice is not None:
-        raise UserError(f"The source has {twice.name} twice (as itself, or with .gz): give each text once.")
+        raise UserError(f"The source has {twice.name} twice (as itself, by a link, or with .gz): give each text once.")
 
 
 def _headlines(spec: str, count: str) -> TextFile:
