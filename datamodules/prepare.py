@@ -77,6 +77,17 @@ class Recipe:
     test_source: Source | None = None
     joined: bool = True  # documents without end marks are one stream, each after the first on a new line
 
+    def __post_init__(self) -> None:
+        """Refuses to judge by a file that is also trained on, unless it is all that is: then memory is asked for."""
+        train = self.source.places
+        for split, source in self._sources.items():
+            shared = sorted(source.places & train)
+            if shared and source.places != train:
+                raise UserError(
+                    f"The {split}_source has {shared[0]}, and so has the source that is trained on: leave it out of "
+                    "one of them."
+                )
+
     @classmethod
     def contiguous(
         cls,

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +42,11 @@ class Source(ABC):
 
     name: str
 
+    @property
+    def places(self) -> frozenset[Path]:
+        """Where the files lie that it reads, if it reads files (see `TextFile.place`)."""
+        return frozenset()
+
     @abstractmethod
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the bytes of the data and the options of reading them: equal only for equal documents."""
@@ -64,6 +70,11 @@ class FileSource(Source):
     kind: Documents = "file"
     column: str | None = None
     strip: bool = False
+
+    @cached_property
+    def places(self) -> frozenset[Path]:
+        """See `Source`."""
+        return frozenset(file.place for file in self.files if file.place)
 
     def fingerprint(self) -> str:
         """See `Source`; a file's name does not count but for the kind of a table, the order of files does."""
