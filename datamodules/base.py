@@ -239,6 +239,7 @@ class TextDataModule(LightningDataModule):
 
     def _check_rows(self) -> None:
         self._check_windows()
+        self._check_mask()
         if self.rows != "windows" and self.tokenizer.eos_id is None:
             raise UserError(
                 f"rows {self.rows!r} need a tokenizer with an end mark, and this one has none; use windows."
@@ -258,10 +259,14 @@ class TextDataModule(LightningDataModule):
             raise UserError(
                 f"A stride of {self.stride} leaves out text or repeats it: choose 1 to block_size = {self._size}."
             )
-        if self.mask_first < 0 or (self.rows == "windows" and self.mask_first >= self._size):
+
+    def _check_mask(self) -> None:
+        windows = self.rows == "windows"
+        targets = self._size if windows or not self.mask_first else int(np.diff(self.stores["train"].starts).max())
+        if not 0 <= self.mask_first < targets:
+            what = f"a window of {targets}" if windows else f"the longest document to train on, of {targets} targets"
             raise UserError(
-                f"mask_first {self.mask_first} leaves no target of a window of {self._size}: choose 0 (off) to "
-                f"{self._size - 1}."
+                f"mask_first {self.mask_first} leaves no target of {what}: choose 0 (off) to {targets - 1}."
             )
 
     def make_rows(self, split: str, training: bool = False) -> Rows:
