@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule
 
+from datamodules.accumulation import set_accumulation
 from datamodules.agreement import check_agreement
 from datamodules.batches import (
     IGNORED,
@@ -144,7 +145,7 @@ class TextDataModule(LightningDataModule):
         self._check_rows()
         self._check_sampling()
         if stage == "fit" and self.trainer is not None:
-            self._set_accumulation(self.trainer)
+            set_accumulation(self.trainer, self._share(0).accumulation)
             if "val" not in self.stores:  # nothing is held out: Lightning would warn of loaders without batches
                 self.trainer.limit_val_batches = 0
 
@@ -347,28 +348,3 @@ class TextDataModule(LightningDataModule):
         return BatchLoader(
             MicroBatches(rows, Share(count, micro * world, micro, rank, world), subset), self.num_workers
         )
-
-    def _set_accumulation(self, trainer: Trainer) -> None:
-        """Makes the Trainer step once in each global batch, and counts an integer ``val_check_interval`` in steps.
-
-        Lightning counts that in micro-batches, and a checkpoint saved between two steps would not resume exactly.
-        """
-        accumulation = self._share(0).accumulation
-        if trainer.accumulate_grad_batches not in (1, accumulation):
-            raise UserError(
-                f"accumulate_grad_batches {trainer.accumulate_grad_batches} contradicts tokens_per_step and "
-                f"micro_batch_size, which make it {accumulation}; leave it out."
-            )
-        interval = getattr(trainer, "val_check_interval", None)  # unset where it is a time
-        by_clock = vars(trainer)["_val_check_time_interval"] is not None
-        fraction = isinstance(interval, float) and interval != 1.0
-        if (accumulation > 1 and (by_clock or fraction)) or (trainer.world_size > 1 and by_clock):
-            named = "by the clock" if by_clock else f"{interval} of an epoch"
-            raise UserError(
-                f"val_check_interval {named} may fall inside a step, which is of {accumulation} micro-batches, or at "
-                "another step in another process: give it as a whole number of steps."
-            )
-        trainer.accumulate_grad_batches = accumulation
-        if isinstance(interval, int):
-            steps = vars(trainer).setdefault("_val_check_steps", interval)  # of its first datamodule
-            trainer.val_check_interval = steps * accumulation

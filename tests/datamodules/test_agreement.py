@@ -46,7 +46,9 @@ def test_two_processes_train_on_the_same_ids_or_not_at_all(tmp_path: Path) -> No
     assert said[0] == said[1]
     same, tokenizers, texts = said[0].splitlines()
     assert same == "agreed"
-    assert tokenizers.startswith("The 2 processes of this run have trained different tokenizers, each in a cache of its")
+    assert tokenizers.startswith(
+        "The 2 processes of this run have trained different tokenizers, each in a cache of its"
+    )
     assert "--data.cache_dir" in tokenizers
     assert "as --data.tokenizer." in tokenizers
     assert texts.startswith("The 2 processes of this run read different texts: give all of them the same files")
