@@ -181,13 +181,13 @@ def _csv_values(file: TextFile, column: str, delimiter: str) -> Iterator[str]:
         if column not in header:
             raise unknown_column(file.name, column, header)
         index = header.index(column)
-        for row in rows:
-            if len(row) > index:
-                yield row[index]
-            elif row:
+        for row in filter(None, rows):  # a blank line is no row
+            if len(row) != len(header):
                 raise UserError(
-                    f"{file.name}, line {rows.line_num}: {len(row)} fields where the header has {len(header)}."
+                    f"{file.name}, line {rows.line_num}: {len(row)} fields where the header has {len(header)}; a field "
+                    "with a separator in it must be quoted."
                 )
+            yield row[index]
     except csv.Error as error:
         raise UserError(
             f"{file.name}, line {rows.line_num}: {error}; a field that begins with a quote must be quoted, with its "

@@ -315,6 +315,12 @@ def test_not_utf8_names_the_byte(tmp_path: Path) -> None:
         (lambda p: write(p / "a.txt", "x"), {"documents": "column", "column": "a"}, "has no columns"),
         (lambda p: write(p / "a.csv", "a,b\n1,2"), {"documents": "column", "column": "c"}, "'c'; it has a, b"),
         (lambda p: write(p / "a.csv", "a,b\n1"), {"documents": "column", "column": "b"}, r"line 2: 1 fields .* 2"),
+        (lambda p: write(p / "a.csv", "a,b\n1"), {"documents": "column", "column": "a"}, "line 2: 1 fields"),
+        (
+            lambda p: write(p / "a.csv", "a\nb\n\nc, d"),
+            {"documents": "column", "column": "a"},
+            "line 4: 2 fields .* 1;",
+        ),
         (lambda p: write(p / "a.csv", 'a,b\n"1'), {"documents": "column", "column": "b"}, "line 2: unexpected end"),
         (lambda p: write(p / "a.tsv", 'a\n"x" y'), {"documents": "column", "column": "a"}, "line 2: .* quotes doubled"),
         (lambda p: write(p / "a.jsonl", '{"a": 1}'), {"documents": "column", "column": "b"}, "'b'; it has a"),
