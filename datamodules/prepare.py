@@ -106,11 +106,32 @@ class Recipe:
         given = {"train": self.source, "val": self.val_source, "test": self.test_source}
         return {name: source for name, source in given.items() if source is not None}
 
-    @cached_property
+    @property
     def data_fingerprint(self) -> str:
-        """SHA-256 of the text of all splits; reads every source once."""
+        """SHA-256 of the text of all splits."""
+        return self._first_reading[1]
+
+    @cached_property
+    def _first_reading(self) -> tuple[dict[str, list[object]], str]:
+        """What the files were like before it (see `Source.stamps`), and the fingerprint; reads every source once."""
+        stamps = self._stamps()
         prints = {name: source.fingerprint() for name, source in self._sources.items()}
-        return _sha256({"sources": prints, "split": asdict(self.split), "joined": self.joined})
+        return stamps, _sha256({"sources": prints, "split": asdict(self.split), "joined": self.joined})
+
+    def _stamps(self) -> dict[str, list[object]]:
+        return {name: source.stamps() for name, source in self._sources.items()}
+
+    @contextmanager
+    def unchanging(self) -> Iterator[None]:
+        """Refuses what has been made, and explains what has failed, where text was written to since its fingerprint."""
+        try:
+            yield
+        finally:
+            now = self._stamps()
+            changed = next((name for name, before in self._first_reading[0].items() if now[name] != before), None)
+            if changed is not None:
+                name = self._sources[changed].name
+                raise UserError(f"The text of {name} was written to while it was prepared: start again.")
 
     @property
     def key(self) -> str:
@@ -183,7 +204,8 @@ def prepare(recipe: Recipe, cache_dir: str | Path | None = None) -> Path:
             part = folder.with_suffix(".part")
             _remove(part, folder)
             try:
-                _build(recipe, part)
+                with recipe.unchanging():
+                    _build(recipe, part)
                 part.rename(folder)
             finally:
                 _remove(part)

@@ -42,6 +42,14 @@ class TextFile:
         """Where the text is, the same for all its names: through links, and compressed or not."""
         return without_gz(self.path.resolve()) if self.path else None
 
+    def stamp(self) -> tuple[int, int] | None:
+        """Size and time of the last change; None where there is no file."""
+        try:
+            stat = self.path.stat() if self.path else None
+        except OSError:  # it is gone
+            return None
+        return (stat.st_size, stat.st_mtime_ns) if stat else None
+
     def raw(self) -> io.BufferedIOBase:
         """The bytes as stored."""
         try:

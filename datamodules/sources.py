@@ -47,6 +47,10 @@ class Source(ABC):
         """Where the files lie that it reads, if it reads files (see `TextFile.place`)."""
         return frozenset()
 
+    def stamps(self) -> list[object]:
+        """What tells, without reading them, whether the files have been written to since."""
+        return []
+
     @abstractmethod
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the bytes of the data and the options of reading them: equal only for equal documents."""
@@ -75,6 +79,10 @@ class FileSource(Source):
     def places(self) -> frozenset[Path]:
         """See `Source`."""
         return frozenset(file.place for file in self.files if file.place)
+
+    def stamps(self) -> list[object]:
+        """See `Source`."""
+        return [file.stamp() for file in self.files]
 
     def fingerprint(self) -> str:
         """See `Source`; a file's name does not count but for the kind of a table, the order of files does."""
