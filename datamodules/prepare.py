@@ -18,7 +18,7 @@ from typing import Literal
 
 from datamodules.encoding import Encoded, Job, encode_all, useful_workers
 from datamodules.errors import UserError
-from datamodules.files import default_cache_dir, locked
+from datamodules.files import cache_folder, locked
 from datamodules.progress import progress
 from datamodules.sources import Source
 from datamodules.splitting import PIECE, Scan, Scanner, Split, SplitPiece, scan, split_documents, split_text
@@ -181,7 +181,7 @@ class Recipe:
 
 def store_folder(recipe: Recipe, cache_dir: str | Path | None = None) -> Path:
     """Where the recipe's store is, or would be."""
-    return (Path(cache_dir).expanduser() if cache_dir else default_cache_dir()) / recipe.key
+    return cache_folder(cache_dir) / recipe.key
 
 
 def prepare(recipe: Recipe, cache_dir: str | Path | None = None) -> Path:
@@ -191,7 +191,7 @@ def prepare(recipe: Recipe, cache_dir: str | Path | None = None) -> Path:
 
     Args:
         recipe: what goes into the store.
-        cache_dir: parent of all stores; None for `default_cache_dir`.
+        cache_dir: parent of all stores; None for `files.default_cache_dir`.
 
     Raises:
         UserError: what the source or the tokenizer refuses, or a cache that cannot be written.

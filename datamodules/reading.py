@@ -209,8 +209,8 @@ def _jsonl_values(file: TextFile, column: str) -> Iterator[str]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file.name}, line {number} is not JSON: {error}.") from None
+        except (ValueError, RecursionError) as error:  # thousands of digits or brackets are refused too
+            raise UserError(f"{file.name}, line {number} is not JSON that can be read: {error}.") from None
         if not isinstance(row, dict) or column not in row:
             raise unknown_column(f"{file.name}, line {number}", column, row if isinstance(row, dict) else [])
         if row[column] is not None:

@@ -17,7 +17,7 @@ from typing import Literal
 from datamodules import embedded
 from datamodules.downloads import DOWNLOADS, fetch
 from datamodules.errors import UserError
-from datamodules.files import default_cache_dir
+from datamodules.files import cache_folder, expanded
 from datamodules.reading import CHUNK, Piece, TextFile, column_values, cut, normalised, stripped
 from datamodules.synthetic import headlines
 
@@ -162,7 +162,7 @@ def open_source(
     if (documents == "column") != (column is not None):
         raise UserError(f"documents={documents!r} with column={column!r}: give a column with documents='column', only.")
     specs = [spec] if isinstance(spec, str) else spec
-    folder = (Path(cache_dir).expanduser() if cache_dir else default_cache_dir()) / "downloads"
+    folder = cache_folder(cache_dir) / "downloads"
     if len(specs) == 1 and _on_hub(specs[0]):
         return _open_hub(specs[0], column, strip, folder)
     if not all(specs) or not specs:
@@ -197,7 +197,7 @@ def _files(spec: str, documents: Documents, folder: Path) -> list[TextFile]:
         return [TextFile("embedded.txt", content=embedded.corpus().encode())]
     if spec in DOWNLOADS:
         return _with_text([fetch(spec, DOWNLOADS[spec], folder)])
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     if not _can_be_a_path(path):
         raise UserError(f"The source {spec[:40]!r}... is no path: give the name of a file, not its text.")
     if path.is_dir():

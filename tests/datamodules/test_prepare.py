@@ -391,6 +391,11 @@ def test_text_that_is_written_to_meanwhile_leaves_no_store(
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
+def test_a_cache_in_nobodys_home_is_one_sentence(text_source: Callable[..., Source]) -> None:
+    with pytest.raises(UserError, match="nobody's home folder on this machine; write the folder out"):
+        prepare(Recipe(text_source("abc"), CHARS), "~nobody_of_that_name/cache")
+
+
 def test_the_store_is_there_only_when_it_is_whole(
     text_source: Callable[..., Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -327,6 +327,17 @@ def test_not_utf8_names_the_byte(tmp_path: Path) -> None:
         (lambda p: write(p / "a.jsonl", '{"a": 1}'), {"documents": "column", "column": "a"}, "holds 1, which is not"),
         (lambda p: write(p / "a.jsonl", "[1]"), {"documents": "column", "column": "a"}, "'a'; it has none"),
         (lambda p: write(p / "a.jsonl", "{\n"), {"documents": "column", "column": "a"}, "line 1 is not JSON"),
+        (
+            lambda p: write(p / "a.jsonl", '{"a": "x", "n": ' + "1" * 5000 + "}"),
+            {"documents": "column", "column": "a"},
+            "line 1 is not JSON that can be read: .* 5000 digits",
+        ),
+        (
+            lambda p: write(p / "a.jsonl", "[" * 100_000 + "]" * 100_000),
+            {"documents": "column", "column": "a"},
+            "line 1 is not JSON that can be read: maximum recursion depth",
+        ),
+        (lambda p: "~nobody_of_that_name/a.txt", {}, "~nobody_of_that_name is nobody's home folder on this machine"),
         (lambda p: write(p / "a.gz", b"no"), {}, "not a whole gzip file"),
         (lambda p: write(p / "a.gz", gzip.compress(b"abc" * 999)[:-9]), {}, "not a whole gzip file"),
         (lambda p: "hf:owner/name", {"documents": "column", "column": "a"}, "names no revision"),
