@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule
 
+from datamodules.accumulation import set_accumulation
+from datamodules.agreement import check_agreement
 from datamodules.batches import (
     IGNORED,
     BatchLoader,
@@ -100,6 +102,7 @@ class TextDataModule(LightningDataModule):
         for name in ("train_eval_rows", "seed", "num_workers"):
             check_at_least(0, f"The data's {name}", getattr(self, name))
         self._given: Tokenizer | None = None
+        self._trained: Tokenizer | None = None
 
     @abstractmethod
     def recipe(self) -> Recipe:
@@ -112,6 +115,12 @@ class TextDataModule(LightningDataModule):
     def use_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Takes a checkpoint's tokenizer instead of making one. Call it before ``setup``."""
         self._given = tokenizer
+
+    def go_on_with(self, tokenizer: Tokenizer) -> None:
+        """Takes the tokenizer of a run that goes on, where the options ask for one to be trained that may be this one:
+        a second training need not give it again. Call it before ``setup``.
+        """
+        self._trained = tokenizer
 
     @property
     def vocab_size(self) -> int:
@@ -129,13 +138,14 @@ class TextDataModule(LightningDataModule):
         folder = self._folder = self._prepared()
         meta = read_meta(folder)
         self.tokenizer, self.fingerprints = load_tokenizer_of(folder), meta["fingerprints"]
+        check_agreement(self.fingerprints)
         self.stores = {split: TokenStore(folder, split) for split in meta["splits"]}
         self._size = self._chosen_block_size()
         self._scored: dict[str, ScoredText] = {}
         self._check_rows()
         self._check_sampling()
         if stage == "fit" and self.trainer is not None:
-            self._set_accumulation(self.trainer)
+            set_accumulation(self.trainer, self._share(0).accumulation)
             if "val" not in self.stores:  # nothing is held out: Lightning would warn of loaders without batches
                 self.trainer.limit_val_batches = 0
 
@@ -180,13 +190,19 @@ class TextDataModule(LightningDataModule):
 
     def _prepared(self) -> Path:
         recipe = self._recipe
-        if self._given is None:
+        given = self._given or self._trained_as(recipe.tokenizer)
+        if given is None:
             return prepare(recipe, self.cache_dir)
         own = store_folder(recipe, self.cache_dir)  # of the run that trained the tokenizer: the same tokens
-        if is_complete(own) and read_meta(own)["fingerprints"]["tokenizer"] == self._given.fingerprint:
+        if is_complete(own) and read_meta(own)["fingerprints"]["tokenizer"] == given.fingerprint:
             return own
-        self._check_given(self._given, recipe.tokenizer)
-        return prepare(replace(recipe, tokenizer=self._given), self.cache_dir)
+        self._check_given(given, recipe.tokenizer)
+        return prepare(replace(recipe, tokenizer=given), self.cache_dir)
+
+    def _trained_as(self, wanted: Tokenizer | NewTokenizer) -> Tokenizer | None:
+        """The tokenizer of the run that goes on, if that is what training would be for."""
+        trained = self._trained
+        return trained if trained and isinstance(wanted, NewTokenizer) and wanted.may_give(trained) else None
 
     @cached_property
     def _recipe(self) -> Recipe:
@@ -224,6 +240,7 @@ class TextDataModule(LightningDataModule):
 
     def _check_rows(self) -> None:
         self._check_windows()
+        self._check_mask()
         if self.rows != "windows" and self.tokenizer.eos_id is None:
             raise UserError(
                 f"rows {self.rows!r} need a tokenizer with an end mark, and this one has none; use windows."
@@ -243,10 +260,14 @@ class TextDataModule(LightningDataModule):
             raise UserError(
                 f"A stride of {self.stride} leaves out text or repeats it: choose 1 to block_size = {self._size}."
             )
-        if self.mask_first < 0 or (self.rows == "windows" and self.mask_first >= self._size):
+
+    def _check_mask(self) -> None:
+        windows = self.rows == "windows"
+        targets = self._size if windows or not self.mask_first else int(np.diff(self.stores["train"].starts).max())
+        if not 0 <= self.mask_first < targets:
+            what = f"a window of {targets}" if windows else f"the longest document to train on, of {targets} targets"
             raise UserError(
-                f"mask_first {self.mask_first} leaves no target of a window of {self._size}: choose 0 (off) to "
-                f"{self._size - 1}."
+                f"mask_first {self.mask_first} leaves no target of {what}: choose 0 (off) to {targets - 1}."
             )
 
     def make_rows(self, split: str, training: bool = False) -> Rows:
@@ -327,28 +348,3 @@ class TextDataModule(LightningDataModule):
         return BatchLoader(
             MicroBatches(rows, Share(count, micro * world, micro, rank, world), subset), self.num_workers
         )
-
-    def _set_accumulation(self, trainer: Trainer) -> None:
-        """Makes the Trainer step once in each global batch, and counts an integer ``val_check_interval`` in steps.
-
-        Lightning counts that in micro-batches, and a checkpoint saved between two steps would not resume exactly.
-        """
-        accumulation = self._share(0).accumulation
-        if trainer.accumulate_grad_batches not in (1, accumulation):
-            raise UserError(
-                f"accumulate_grad_batches {trainer.accumulate_grad_batches} contradicts tokens_per_step and "
-                f"micro_batch_size, which make it {accumulation}; leave it out."
-            )
-        interval = getattr(trainer, "val_check_interval", None)  # unset where it is a time
-        by_clock = vars(trainer)["_val_check_time_interval"] is not None
-        fraction = isinstance(interval, float) and interval != 1.0
-        if (accumulation > 1 and (by_clock or fraction)) or (trainer.world_size > 1 and by_clock):
-            named = "by the clock" if by_clock else f"{interval} of an epoch"
-            raise UserError(
-                f"val_check_interval {named} may fall inside a step, which is of {accumulation} micro-batches, or at "
-                "another step in another process: give it as a whole number of steps."
-            )
-        trainer.accumulate_grad_batches = accumulation
-        if isinstance(interval, int):
-            steps = vars(trainer).setdefault("_val_check_steps", interval)  # of its first datamodule
-            trainer.val_check_interval = steps * accumulation

@@ -39,13 +39,16 @@ def overlap(train: TokenStore, val: TokenStore, tokenizer: Tokenizer) -> Overlap
 
     Both splits are read once; of a validation split over a million characters, a random part of the stretches counts.
     """
-    known = {document.tobytes() for document in val.documents()}
-    found = {document.tobytes() for document in train.documents()} & known if val.eos_id is not None else set()
-    repeated = [document.tobytes() in found for document in val.documents()]
     return Overlap(
-        documents=float(np.mean(repeated)) if val.eos_id is not None else None,
+        documents=_document_overlap(train, val) if val.eos_id is not None else None,
         shingles=_shingle_overlap(train, val, tokenizer),
     )
+
+
+def _document_overlap(train: TokenStore, val: TokenStore) -> float:
+    known = {document.tobytes() for document in val.documents()}
+    found = known.intersection(document.tobytes() for document in train.documents())
+    return float(np.mean([document.tobytes() in found for document in val.documents()]))
 
 
 def _shingle_overlap(train: TokenStore, val: TokenStore, tokenizer: Tokenizer) -> float | None:

@@ -12,9 +12,27 @@ from typing import IO, Any
 from datamodules.errors import UserError
 
 
+def expanded(path: str | Path) -> Path:
+    """``path`` with the home folder that a ``~`` or ``~NAME`` at its beginning stands for.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        home = Path(path).parts[0]
+        raise UserError(f"{path}: {home} is nobody's home folder on this machine; write the folder out.") from None
+
+
 def default_cache_dir() -> Path:
     """``$XDG_CACHE_HOME/lit_gpt``, or ``~/.cache/lit_gpt``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit_gpt"
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lit_gpt"
+
+
+def cache_folder(cache_dir: str | Path | None) -> Path:
+    """The one that was asked for, or the default."""
+    return expanded(cache_dir) if cache_dir else default_cache_dir()
 
 
 @contextmanager

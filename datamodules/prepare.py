@@ -18,14 +18,16 @@ from typing import Literal
 
 from datamodules.encoding import Encoded, Job, encode_all, useful_workers
 from datamodules.errors import UserError
-from datamodules.files import default_cache_dir, locked
+from datamodules.files import cache_folder, locked
 from datamodules.progress import progress
 from datamodules.sources import Source
 from datamodules.splitting import PIECE, Scan, Scanner, Split, SplitPiece, scan, split_documents, split_text
 from datamodules.tokenizers import (
+    BPETokenizer,
     CharTokenizer,
     PatternName,
     Tokenizer,
+    UnigramTokenizer,
     load_tokenizer,
     save_tokenizer,
     train_tokenizer,
@@ -58,6 +60,11 @@ class NewTokenizer:
     pattern: PatternName = "cl100k"
     prefix_space: bool = False
 
+    def may_give(self, tokenizer: Tokenizer) -> bool:
+        """Whether training may have given ``tokenizer``; never an alphabet, which a text gives in one way only."""
+        made = {"bpe": BPETokenizer, "unigram": UnigramTokenizer}.get(self.kind)
+        return made is not None and isinstance(tokenizer, made) and tokenizer.vocab_size <= (self.vocab_size or 0)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -69,6 +76,17 @@ class Recipe:
     val_source: Source | None = None
     test_source: Source | None = None
     joined: bool = True  # documents without end marks are one stream, each after the first on a new line
+
+    def __post_init__(self) -> None:
+        """Refuses to judge by a file that is also trained on, unless it is all that is: then memory is asked for."""
+        train = self.source.places
+        for split, source in self._sources.items():
+            shared = sorted(source.places & train)
+            if shared and source.places != train:
+                raise UserError(
+                    f"The {split}_source has {shared[0]}, and so has the source that is trained on: leave it out of "
+                    "one of them."
+                )
 
     @classmethod
     def contiguous(
@@ -88,11 +106,32 @@ class Recipe:
         given = {"train": self.source, "val": self.val_source, "test": self.test_source}
         return {name: source for name, source in given.items() if source is not None}
 
-    @cached_property
+    @property
     def data_fingerprint(self) -> str:
-        """SHA-256 of the text of all splits; reads every source once."""
+        """SHA-256 of the text of all splits."""
+        return self._first_reading[1]
+
+    @cached_property
+    def _first_reading(self) -> tuple[dict[str, list[object]], str]:
+        """What the files were like before it (see `Source.stamps`), and the fingerprint; reads every source once."""
+        stamps = self._stamps()
         prints = {name: source.fingerprint() for name, source in self._sources.items()}
-        return _sha256({"sources": prints, "split": asdict(self.split), "joined": self.joined})
+        return stamps, _sha256({"sources": prints, "split": asdict(self.split), "joined": self.joined})
+
+    def _stamps(self) -> dict[str, list[object]]:
+        return {name: source.stamps() for name, source in self._sources.items()}
+
+    @contextmanager
+    def unchanging(self) -> Iterator[None]:
+        """Refuses what has been made, and explains what has failed, where text was written to since its fingerprint."""
+        try:
+            yield
+        finally:
+            now = self._stamps()
+            changed = next((name for name, before in self._first_reading[0].items() if now[name] != before), None)
+            if changed is not None:
+                name = self._sources[changed].name
+                raise UserError(f"The text of {name} was written to while it was prepared: start again.")
 
     @property
     def key(self) -> str:
@@ -142,7 +181,7 @@ class Recipe:
 
 def store_folder(recipe: Recipe, cache_dir: str | Path | None = None) -> Path:
     """Where the recipe's store is, or would be."""
-    return (Path(cache_dir).expanduser() if cache_dir else default_cache_dir()) / recipe.key
+    return cache_folder(cache_dir) / recipe.key
 
 
 def prepare(recipe: Recipe, cache_dir: str | Path | None = None) -> Path:
@@ -152,7 +191,7 @@ def prepare(recipe: Recipe, cache_dir: str | Path | None = None) -> Path:
 
     Args:
         recipe: what goes into the store.
-        cache_dir: parent of all stores; None for `default_cache_dir`.
+        cache_dir: parent of all stores; None for `files.default_cache_dir`.
 
     Raises:
         UserError: what the source or the tokenizer refuses, or a cache that cannot be written.
@@ -165,7 +204,8 @@ def prepare(recipe: Recipe, cache_dir: str | Path | None = None) -> Path:
             part = folder.with_suffix(".part")
             _remove(part, folder)
             try:
-                _build(recipe, part)
+                with recipe.unchanging():
+                    _build(recipe, part)
                 part.rename(folder)
             finally:
                 _remove(part)

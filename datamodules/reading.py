@@ -35,7 +35,20 @@ class TextFile:
     @property
     def kind(self) -> str:
         """The suffix that says how to read it, without a closing ``.gz``."""
-        return Path(self.name.removesuffix(".gz")).suffix.lower()
+        return without_gz(Path(self.name)).suffix.lower()
+
+    @property
+    def place(self) -> Path | None:
+        """Where the text is, the same for all its names: through links, and compressed or not."""
+        return without_gz(self.path.resolve()) if self.path else None
+
+    def stamp(self) -> tuple[int, int] | None:
+        """Size and time of the last change; None where there is no file."""
+        try:
+            stat = self.path.stat() if self.path else None
+        except OSError:  # it is gone
+            return None
+        return (stat.st_size, stat.st_mtime_ns) if stat else None
 
     def raw(self) -> io.BufferedIOBase:
         """The bytes as stored."""
@@ -52,7 +65,7 @@ class TextFile:
         """
         newlines = io.IncrementalNewlineDecoder(None, translate=True)
         with self.raw() as raw:
-            stream = gzip.GzipFile(fileobj=raw) if self.name.endswith(".gz") else raw
+            stream = gzip.GzipFile(fileobj=raw) if _is_gz(Path(self.name)) else raw
             for text in _decoded(stream, self.name, size):
                 # The newline decoder takes text when it wraps no other decoder; its stub says bytes.
                 yield newlines.decode(cast(bytes, text))
@@ -69,6 +82,15 @@ class TextFile:
             held.append(rest)
         if any(held):
             yield "".join(held)
+
+
+def _is_gz(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
+def without_gz(path: Path) -> Path:
+    """``path`` without a closing ``.gz``, in letters of either size."""
+    return path.with_suffix("") if _is_gz(path) else path
 
 
 def _decoded(stream: io.BufferedIOBase, name: str, size: int) -> Iterator[str]:
@@ -167,13 +189,13 @@ def _csv_values(file: TextFile, column: str, delimiter: str) -> Iterator[str]:
         if column not in header:
             raise unknown_column(file.name, column, header)
         index = header.index(column)
-        for row in rows:
-            if len(row) > index:
-                yield row[index]
-            elif row:
+        for row in filter(None, rows):  # a blank line is no row
+            if len(row) != len(header):
                 raise UserError(
-                    f"{file.name}, line {rows.line_num}: {len(row)} fields where the header has {len(header)}."
+                    f"{file.name}, line {rows.line_num}: {len(row)} fields where the header has {len(header)}; a field "
+                    "with a separator in it must be quoted."
                 )
+            yield row[index]
     except csv.Error as error:
         raise UserError(
             f"{file.name}, line {rows.line_num}: {error}; a field that begins with a quote must be quoted, with its "
@@ -187,8 +209,8 @@ def _jsonl_values(file: TextFile, column: str) -> Iterator[str]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file.name}, line {number} is not JSON: {error}.") from None
+        except (ValueError, RecursionError) as error:  # thousands of digits or brackets are refused too
+            raise UserError(f"{file.name}, line {number} is not JSON that can be read: {error}.") from None
         if not isinstance(row, dict) or column not in row:
             raise unknown_column(f"{file.name}, line {number}", column, row if isinstance(row, dict) else [])
         if row[column] is not None:

@@ -10,13 +10,14 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from datamodules import embedded
 from datamodules.downloads import DOWNLOADS, fetch
 from datamodules.errors import UserError
-from datamodules.files import default_cache_dir
+from datamodules.files import cache_folder, expanded
 from datamodules.reading import CHUNK, Piece, TextFile, column_values, cut, normalised, stripped
 from datamodules.synthetic import headlines
 
@@ -41,6 +42,15 @@ class Source(ABC):
 
     name: str
 
+    @property
+    def places(self) -> frozenset[Path]:
+        """Where the files lie that it reads, if it reads files (see `TextFile.place`)."""
+        return frozenset()
+
+    def stamps(self) -> list[object]:
+        """What tells, without reading them, whether the files have been written to since."""
+        return []
+
     @abstractmethod
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the bytes of the data and the options of reading them: equal only for equal documents."""
@@ -64,6 +74,15 @@ class FileSource(Source):
     kind: Documents = "file"
     column: str | None = None
     strip: bool = False
+
+    @cached_property
+    def places(self) -> frozenset[Path]:
+        """See `Source`."""
+        return frozenset(file.place for file in self.files if file.place)
+
+    def stamps(self) -> list[object]:
+        """See `Source`."""
+        return [file.stamp() for file in self.files]
 
     def fingerprint(self) -> str:
         """See `Source`; a file's name does not count but for the kind of a table, the order of files does."""
@@ -143,7 +162,7 @@ def open_source(
     if (documents == "column") != (column is not None):
         raise UserError(f"documents={documents!r} with column={column!r}: give a column with documents='column', only.")
     specs = [spec] if isinstance(spec, str) else spec
-    folder = (Path(cache_dir).expanduser() if cache_dir else default_cache_dir()) / "downloads"
+    folder = cache_folder(cache_dir) / "downloads"
     if len(specs) == 1 and _on_hub(specs[0]):
         return _open_hub(specs[0], column, strip, folder)
     if not all(specs) or not specs:
@@ -178,7 +197,7 @@ def _files(spec: str, documents: Documents, folder: Path) -> list[TextFile]:
         return [TextFile("embedded.txt", content=embedded.corpus().encode())]
     if spec in DOWNLOADS:
         return _with_text([fetch(spec, DOWNLOADS[spec], folder)])
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     if not _can_be_a_path(path):
         raise UserError(f"The source {spec[:40]!r}... is no path: give the name of a file, not its text.")
     if path.is_dir():
@@ -201,10 +220,10 @@ def _can_be_a_path(path: Path) -> bool:
 
 def _check_once(files: Sequence[TextFile]) -> None:
     """A text that is read twice would be in the training part and in the validation part."""
-    places = Counter(file.path.resolve().with_name(file.path.name.removesuffix(".gz")) for file in files if file.path)
+    places = Counter(file.place for file in files if file.place)
     twice = next((place for place, count in places.items() if count > 1), None)
     if twice is not None:
-        raise UserError(f"The source has {twice.name} twice (as itself, or with .gz): give each text once.")
+        raise UserError(f"The source has {twice.name} twice (as itself, by a link, or with .gz): give each text once.")
 
 
 def _headlines(spec: str, count: str) -> TextFile:

@@ -85,12 +85,21 @@ class SubwordDataModule(TextDataModule):
                 raise UserError(f"{option} is for a bpe or unigram that is trained here, not for {name}: leave it out.")
         if name == "char":
             return NewTokenizer("char", None, "all")  # see CharDataModule
-        tokenizer = open_tokenizer(name)
+        tokenizer = self._opened_tokenizer(name)
         if vocab_size not in (None, tokenizer.vocab_size):
             raise UserError(
                 f"The tokenizer {name} has {tokenizer.vocab_size} tokens, not vocab_size {vocab_size}; leave that out."
             )
         return tokenizer
+
+    def _opened_tokenizer(self, name: str) -> Tokenizer:
+        """The named one; where it cannot be opened the checkpoint's, as no other would be accepted."""
+        try:
+            return open_tokenizer(name)
+        except UserError:
+            if self._given is None:
+                raise
+            return self._given
 
     def opened_sources(self) -> tuple[Source, Source | None, Source | None]:
         """The text, and those that validation and test have of their own."""

@@ -33,6 +33,11 @@ class Counts:
     bytes: int
     end_marks: int
 
+    @property
+    def text_tokens(self) -> int:
+        """Those that are no marks: where documents have marks, there is one more than documents."""
+        return self.tokens - self.end_marks - (self.end_marks > 0)
+
 
 def token_dtype(vocab_size: int) -> np.dtype:
     """The smallest unsigned type that holds every id."""

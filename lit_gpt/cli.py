@@ -239,7 +239,7 @@ class LitCLI(LightningCLI):
         path = checkpoint.file_of(config.ckpt_path, ("last.ckpt", "best.ckpt"))  # a run goes on from its end
         config.ckpt_path = str(path)
         if issubclass(resolve_name(config.model.class_path), LitLanguageModel):
-            checkpoint.read(path, mmap=True)  # refuses it before anything is written
+            self.stored = checkpoint.read(path, mmap=True)[checkpoint.KEY]  # refused before anything is written
         return runs.folder_of(path)
 
     def _new_folder(self, parent: Path) -> Path:
@@ -275,8 +275,13 @@ class LitCLI(LightningCLI):
         self.config_init = self.instantiated()
         self.model, self.datamodule = (self.config_init[self.verb][slot] for slot in ("model", "data"))
         self.trainer = self.instantiate_trainer()
-        if self.verb != "fit" and self.stored["tokenizer"] and hasattr(self.datamodule, "use_tokenizer"):
-            self.datamodule.use_tokenizer(tokenizer_from_dict(self.stored["tokenizer"]))
+        self._hand_over_tokenizer()
+
+    def _hand_over_tokenizer(self) -> None:
+        """The checkpoint's, to the data: a run that goes on takes it where it would train one, other verbs always."""
+        take = getattr(self.datamodule, "go_on_with" if self.verb == "fit" else "use_tokenizer", None)
+        if take is not None and self.stored.get("tokenizer"):
+            take(tokenizer_from_dict(self.stored["tokenizer"]))
 
     def instantiated(self) -> Namespace:
         """The objects of the configuration; a wrong combination of values is one sentence."""

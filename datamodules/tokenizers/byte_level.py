@@ -1,15 +1,19 @@
 """What BPE and Unigram share: tokens of bytes, a pattern of splits, special marks; and their Hugging Face form."""
 
+import json
 from abc import abstractmethod
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from datamodules.errors import UserError
 from datamodules.reading import cut
 from datamodules.tokenizers.base import Ids, Tokenizer, check_unicode
+
+if TYPE_CHECKING:
+    import tokenizers
 
 #: Longer texts are encoded in pieces (see `reading.cut`): regular expression engines overflow their stack on a million
 #: spaces in a row, and tiktoken then panics.
@@ -142,3 +146,20 @@ def huggingface_state(
         "decoder": {"type": "Sequence", "decoders": [decoder, _STRIP]} if prefix_space else decoder,
         "model": model,
     }
+
+
+def library_tokenizer(state: dict[str, Any]) -> "tokenizers.Tokenizer":
+    """The `tokenizers` library's own object for the content of a ``tokenizer.json``.
+
+    Raises:
+        UserError: what the installed version does not know, or a regular expression that is none.
+    """
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_str(json.dumps(state))
+    except Exception as error:  # it has no class of its own for these
+        raise UserError(
+            f"The installed tokenizers {tokenizers.__version__} cannot read it ({error}); upgrade that library, or "
+            "write the file anew with this version of it."
+        ) from None

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import UserError
-from datamodules.files import write_text
+from datamodules.files import expanded, write_text
 from datamodules.tokenizers.base import Tokenizer
 from datamodules.tokenizers.bpe import ENCODINGS, BPETokenizer
 from datamodules.tokenizers.huggingface import from_huggingface
@@ -39,7 +39,7 @@ def open_tokenizer(spec: str) -> Tokenizer:
         return BPETokenizer.from_encoding(spec)
     if spec == "byte":
         return ByteTokenizer(eos=True)
-    if Path(spec).expanduser().is_file():
+    if expanded(spec).is_file():
         return load_tokenizer(spec)
     raise UserError(f"The tokenizer {spec!r} is neither a file nor one of {', '.join(ENCODINGS)}, byte.")
 
@@ -56,15 +56,19 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         UserError: no such file, not a tokenizer, or one whose ids we cannot give exactly.
     """
     try:
-        state = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        state = json.loads(expanded(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"There is no file {path}; make one with `python -m lit_gpt tokenizer train`.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"The file {path} cannot be read ({error.strerror}); give one that can.") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); give a tokenizer of ours or a tokenizer.json.") from None
     if not isinstance(state, dict) or not {"kind", "model"} & state.keys():
         raise UserError(f"{path} is no tokenizer; give one of ours or a Hugging Face tokenizer.json.")
     try:
-        return from_huggingface(state) if "model" in state else tokenizer_from_dict(state)
+        tokenizer = from_huggingface(state) if "model" in state else tokenizer_from_dict(state)
+        tokenizer.encode("")  # builds its tables: better a sentence now than when the first text comes
+        return tokenizer
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (LookupError, TypeError, ValueError, AttributeError) as error:

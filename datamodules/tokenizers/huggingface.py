@@ -1,6 +1,5 @@
 """Export to and import from Hugging Face's ``tokenizer.json``, with equal ids on both sides or a refusal."""
 
-import json
 from typing import Any
 
 from datamodules.errors import UserError
@@ -11,6 +10,7 @@ from datamodules.tokenizers.byte_level import (
     ByteLevelTokenizer,
     from_visible,
     huggingface_state,
+    library_tokenizer,
     special_tokens,
 )
 from datamodules.tokenizers.simple import UNKNOWN_MARK, ByteTokenizer, CharTokenizer
@@ -117,9 +117,7 @@ def _check_merges(tokenizer: BPETokenizer, model: dict[str, Any]) -> None:
 
 
 def _check_ids(tokenizer: ByteLevelTokenizer, state: dict[str, Any]) -> None:
-    from tokenizers import Tokenizer as Library
-
-    library = Library.from_str(json.dumps(state))
+    library = library_tokenizer(state)
     library.encode_special_tokens = True
     words = [tokenizer.decode([token_id]) for token_id in range(tokenizer.vocab_size)]
     for text in [_PROBE, "".join(words), *words[:: max(1, len(words) // 2000)]]:

@@ -74,9 +74,9 @@ class CharTokenizer(Tokenizer):
         return table
 
     def _refuse(self, text: str, position: int) -> None:
-        character = text[position]
+        character, around = text[position], text[max(position - 12, 0) : position + 13]  # long texts come in pieces
         raise UserError(
-            f"The character {character!r} (U+{ord(character):04X}) at position {position} is not among the "
+            f"The character {character!r} (U+{ord(character):04X}), as in {around!r}, is not among the "
             f"{len(self.chars)} of this vocabulary; choose unknown='unk', or a byte-level tokenizer."
         )
 

@@ -11,7 +11,7 @@ from datamodules.errors import UserError
 from datamodules.reading import cut
 from datamodules.tokenizers.base import END_MARK, Tokenizer, check_unicode
 from datamodules.tokenizers.bpe import PATTERNS, BPETokenizer, PatternName
-from datamodules.tokenizers.byte_level import from_visible, huggingface_state
+from datamodules.tokenizers.byte_level import from_visible, huggingface_state, library_tokenizer
 from datamodules.tokenizers.simple import ByteTokenizer, CharTokenizer
 from datamodules.tokenizers.unigram import UnigramTokenizer
 
@@ -108,9 +108,7 @@ def _unigram(pieces: Iterator[str], size: int, pattern: str) -> list[tuple[str, 
 
 
 def _library(model: dict[str, Any], pattern: str) -> "Library":
-    from tokenizers import Tokenizer as Library
-
-    return Library.from_str(json.dumps(huggingface_state(model, pattern, specials={})))
+    return library_tokenizer(huggingface_state(model, pattern, specials={}))
 
 
 def _whole_words(words: Counter[str]) -> Iterator[str]:

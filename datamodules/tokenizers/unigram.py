@@ -1,15 +1,21 @@
 """Byte-level Unigram: the likeliest segmentation under a table of token probabilities; see `sampling` for others."""
 
-import json
 from array import array
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from datamodules.errors import UserError
 from datamodules.reading import cut
 from datamodules.tokenizers.base import Ids, check_unicode
-from datamodules.tokenizers.byte_level import LONGEST, ByteLevelTokenizer, huggingface_state, to_visible
+from datamodules.tokenizers.byte_level import (
+    LONGEST,
+    ByteLevelTokenizer,
+    huggingface_state,
+    library_tokenizer,
+    to_visible,
+)
 
 if TYPE_CHECKING:
     import tokenizers
@@ -40,6 +46,8 @@ class UnigramTokenizer(ByteLevelTokenizer):
         prefix_space: bool = False,
     ) -> None:
         super().__init__(tokens, pattern, specials, eos, prefix_space)
+        if len(scores) != len(tokens):
+            raise UserError(f"The vocabulary has {len(tokens)} tokens and {len(scores)} scores, which must be as many.")
         self.scores = scores
 
     def words(self, text: str) -> list[str]:
@@ -71,7 +79,4 @@ class UnigramTokenizer(ByteLevelTokenizer):
 
     @cached_property
     def _library(self) -> "tokenizers.Tokenizer":
-        import tokenizers
-
-        state = huggingface_state(self.huggingface_model(), self.pattern, specials={})
-        return tokenizers.Tokenizer.from_str(json.dumps(state))
+        return library_tokenizer(huggingface_state(self.huggingface_model(), self.pattern, specials={}))

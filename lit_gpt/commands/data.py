@@ -71,7 +71,7 @@ def corpus_lines(module: TextDataModule) -> list[str]:
     lines = [f"{'split':<6}{'documents':>11}{'tokens':>14}{'characters':>14}{'bytes':>14}{'bytes/token':>13}"]
     for split, store in stores.items():
         c = store.counts
-        per_token = c.bytes / max(c.tokens - c.end_marks, 1)
+        per_token = c.bytes / max(c.text_tokens, 1)
         lines.append(f"{split:<6}{c.documents:>11,}{c.tokens:>14,}{c.chars:>14,}{c.bytes:>14,}{per_token:>13.3f}")
     lines += _vocabulary_lines(stores["train"], tokenizer)
     if tokenizer.eos_id is not None:

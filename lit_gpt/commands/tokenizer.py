@@ -1,6 +1,7 @@
 """``tokenizer train``, ``tokenizer eval``, ``tokenizer export``: a tokenizer on its own, before any model."""
 
 import json
+import shlex
 import time
 from collections.abc import Iterator
 from typing import Literal
@@ -53,8 +54,9 @@ def train(
     if vocab_size is not None and tokenizer.vocab_size < vocab_size:
         print(f"That is fewer than {vocab_size:,}: the text has no more to merge.")
     save_tokenizer(tokenizer, out)
-    print(f"Judge it:  python -m lit_gpt tokenizer eval --tokenizer {out} --source {source}")
-    print(f"Use it:    python -m lit_gpt fit --data BPEDataModule --data.source {source} --data.tokenizer {out}")
+    text = {"source": source, "documents": None if documents == "file" else documents, "column": column}
+    print(f"Judge it:  python -m lit_gpt tokenizer eval {_typed('', tokenizer=out, **text)}")
+    print(f"Use it:    python -m lit_gpt fit --data BPEDataModule {_typed('data.', **text, tokenizer=out)}")
 
 
 def evaluate(tokenizer: str, source: str, documents: Documents = "file", column: str | None = None) -> None:
@@ -69,7 +71,7 @@ def evaluate(tokenizer: str, source: str, documents: Documents = "file", column:
     text = open_source(source, documents=documents, column=column)
     for name, value in _facts(open_tokenizer(tokenizer), (piece.text for piece in text.pieces())):
         print(f"{name:<18} {value}")
-    print(f"Use it:            python -m lit_gpt fit --data BPEDataModule --data.tokenizer {tokenizer}")
+    print(f"Use it:            python -m lit_gpt fit --data BPEDataModule {_typed('data.', tokenizer=tokenizer)}")
 
 
 def export(tokenizer: str, out: str) -> None:
@@ -80,7 +82,14 @@ def export(tokenizer: str, out: str) -> None:
         out: the file to write.
     """
     write_text(out, json.dumps(to_huggingface(open_tokenizer(tokenizer)), ensure_ascii=False))
-    print(f"Read it with transformers.PreTrainedTokenizerFast(tokenizer_file={out!r}), or with --data.tokenizer {out}")
+    print(f"Read it with transformers.PreTrainedTokenizerFast(tokenizer_file={out!r})")
+    print(f"or with {_typed('data.', tokenizer=out)}")
+
+
+def _typed(prefix: str, /, **options: str | None) -> str:
+    """The options that are not None, as one types them in a shell."""
+    given = ((f"--{prefix}{name}", value) for name, value in options.items() if value is not None)
+    return shlex.join(part for option in given for part in option)
 
 
 def _facts(tokenizer: Tokenizer, texts: Iterator[str]) -> Iterator[tuple[str, str]]:

@@ -121,6 +121,13 @@ def test_a_tokenizer_file_is_used_and_another_than_the_checkpoints_refused(words
     assert data.tokenizer.encode(" the cat") == train_tokenizer("bpe", [WORDS], 280).encode(" the cat")
 
 
+def test_a_checkpoints_tokenizer_stands_in_for_a_file_that_is_gone(words: str) -> None:
+    data = BPEDataModule(words, tokenizer="gone.json", block_size=8)
+    data.use_tokenizer(ByteTokenizer(eos=True))
+    data.setup()
+    assert data.vocab_size == 257
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

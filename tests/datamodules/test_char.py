@@ -156,6 +156,22 @@ def test_a_checkpoints_tokenizer_is_used_and_its_own_store_found_again(text: str
     assert other.fingerprints["data"] == trained.fingerprints["data"]
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_file_that_is_trained_on_is_no_text_to_judge_by(tmp_path: Path, split: str) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(LETTERS)
+
+    def setup(source: Path, other: Path) -> None:
+        CharDataModule(str(source), block_size=8, **{f"{split}_source": str(other)}).setup()  # type: ignore[arg-type]
+
+    with pytest.raises(UserError, match=rf"The {split}_source has .*b\.txt, and so has the source that is trained on"):
+        setup(tmp_path, tmp_path / "b.txt")
+    with pytest.raises(UserError, match=rf"The {split}_source has .*a\.txt, and so has"):
+        setup(tmp_path / "a.txt", tmp_path)
+    setup(tmp_path / "a.txt", tmp_path / "b.txt")  # a text of its own, whatever it says
+    setup(tmp_path / "a.txt", tmp_path / "a.txt")  # how well it is known by heart
+
+
 def test_characters_outside_a_checkpoints_vocabulary_are_named(text: str) -> None:
     data = CharDataModule(text, block_size=8)
     data.use_tokenizer(CharTokenizer("abc"))

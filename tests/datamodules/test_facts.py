@@ -1,6 +1,7 @@
 """Facts of a corpus, and the verb that prints them beside the first batches."""
 
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,18 @@ def test_overlap_of_chunks_is_that_of_the_whole(tmp_path: Path, monkeypatch: pyt
     data = stores(tmp_path, [text, "unlike"], [text[7:]])
     monkeypatch.setattr("datamodules.facts._CHUNK", 7)  # cuts inside characters and shingles
     assert overlap(data.stores["train"], data.stores["val"], data.tokenizer).shingles == 1.0
+
+
+def test_memory_does_not_grow_with_the_training_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = stores(tmp_path, [f"{i:0500}" for i in range(2000)], [f"{7:0500}", "unlike"])
+    train = data.stores["train"]
+    monkeypatch.setattr("datamodules.facts._CHUNK", 1 << 12)
+    tracemalloc.start()
+    shared = overlap(train, data.stores["val"], data.tokenizer)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert shared.documents == 0.5
+    assert peak < train.tokens.nbytes / 2
 
 
 def test_too_short_to_compare_is_said(tmp_path: Path) -> None:
@@ -99,6 +112,7 @@ def test_the_verb_prints_facts_and_batches_of_a_configuration(
         "<|endoftext|>|",
     ):
         assert line in shown
+    assert [line.split()[-1] for line in shown.splitlines()[1:3]] == ["1.000", "1.000"]  # bytes of a token that is one
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,19 @@ def test_packed_epochs_are_about_full(lines: str) -> None:
     assert share_of_real(padded) < 0.6
 
 
+@pytest.mark.parametrize("rows", ["packed", "padded"])
+def test_a_mask_that_leaves_no_target_of_any_document_is_refused(tmp_path: Path, rows: str) -> None:
+    (tmp_path / "titles.txt").write_text("ab\nabcd\nabc\na longer one that validates")
+    title = str(tmp_path / "titles.txt")
+    with pytest.raises(UserError, match=r"mask_first 5 leaves no target of the longest document .* 5 targets: .* to 4"):
+        module(title, rows=rows, val_documents=1, mask_first=5)
+    data = module(title, rows=rows, val_documents=1, mask_first=4)
+    batches = list(data.train_dataloader())
+    assert [t for batch in batches for t in batch["targets"][batch["targets"] != IGNORED].tolist()] == [
+        data.tokenizer.eos_id
+    ]
+
+
 def test_predictions_know_their_document(lines: str) -> None:
     data = module(lines, val_documents=20)
     seen = [d for batch in data.predict_dataloader() for d in batch["document"].tolist() if d >= 0]

@@ -370,6 +370,32 @@ def test_a_cache_that_cannot_be_made_is_one_sentence(text_source: Callable[..., 
         prepare(Recipe(text_source("abc"), CHARS), tmp_path / "file")
 
 
+@pytest.mark.parametrize("later", ["new text " * 2000, "shorter\n", "\n" * 5000, None])
+@pytest.mark.parametrize("name", ["train.txt", "val.txt"])
+def test_text_that_is_written_to_meanwhile_leaves_no_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, later: str | None
+) -> None:
+    for file in ("train.txt", "val.txt"):
+        (tmp_path / file).write_text("old text\n" * 2000)
+    source, val = (open_source(str(tmp_path / file), documents="line") for file in ("train.txt", "val.txt"))
+    save = prepare_module.save_tokenizer
+
+    def another_program(*args: object) -> None:
+        save(*args)  # type: ignore[arg-type]
+        (tmp_path / name).unlink() if later is None else (tmp_path / name).write_text(later)
+
+    monkeypatch.setattr(prepare_module, "save_tokenizer", another_program)
+    split = Split("documents", shuffle=1)
+    with pytest.raises(UserError, match=rf"The text of .*{name} was written to while it was prepared: start again"):
+        prepare(Recipe(source, NewTokenizer("char", train_on="all"), split, val), tmp_path / "cache")
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_a_cache_in_nobodys_home_is_one_sentence(text_source: Callable[..., Source]) -> None:
+    with pytest.raises(UserError, match="nobody's home folder on this machine; write the folder out"):
+        prepare(Recipe(text_source("abc"), CHARS), "~nobody_of_that_name/cache")
+
+
 def test_the_store_is_there_only_when_it_is_whole(
     text_source: Callable[..., Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:

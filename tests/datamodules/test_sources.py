@@ -102,10 +102,10 @@ def test_a_file_is_a_document_with_normal_line_ends_and_no_byte_order_mark(tmp_p
 
 def test_folders_globs_and_lists_in_order(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
-    for name in ("b.txt", "a.md", "sub/c.txt", "d.py", "e.txt.gz"):
+    for name in ("b.txt", "a.md", "sub/c.txt", "d.py", "e.txt.gz", "F.TXT.GZ"):
         content = name.encode()
-        write(tmp_path / name, gzip.compress(content) if name.endswith(".gz") else content)
-    assert list(open_source(str(tmp_path)).documents()) == ["a.md", "b.txt", "e.txt.gz", "sub/c.txt"]
+        write(tmp_path / name, gzip.compress(content) if name.lower().endswith(".gz") else content)
+    assert list(open_source(str(tmp_path)).documents()) == ["F.TXT.GZ", "a.md", "b.txt", "e.txt.gz", "sub/c.txt"]
     assert list(open_source(str(tmp_path / "**/*.p*")).documents()) == ["d.py"]
     two = [str(tmp_path / "d.py"), str(tmp_path / "a.md")]
     assert list(open_source(two).documents()) == ["d.py", "a.md"]
@@ -124,6 +124,20 @@ def test_an_empty_file_among_others_is_left_out(tmp_path: Path) -> None:
     write(tmp_path / "b.txt", "")
     for place in (tmp_path, tmp_path / "*.txt"):
         assert list(open_source(str(place)).documents()) == ["a"]
+
+
+def test_a_link_to_a_text_is_that_text_and_files_of_one_name_are_several(tmp_path: Path) -> None:
+    for name in ("blobs", "doubled", "linked/x", "linked/y"):
+        (tmp_path / name).mkdir(parents=True)
+    for name, text in (("1", "first"), ("2", "second")):
+        write(tmp_path / "blobs" / name, text)
+    (tmp_path / "linked" / "x" / "part.txt").symlink_to(tmp_path / "blobs" / "1")
+    (tmp_path / "linked" / "y" / "part.txt").symlink_to(tmp_path / "blobs" / "2")
+    assert list(open_source(str(tmp_path / "linked")).documents()) == ["first", "second"]
+    write(tmp_path / "doubled" / "2024.txt.gz", gzip.compress(b"text"))
+    (tmp_path / "doubled" / "latest.txt.gz").symlink_to("2024.txt.gz")
+    with pytest.raises(UserError, match=r"has 2024\.txt twice \(as itself, by a link, or with \.gz\)"):
+        open_source(str(tmp_path / "doubled"))
 
 
 def test_lines_keep_what_only_looks_like_a_line_end(tmp_path: Path) -> None:
@@ -292,6 +306,7 @@ def test_not_utf8_names_the_byte(tmp_path: Path) -> None:
         (lambda p: "Call me Ishmael. " * 30, {}, "'Call me Ishmael.*is no path"),
         (lambda p: [write(p / "a.txt", "x"), str(p / "*.txt")], {}, r"has a\.txt twice"),
         (lambda p: [write(p / "a.txt", "x"), write(p / "a.txt.gz", gzip.compress(b"x"))], {}, r"has a\.txt twice"),
+        (lambda p: [write(p / "a.TXT", "x"), write(p / "a.TXT.GZ", gzip.compress(b"x"))], {}, r"has a\.TXT twice"),
         (lambda p: ["hacker_news", write(p / "a.txt", "x")], {}, "hacker_news stands alone"),
         (lambda p: write(p / "a.txt", "\n \n"), {"strip": True, "documents": "line"}, "every line in it is empty"),
         (lambda p: write(p / "a.txt", " \n"), {"strip": True}, "every file in it is empty"),
@@ -300,12 +315,29 @@ def test_not_utf8_names_the_byte(tmp_path: Path) -> None:
         (lambda p: write(p / "a.txt", "x"), {"documents": "column", "column": "a"}, "has no columns"),
         (lambda p: write(p / "a.csv", "a,b\n1,2"), {"documents": "column", "column": "c"}, "'c'; it has a, b"),
         (lambda p: write(p / "a.csv", "a,b\n1"), {"documents": "column", "column": "b"}, r"line 2: 1 fields .* 2"),
+        (lambda p: write(p / "a.csv", "a,b\n1"), {"documents": "column", "column": "a"}, "line 2: 1 fields"),
+        (
+            lambda p: write(p / "a.csv", "a\nb\n\nc, d"),
+            {"documents": "column", "column": "a"},
+            "line 4: 2 fields .* 1;",
+        ),
         (lambda p: write(p / "a.csv", 'a,b\n"1'), {"documents": "column", "column": "b"}, "line 2: unexpected end"),
         (lambda p: write(p / "a.tsv", 'a\n"x" y'), {"documents": "column", "column": "a"}, "line 2: .* quotes doubled"),
         (lambda p: write(p / "a.jsonl", '{"a": 1}'), {"documents": "column", "column": "b"}, "'b'; it has a"),
         (lambda p: write(p / "a.jsonl", '{"a": 1}'), {"documents": "column", "column": "a"}, "holds 1, which is not"),
         (lambda p: write(p / "a.jsonl", "[1]"), {"documents": "column", "column": "a"}, "'a'; it has none"),
         (lambda p: write(p / "a.jsonl", "{\n"), {"documents": "column", "column": "a"}, "line 1 is not JSON"),
+        (
+            lambda p: write(p / "a.jsonl", '{"a": "x", "n": ' + "1" * 5000 + "}"),
+            {"documents": "column", "column": "a"},
+            "line 1 is not JSON that can be read: .* 5000 digits",
+        ),
+        (
+            lambda p: write(p / "a.jsonl", "[" * 100_000 + "]" * 100_000),
+            {"documents": "column", "column": "a"},
+            "line 1 is not JSON that can be read: maximum recursion depth",
+        ),
+        (lambda p: "~nobody_of_that_name/a.txt", {}, "~nobody_of_that_name is nobody's home folder on this machine"),
         (lambda p: write(p / "a.gz", b"no"), {}, "not a whole gzip file"),
         (lambda p: write(p / "a.gz", gzip.compress(b"abc" * 999)[:-9]), {}, "not a whole gzip file"),
         (lambda p: "hf:owner/name", {"documents": "column", "column": "a"}, "names no revision"),

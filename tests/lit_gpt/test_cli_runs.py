@@ -14,6 +14,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datamodules.errors import UserError
+from datamodules.tokenizers import save_tokenizer, train_tokenizer
 from lit_gpt import LitGPT, checkpoint
 from lit_gpt.cli import run
 from lit_gpt.commands import run as run_command
@@ -117,6 +118,32 @@ def test_a_run_is_not_resumed_under_other_tokens(fit: Fit, text: Path) -> None:
     swapped.write_text(text.read_text().replace("t", "q").replace("a", "z"))
     with pytest.raises(UserError, match="the data's tokenizer differs from the checkpoint's"):
         fit("--ckpt_path", str(folder), "--data.source", str(swapped), "--trainer.max_steps", "9")
+
+
+TRAINED = ("--data", "BPEDataModule", "--data.vocab_size", "270", "--data.tokenizer")
+
+
+@pytest.mark.parametrize("resume", ["auto", "path"])
+def test_a_trained_tokenizer_is_not_trained_again_when_a_run_goes_on(
+    resume: str, fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fit(*TRAINED, "unigram", "--trainer.max_steps", "3")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(Path("another machine's").absolute()))
+    other = train_tokenizer("unigram", ["what the next training gives"], 270)
+    monkeypatch.setattr("datamodules.prepare.train_tokenizer", lambda *_, **__: other)
+    (folder / "summary.json").write_text('{"finished": false}')
+    how = ("--resume", "auto") if resume == "auto" else ("--ckpt_path", str(folder))
+    assert fit(*TRAINED, "unigram", "--trainer.max_steps", "6", *how) == folder
+    assert checkpoint.read(folder / "checkpoints" / "last.ckpt")["global_step"] == 6
+
+
+@pytest.mark.parametrize("other", ["byte", "unigram", "file.json"])
+def test_a_run_is_not_resumed_under_a_tokenizer_that_it_cannot_have_trained(other: str, fit: Fit) -> None:
+    folder = fit(*TRAINED, "bpe")
+    save_tokenizer(train_tokenizer("bpe", ["other words than those"], 270), "file.json")
+    options = ("--data.vocab_size", "null") if other != "unigram" else ()
+    with pytest.raises(UserError, match="the data's tokenizer differs from the checkpoint's"):
+        fit(*TRAINED, other, *options, "--ckpt_path", str(folder), "--trainer.max_steps", "9")
 
 
 def test_a_checkpoint_of_another_network_is_refused(fit: Fit, text: Path) -> None:

@@ -1,6 +1,7 @@
 """``tokenizer train | eval | export``, through the command line's own parser."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,22 @@ def test_lines_of_a_table_and_an_alphabet_that_lacks_some(tmp_path: Path, capsys
     assert "exact" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"'é' .* not among"):
         run("tokenizer", ["eval", *column[:-1], "n", "--tokenizer", str(tmp_path / "c.json")])
+
+
+def test_the_lines_to_type_next_read_the_text_as_it_was_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, out = tmp_path / "my titles.jsonl", tmp_path / "my tokens.json"
+    table.write_text("\n".join(json.dumps({"my title": title}) for title in headlines(50)))
+    how = ["--source", str(table), "--documents", "column", "--column", "my title"]
+    run("tokenizer", ["train", *how, "--out", str(out), "--vocab_size", "300"])
+    judge, use = (shlex.split(line) for line in capsys.readouterr().out.splitlines()[-2:])
+    assert judge[-8:] == ["--tokenizer", str(out), *how]
+    assert use[-8:] == [*(word.replace("--", "--data.") for word in how), "--data.tokenizer", str(out)]
+    run("tokenizer", judge[judge.index("tokenizer") + 1 :])
+    assert shlex.split(capsys.readouterr().out.splitlines()[-1])[-2:] == ["--data.tokenizer", str(out)]
+    run("tokenizer", ["export", "--tokenizer", str(out), "--out", str(tmp_path / "an export.json")])
+    assert f"--data.tokenizer '{tmp_path / 'an export.json'}'" in capsys.readouterr().out
 
 
 def test_a_text_with_too_little_to_merge_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,7 @@ from datamodules.tokenizers import (
     save_tokenizer,
     to_huggingface,
     tokenizer_from_dict,
+    train_tokenizer,
 )
 from datamodules.tokenizers.bpe import ENCODINGS
 from tests.datamodules.tokenizers.cases import HARD, TEXTS, VALID, library_of
@@ -138,6 +139,8 @@ def test_an_unknown_name_lists_the_known() -> None:
         ("[1]", "is no tokenizer"),
         ('{"kind": "wordpiece"}', "'wordpiece' is not known"),
         ('{"model": {"type": "WordPiece"}}', "model is WordPiece"),
+        ("[" * 100_000, "not JSON"),
+        ('{"kind": "byte", "eos": ' + "1" * 5000 + "}", "not JSON"),
     ],
 )
 def test_files_that_hold_no_tokenizer(tmp_path: Path, content: str, message: str) -> None:
@@ -170,6 +173,8 @@ Change = Callable[[dict], None]
         (lambda s: s["model"]["merges"].reverse(), "order of its merges"),
         (lambda s: s["model"]["vocab"].update({"▁of": 1000}), "not byte-level"),
         (lambda s: s["model"]["vocab"].pop("Ġ"), "lacks 1 of the 256"),
+        (lambda s: s.update(post_processor={"type": "New"}), r"installed tokenizers \d.* cannot read it .*; upgrade"),
+        (lambda s: s.update(truncation=3), "cannot read it"),
     ],
 )
 def test_what_would_not_have_equal_ids_is_refused(bpe: BPETokenizer, change: Change, message: str) -> None:
@@ -217,7 +222,27 @@ def test_a_damaged_tokenizer_is_one_sentence(state: dict, tmp_path: Path) -> Non
         open_tokenizer(str(tmp_path / "broken.json"))
 
 
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("bpe", {"pattern": "(("}, r"is damaged \(.*parenthesis"),
+        ("unigram", {"pattern": "(("}, "cannot read it .*parenthesis"),
+        ("unigram", {"scores": [0.0]}, "has 270 tokens and 1 scores"),
+    ],
+)
+def test_a_tokenizer_that_could_not_encode_is_refused_when_it_is_opened(
+    kind: str, change: dict, message: str, tmp_path: Path
+) -> None:
+    state = train_tokenizer(kind, TEXTS[:50], 270).to_dict()  # type: ignore[arg-type]
+    (tmp_path / "t.json").write_text(json.dumps(state | change))
+    with pytest.raises(UserError, match=rf"t\.json.*{message}"):
+        open_tokenizer(str(tmp_path / "t.json"))
+
+
 def test_a_tokenizer_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     save_tokenizer(ByteTokenizer(eos=True), tmp_path / "mine.json")
     assert open_tokenizer("~/mine.json").vocab_size == 257
+    for read in (open_tokenizer, load_tokenizer):
+        with pytest.raises(UserError, match="nobody's home folder on this machine"):
+            read("~nobody_of_that_name/mine.json")
