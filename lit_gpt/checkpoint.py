@@ -158,14 +158,30 @@ def check_resumable(checkpoint: dict[str, Any], kind: str) -> None:
         )
 
 
-def check_tokenizer(checkpoint: dict[str, Any], fingerprints: dict[str, str]) -> None:
-    """Raise a UserError where the data has another tokenizer than the checkpoint."""
-    here, stored = (found.get("tokenizer") for found in (fingerprints, checkpoint[KEY]["fingerprints"]))
-    if here and stored and here != stored:
+def check_tokens(known: str | None, vocab_size: int, data: Any) -> str | None:
+    """Raise a UserError where data has other tokens than a network knows.
+
+    Args:
+        known: Fingerprint of the tokenizer that the network was trained with; None where it has seen none yet.
+        vocab_size: The network's.
+        data: A datamodule after its ``setup``, or None.
+
+    Returns:
+        The fingerprint that the network knows from now on.
+    """
+    here = getattr(data, "fingerprints", {}).get("tokenizer")
+    symbols = getattr(data, "vocab_size", None) or 0
+    if here and known and here != known:
         raise UserError(
-            "the data's tokenizer differs from the checkpoint's, so token ids would change their meaning: give the "
-            "text and tokenizer that the checkpoint was trained with."
+            "the data's tokenizer differs from the one that the network was trained with, so token ids would change "
+            "their meaning: give the text and tokenizer of that training."
         )
+    if symbols > vocab_size:
+        raise UserError(
+            f"the data has {symbols} symbols and the network knows {vocab_size}: give the data that it was trained "
+            "with, or train a new one."
+        )
+    return known or here
 
 
 def check_network(checkpoint: dict[str, Any], net: nn.Module, config: Any) -> None:

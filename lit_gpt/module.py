@@ -54,6 +54,7 @@ class LitLanguageModel(LightningModule):
         self.scores = nn.ModuleDict({split: TokenMetrics() for split in ("val", "train_eval", "test")})
         self.step_figures = {"loss": torch.tensor(math.nan)}
         self.grad_norm: Tensor | None = None
+        self._tokenizer: str | None = None  # fingerprint of the one whose ids the network knows
         self._step_sums: Any = 0  # a Tensor after the first micro-batch
         self._step_names: tuple[str, ...] = ()
         self._scored_here: list[Callable[[], int]] = []
@@ -70,12 +71,15 @@ class LitLanguageModel(LightningModule):
     # ---- the network, once the data is known
 
     def configure_model(self) -> None:
-        """Take the vocabulary from the data, write it back to the hyper-parameters and build the network once."""
-        if hasattr(self, "net"):
-            return
-        self.complete_config(self._data())
-        self._store_hyper_parameters()
-        self.net = self.build_network()
+        """Take the vocabulary from the data, write it back to the hyper-parameters and build the network once; later
+        data must speak of the same tokens.
+        """
+        data = self._data()
+        if not hasattr(self, "net"):
+            self.complete_config(data)
+            self._store_hyper_parameters()
+            self.net = self.build_network()
+        self._tokenizer = checkpoint.check_tokens(self._tokenizer, self.config.vocab_size, data)
 
     def complete_config(self, data: Any) -> None:
         """Take from the data what ``self.config`` leaves to it."""
@@ -309,7 +313,8 @@ class LitLanguageModel(LightningModule):
         checkpoint.check(checkpoint_)
         if self._trainer is not None and self._trainer.state.fn == "fit":
             checkpoint.check_resumable(checkpoint_, self.optimizer_config.kind)
-        checkpoint.check_tokenizer(checkpoint_, getattr(self._data(), "fingerprints", {}))
+        stored = checkpoint_[checkpoint.KEY]["fingerprints"].get("tokenizer")
+        self._tokenizer = checkpoint.check_tokens(stored, self.config.vocab_size, self._data())
         if hasattr(self, "net"):
             checkpoint.check_network(checkpoint_, self.net, self.config)
 

@@ -115,7 +115,7 @@ def test_a_run_is_not_resumed_under_other_tokens(fit: Fit, text: Path) -> None:
     folder = fit()
     swapped = text.with_name("swapped.txt")
     swapped.write_text(text.read_text().replace("t", "q").replace("a", "z"))
-    with pytest.raises(UserError, match="the data's tokenizer differs from the checkpoint's"):
+    with pytest.raises(UserError, match="the data's tokenizer differs from the one that the network was trained with"):
         fit("--ckpt_path", str(folder), "--data.source", str(swapped), "--trainer.max_steps", "9")
 
 

@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import string
 from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import pairwise
@@ -95,6 +96,14 @@ def test_gradients_are_clipped_and_the_norm_is_that_before(tmp_path: Path, kind:
     moved = torch.cat([(p - old).detach().flatten() for p, old in pairs])
     assert (moved.norm() if kind == "norm" else moved.abs().max()) == pytest.approx(1e-3, rel=1e-2)
     assert kind == "value" or model.grad_norm > 0.01
+
+
+@pytest.mark.parametrize("limit", [-1.0, 0.0])
+@pytest.mark.parametrize("kind", ["norm", "value"])
+def test_a_limit_of_nothing_clips_nothing(kind: str, limit: float, tmp_path: Path) -> None:
+    clipping = {"gradient_clip_val": limit, "gradient_clip_algorithm": kind}
+    clipped, plain = (weights_after_a_step(rows(16), tmp_path, **options) for options in (clipping, {}))
+    torch.testing.assert_close(clipped, plain, rtol=0, atol=0)
 
 
 def test_pads_do_not_change_a_step(tmp_path: Path) -> None:
@@ -210,6 +219,32 @@ def test_a_checkpoint_is_enough(tmp_path: Path, text: Path) -> None:
     stored = torch.load(path, weights_only=True)
     assert stored["lit_gpt"]["format"] == 1
     assert not [key for key in stored["state_dict"] if "_orig_mod" in key]
+
+
+def test_a_loaded_or_trained_network_refuses_data_of_other_tokens(tmp_path: Path, text: Path) -> None:
+    def data(find: str, replacement: str) -> CharDataModule:
+        path = tmp_path / f"{find}{replacement}.txt"
+        path.write_text(text.read_text().replace(find, replacement))
+        return CharDataModule(str(path), tokens_per_step=128, micro_batch_size=8)
+
+    model, runner = LitGPT(GPTConfig(**SMALL)), trainer(tmp_path, max_steps=1)
+    runner.fit(model, datamodule=data("the", "the"))
+    runner.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = LitGPT.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    trainer(tmp_path).validate(loaded, datamodule=data("the", "eth"), verbose=False)
+    for known in (model, loaded):
+        with pytest.raises(UserError, match="the data's tokenizer differs from the one that the network"):
+            trainer(tmp_path).validate(known, datamodule=data("h", "q"))
+    with pytest.raises(UserError, match="the data's tokenizer differs from the one that the network"):
+        trainer(tmp_path, max_steps=2).fit(loaded, datamodule=data("the", "t"))
+
+
+def test_a_network_refuses_data_of_a_larger_vocabulary(tmp_path: Path, text: Path) -> None:
+    model = module()
+    model.configure_model()
+    text.write_text(text.read_text() + string.ascii_letters)
+    with pytest.raises(UserError, match=r"the data has \d+ symbols and the network knows 20: give the data"):
+        trainer(tmp_path).validate(model, datamodule=CharDataModule(str(text), tokens_per_step=128))
 
 
 @pytest.mark.parametrize("saved", [5, 8])
