@@ -173,14 +173,14 @@ class LitLanguageModel(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as the Trainer says, each learner by its own norm, and keep their mean norm before clipping; without
-        clipping, measure it at logged steps.
+        clipping (to Lightning, at 0 and below too), measure it at logged steps.
         """
-        if gradient_clip_val and gradient_clip_algorithm == "value":
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val or self._step_is_logged():
+        limit = gradient_clip_val if gradient_clip_val and gradient_clip_val > 0 else math.inf
+        if limit < math.inf and gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, limit, gradient_clip_algorithm)
+        elif limit < math.inf or self._step_is_logged():
             learners = self.learners()
             parts = [list(part.parameters()) for part in (learners if len(learners) > 1 else [self])]
-            limit = gradient_clip_val or math.inf
             self.grad_norm = torch.stack([nn.utils.clip_grad_norm_(part, limit) for part in parts]).mean()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
