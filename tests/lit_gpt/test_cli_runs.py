@@ -7,6 +7,8 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -158,6 +160,48 @@ def test_a_run_killed_after_its_last_checkpoint_is_finished_by_a_resume(fit: Fit
     assert fit("--resume", "auto") == folder
     assert json.loads((folder / "summary.json").read_text()) == finished
     assert (folder / "metrics.csv").read_bytes() == metrics
+
+
+def test_fewer_steps_than_a_killed_run_has_done_are_refused(fit: Fit) -> None:
+    folder = fit()
+    unfinished(folder)
+    before = contents(folder)
+    with pytest.raises(UserError, match=r"already at step 6: raise --trainer\.max_steps, which is 4\."):
+        fit("--resume", "auto", "--trainer.max_steps", "4")
+    assert contents(folder) == before
+
+
+def test_a_run_that_time_stopped_goes_on(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("lightning.pytorch.callbacks.timer.time", SimpleNamespace(monotonic=lambda: clock.now))
+    learn = LitGPT.training_step
+
+    def slowly(*given: Any) -> torch.Tensor:
+        clock.now += 60
+        return learn(*given)
+
+    monkeypatch.setattr(LitGPT, "training_step", slowly)
+    folder = fit("--trainer.max_time", "00:00:02:30")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["finished"], summary["steps"]) == (False, 3)
+    more = "to go on from step 3: the same command with --resume auto and a longer --trainer.max_time\n"
+    assert more in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"already at step 3 after the whole of --trainer\.max_time"):
+        fit("--resume", "auto", "--trainer.max_time", "00:00:02:30")
+    assert fit("--resume", "auto", "--trainer.max_time", "00:01:00:00") == folder
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["finished"], summary["steps"]) == (True, 6)
+    assert more not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("end", [["--trainer.max_epochs", "2"], ["--early_stopping", "1", "--model.optimizer.lr", "0"]])
+def test_a_run_that_its_epochs_or_early_stopping_end_is_finished(end: list[str], fit: Fit) -> None:
+    folder = fit("--trainer.max_steps", "99", "--trainer.limit_train_batches", "4", *end)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["finished"]
+    assert summary["steps"] < 10
 
 
 def test_a_run_of_no_steps_is_refused_and_leaves_nothing(
