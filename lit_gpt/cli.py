@@ -321,8 +321,8 @@ class LitCLI(LightningCLI):
     def _callbacks(self) -> list[Callback]:
         config = self.config[self.verb]
         summary = RunSummary(runs.hash_of(self.settings), config.seed_everything)
-        fresh = config.clone()  # the file starts such a run, not this one again
-        fresh.ckpt_path = fresh.resume = None
+        fresh = config.clone()  # the file starts such a run, not this one again, and after a flag takes nothing back
+        del fresh["ckpt_path"], fresh["resume"]
         resolved = self._parser(self.verb).dump(fresh, skip_unset=False)
         callbacks: list[Callback] = [RunFolder(self.folder, resolved), Throughput(), ExactResume()]
         callbacks += [summary, LogArtifacts()]

@@ -347,6 +347,19 @@ def test_the_config_of_a_resumed_run_starts_a_new_one(fit: Fit) -> None:
     assert (first.parent / "version_1" / "checkpoints" / "last.ckpt").is_file()
 
 
+def test_the_config_of_a_run_after_a_checkpoint_goes_on_from_it(fit: Fit) -> None:
+    first = fit()
+    config = yaml.safe_load((first / "config.yaml").read_text())
+    assert not config.keys() & {"ckpt_path", "resume"}
+    config["trainer"]["max_steps"] = 7
+    Path("longer.yaml").write_text(yaml.safe_dump(config))
+    run("fit", ["--ckpt_path", str(first), "--config", "longer.yaml"])
+    assert checkpoint.read(first / "checkpoints" / "last.ckpt")["global_step"] == 7
+    unfinished(first)
+    run("fit", ["--resume", "auto", "--config", "longer.yaml", "--trainer.max_steps", "8"])
+    assert checkpoint.read(first / "checkpoints" / "last.ckpt")["global_step"] == 8
+
+
 def test_a_resume_without_a_monitor_ends_in_its_last_checkpoint(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     fit("--ckpt_path", str(fit()), "--trainer.max_steps", "7", "--checkpoint.monitor", "null")
     assert "last.ckpt --prompt" in capsys.readouterr().out
