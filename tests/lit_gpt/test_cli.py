@@ -1,9 +1,11 @@
 """The command line in this process: layered configs, precedence, run folders, resume, every mistake by its sentence."""
 
+import configparser
 import csv
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from lit_gpt.loggers import MetricsCSV
 from tests.conftest import TINY
 
 Fit = Callable[..., Path]
+ROOT = Path(__file__).parents[2]
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -269,12 +272,24 @@ def test_a_missing_gpu_is_told(fit: Fit) -> None:
         fit("--trainer.accelerator", "gpu")
 
 
+def test_a_part_of_the_configs_folder_is_found_in_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """setup.cfg installs ``configs`` as a folder of the package, with its folders."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert "lit_gpt.configs = configs" in setup["options"]["package_dir"]
+    assert "debug/*.yaml" in setup["options.package_data"]["lit_gpt.configs"]
+    shutil.copytree(ROOT / "configs", tmp_path / "site" / "lit_gpt" / "configs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(arguments, "HERE", tmp_path / "site" / "lit_gpt")
+    name = next((ROOT / "configs" / "debug").glob("*.yaml")).relative_to(ROOT)
+    assert with_packaged_configs(["--config", str(name)]) == ["--config", str(tmp_path / "site" / "lit_gpt" / name)]
+
+
 @pytest.mark.parametrize("spelling", [["--config", "char.yaml"], ["--config=char.yaml"], ["-c=configs/char.yaml"]])
-def test_packaged_configs_are_found_from_everywhere(
+def test_our_configs_are_found_from_everywhere(
     spelling: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lit_gpt.arguments.resources.files", lambda _: Path(__file__).parents[2] / "configs")
     (path,) = (part.split("=")[-1] for part in with_packaged_configs(spelling) if part.endswith(".yaml"))
     assert "name: char" in Path(path).read_text()
 
