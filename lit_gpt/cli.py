@@ -125,6 +125,12 @@ class LitCLI(LightningCLI):
         """The one verb that was typed."""
         return {self.verb: LightningCLI.subcommands()[self.verb]}
 
+    def _prepare_subcommand_parser(self, *args: Any, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(*args, **kwargs)
+        if self.verb in ("validate", "test"):
+            parser.set_defaults({"verbose": False})  # Lightning's table of what RunProgress has said
+        return parser
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Our own keys, and the default classes of the two slots."""
         parser.set_defaults(

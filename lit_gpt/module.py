@@ -245,8 +245,9 @@ class LitLanguageModel(LightningModule):
 
     def _log_scores(self, *splits: str) -> None:
         figures = {f"{split}/{k}": v for split in splits for k, v in self._figures(split).items()}
-        self.log_dict(figures, logger=False)
-        if not self.trainer.sanity_checking:
+        fits = self.trainer.state.fn == "fit"
+        self.log_dict(figures, logger=not fits)  # what the Trainer's validate and test return
+        if fits and not self.trainer.sanity_checking:
             self.log_now(figures, self.global_step)
 
     def _figures(self, split: str) -> dict[str, float]:

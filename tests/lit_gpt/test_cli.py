@@ -161,6 +161,17 @@ def test_validate_obeys_the_checkpoint(fit: Fit, text: Path, capsys: pytest.Capt
     assert f"val {expected:.4f}" in capsys.readouterr().out
 
 
+def test_a_test_says_what_a_validation_says(fit: Fit, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--ckpt_path", str(fit()), "--data.source", str(text), "--trainer.accelerator", "cpu"]
+    capsys.readouterr()
+    run("validate", [*flags, "--data.train_eval_rows", "0"])
+    validated = capsys.readouterr().out
+    assert re.fullmatch(r"val [\d.]+  top-1 [\d.]+%  top-5 [\d.]+%  [\d.]+ nats/char  [\d.]+ bits/byte\n", validated)
+    text.with_name("held out.txt").write_text(text.read_text()[-len(text.read_text()) // 10 :])
+    run("test", [*flags, "--data.test_source", "held out.txt"])
+    assert capsys.readouterr().out.startswith("test ")
+
+
 def test_predict_writes_every_token_of_a_text(fit: Fit, text: Path, tmp_path: Path) -> None:
     folder = fit()
     other = tmp_path / "other.txt"

@@ -15,6 +15,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -203,6 +204,19 @@ def test_train_and_val_are_measured_by_the_same_code(tmp_path: Path, text: Path)
     metrics = runner.callback_metrics
     for name in ("loss", "top1", "top5", "bpb", "nats_per_char"):
         assert float(metrics[f"val/{name}"]) == pytest.approx(float(metrics[f"train_eval/{name}"]), rel=1e-5)
+
+
+def test_what_validate_and_test_find_is_returned(tmp_path: Path, text: Path) -> None:
+    model, data = LitGPT(GPTConfig(**SMALL)), CharDataModule(str(text), test_fraction=0.1, tokens_per_step=128)
+    runner = trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    runner.fit(model, datamodule=data)
+    logger = CSVLogger(tmp_path)
+    runner = trainer(tmp_path, logger=logger)
+    for evaluate, split in ((runner.validate, "val"), (runner.test, "test")):
+        found = evaluate(model, datamodule=data, verbose=False)[0]
+        assert {f"{split}/{name}" for name in ("loss", "perplexity", "top1", "bpb")} <= found.keys()
+        assert found[f"{split}/loss"] == float(runner.callback_metrics[f"{split}/loss"])
+        assert [row for row in logger.experiment.metrics if f"{split}/loss" in row] == [found | {"step": 0, "epoch": 0}]
 
 
 def test_a_checkpoint_is_enough(tmp_path: Path, text: Path) -> None:
