@@ -258,6 +258,9 @@ class LitCLI(LightningCLI):
     def _obstacles(self, root: Path, name: str) -> dict[Path, str | None]:
         """What is in the way of each run from the newest on, up to the first that can go on."""
         found: dict[Path, str | None] = {}
+        chosen = os.environ.get(FOLDER_VARIABLE)
+        if _rank() and chosen:  # by rank 0, which may hold it
+            return {Path(chosen): None} if (Path(chosen) / runs.LAST).is_file() else {}
         for folder in runs.newest_first(root, name):
             found[folder] = runs.obstacle(folder, self.settings, self._read)
             if found[folder] is None:

@@ -1,11 +1,13 @@
 """What a run's folder goes through: claimed, refused, resumed, finished; and the other verbs over the same files."""
 
+import errno
 import io
 import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from datamodules.errors import UserError
 from lit_gpt import LitGPT, checkpoint
-from lit_gpt.cli import run
+from lit_gpt.cli import FOLDER_VARIABLE, LitCLI, run
 from lit_gpt.commands import run as run_command
+from lit_gpt.run import Hold, is_held
 from tests.conftest import TINY
 from tests.lit_gpt.test_cli import rows
 
@@ -225,6 +228,65 @@ def unfinished(folder: Path) -> Path:
     summary = json.loads((folder / "summary.json").read_text())
     (folder / "summary.json").write_text(json.dumps(summary | {"finished": False}))
     return folder / "config.yaml"
+
+
+@contextmanager
+def held_by_another_process(folder: Path) -> Iterator[None]:
+    """A child that holds the folder until it is killed, and a grandchild that outlives it, as a loader's worker may."""
+    ready, tell = os.pipe()
+    stay, end = os.pipe()
+    child = os.fork()
+    if not child:
+        hold = Hold(folder)
+        if os.fork():
+            os.write(tell, b"1")
+            signal.pause()
+        os.close(end)
+        os.read(stay, 1)
+        os._exit(int(hold is None))
+    os.read(ready, 1)
+    yield
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert not is_held(folder)
+    for file in (ready, tell, stay, end):
+        os.close(file)
+
+
+def test_a_run_that_is_running_is_not_joined(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fit()
+    unfinished(folder)
+    before = contents(folder)
+    longer = ("--trainer.max_steps", "7")
+    with held_by_another_process(folder):
+        assert fit("--resume", "auto", *longer).name == "version_1"
+        assert "version_0 is still running: a new run starts in" in capsys.readouterr().out
+        with pytest.raises(UserError, match="version_0 is still running in another process: wait for its end"):
+            fit("--ckpt_path", str(folder), *longer)
+        assert contents(folder) == before
+    shutil.rmtree(folder.with_name("version_1"))
+    assert fit("--resume", "auto", *longer) == folder
+
+
+def test_a_file_system_without_locks_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EBADF, "no locks here")
+
+    monkeypatch.setattr("lit_gpt.run.fcntl.flock", refuse)
+    Hold(tmp_path)
+    assert not is_held(tmp_path)
+
+
+def test_other_processes_of_a_run_follow_rank_0(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = fit()
+    unfinished(folder)
+    cli = SimpleNamespace(settings={}, _read=lambda _: None)
+    monkeypatch.setattr("lit_gpt.cli._rank", lambda: 1)
+    monkeypatch.setenv(FOLDER_VARIABLE, str(folder))
+    with held_by_another_process(folder):
+        assert LitCLI._obstacles(cli, folder.parents[1], "run") == {folder: None}
+    monkeypatch.setenv(FOLDER_VARIABLE, str(folder.with_name("version_1")))
+    assert LitCLI._obstacles(cli, folder.parents[1], "run") == {}
 
 
 def test_resume_auto_goes_on_with_smaller_micro_batches(fit: Fit) -> None:
