@@ -9,7 +9,7 @@ import importlib
 import pickle
 import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
@@ -141,6 +141,19 @@ def check(checkpoint: Any, path: str | Path = "the checkpoint") -> None:
         )
 
 
+def config_of(kind: type[Any], value: Any) -> Any:
+    """A fresh configuration of the class ``kind`` from an instance, or from the dict that a checkpoint stores.
+
+    Raises:
+        UserError: The dict has an option that this version does not know.
+    """
+    values = value if isinstance(value, dict) else asdict(value)
+    unknown = sorted(values.keys() - {field.name for field in fields(kind)})
+    if unknown:
+        raise UserError(f"the checkpoint was written by a newer lit-gpt (option {unknown[0]}): upgrade lit-gpt.")
+    return kind(**values)
+
+
 def check_resumable(checkpoint: dict[str, Any], kind: str) -> None:
     """Raise a UserError unless a run with an optimizer of this kind can go on: our own rules take up each other's
     state, a class of torch's knows its own alone.
@@ -190,7 +203,7 @@ def check_network(checkpoint: dict[str, Any], net: nn.Module, config: Any) -> No
     theirs, ours = stored["network"], type(net).__name__
     if NETWORKS.get(theirs, theirs) != NETWORKS.get(ours, ours):
         raise UserError(f"the checkpoint holds a {theirs}, not a {ours}: set --model {_of(theirs)[-1]}.")
-    before = type(config)(**stored["config"])
+    before = config_of(type(config), stored["config"])
     differing = differing_fields(before, config)
     wrong = [name for name in differing if name not in FREE]
     if not wrong and not _same_shapes(checkpoint["state_dict"], net):
@@ -260,7 +273,7 @@ def build_network(checkpoint: dict[str, Any]) -> nn.Module:
     ours = checkpoint[KEY]
     module, builder, config, _ = _of(ours["network"])
     home = importlib.import_module(module)
-    net: nn.Module = getattr(home, builder)(getattr(home, config)(**ours["config"]))
+    net: nn.Module = getattr(home, builder)(config_of(getattr(home, config), ours["config"]))
     weights = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
     net.load_state_dict(weights)
     return net.eval()

@@ -219,6 +219,8 @@ class LitCLI(LightningCLI):
             config.ckpt_path = str(checkpoint.file_of(config.ckpt_path))
             self.stored = checkpoint.read(config.ckpt_path)[checkpoint.KEY]
             path = checkpoint.module_of(self.stored["network"], config.model.class_path)
+            if issubclass(module := resolve_name(path), LitLanguageModel):
+                checkpoint.config_of(module.config_class, self.stored["config"])  # refuses an option of a newer version
             model = {"class_path": path, "init_args": {"config": self.stored["config"]}}
             self.config = self.parser.parse_object({self.verb: {"model": model}}, self.config)
 

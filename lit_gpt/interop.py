@@ -60,7 +60,7 @@ def _read_gpt(source: str | Path) -> tuple[GPTConfig, State, Tokenizer | None]:
             tokenizer = load_tokenizer(folder / "tokenizer.json")
     if entry["network"] != "GPT":
         raise UserError(f"{source} holds a {entry['network']}, and only a GPT can be started from.")
-    config = GPTConfig(**entry["config"])
+    config = config_of(GPTConfig, entry["config"])
     return config, without_padding(config, state), tokenizer
 
 
@@ -231,7 +231,7 @@ def export_huggingface(checkpoint: dict[str, Any], out: str | Path) -> str:
         raise UserError(f"a {entry['network']} has no counterpart at Hugging Face: export with --format safetensors.")
     tokenizer = None if entry["tokenizer"] is None else tokenizer_from_dict(entry["tokenizer"])
     eos_id = None if tokenizer is None else tokenizer.eos_id
-    config, tensors = to_huggingface(GPTConfig(**entry["config"]), state, eos_id)
+    config, tensors = to_huggingface(config_of(GPTConfig, entry["config"]), state, eos_id)
     if tokenizer is not None:
         _write_tokenizer(tokenizer, entry["config"]["block_size"], out)
     marks = {name: value for name, value in config.items() if name.endswith("_token_id") and value is not None}

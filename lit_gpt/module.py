@@ -47,8 +47,8 @@ class LitLanguageModel(LightningModule):
 
     def __init__(self, config: Any, optimizer: Any, **options: Any) -> None:
         super().__init__()
-        self.config = _copy(self.config_class, config)
-        self.optimizer_config = _copy(OptimizerConfig, optimizer)
+        self.config = checkpoint.config_of(self.config_class, config)
+        self.optimizer_config = checkpoint.config_of(OptimizerConfig, optimizer)
         self.options = options
         self._store_hyper_parameters()
         self.scores = nn.ModuleDict({split: TokenMetrics() for split in ("val", "train_eval", "test")})
@@ -325,11 +325,6 @@ class LitLanguageModel(LightningModule):
             f"{what}: lower --model.optimizer.lr, raise --model.optimizer.warmup or set --trainer.gradient_clip_val "
             f"1.0, and go on from the last checkpoint with --ckpt_path {folder}."
         )
-
-
-def _copy(cls: type[Any], value: Any) -> Any:
-    """A fresh ``cls`` from an instance, or from the dict that a checkpoint stores."""
-    return cls(**(value if isinstance(value, dict) else asdict(value)))
 
 
 def _vocabulary(wanted: int | None, found: int | None) -> int:

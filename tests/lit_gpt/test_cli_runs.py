@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -122,6 +123,19 @@ def test_a_run_is_not_resumed_under_other_tokens(fit: Fit, text: Path) -> None:
     swapped.write_text(text.read_text().replace("t", "q").replace("a", "z"))
     with pytest.raises(UserError, match="the data's tokenizer differs from the one that the network was trained with"):
         fit("--ckpt_path", str(folder), "--data.source", str(swapped), "--trainer.max_steps", "9")
+
+
+def test_a_checkpoint_with_an_option_of_a_newer_version_is_refused(fit: Fit, text: Path) -> None:
+    stored = torch.load(fit() / "checkpoints" / "last.ckpt", weights_only=True)
+    for part in (stored["lit_gpt"], stored["hyper_parameters"]):
+        part["config"]["of_next_month"] = 1
+    torch.save(stored, "newer.ckpt")
+    told = r"newer lit-gpt \(option of_next_month\): upgrade"
+    for use in (checkpoint.load, LitGPT.load_from_checkpoint):
+        with pytest.raises(UserError, match=told):
+            use("newer.ckpt")
+    for verb, flags in (("fit", [*TINY, "--trainer.max_steps", "7"]), ("validate", [])):
+        assert re.search(told, refused(verb, "--ckpt_path", "newer.ckpt", "--data.source", str(text), *flags))
 
 
 def test_a_checkpoint_of_another_network_is_refused(fit: Fit, text: Path) -> None:
