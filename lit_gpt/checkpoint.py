@@ -141,6 +141,12 @@ def check(checkpoint: Any, path: str | Path = "the checkpoint") -> None:
         )
 
 
+def text_changed(checkpoint: dict[str, Any], data: Any) -> bool:
+    """Whether the data's text is another than that of the run so far, where both are known."""
+    there, here = checkpoint[KEY]["fingerprints"].get("data"), getattr(data, "fingerprints", {}).get("data")
+    return None not in (there, here) and there != here
+
+
 def config_of(kind: type[Any], value: Any) -> Any:
     """A fresh configuration of the class ``kind`` from an instance, or from the dict that a checkpoint stores.
 

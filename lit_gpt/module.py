@@ -314,6 +314,8 @@ class LitLanguageModel(LightningModule):
         checkpoint.check(checkpoint_)
         if self._trainer is not None and self._trainer.state.fn == "fit":
             checkpoint.check_resumable(checkpoint_, self.optimizer_config.kind)
+            if checkpoint.text_changed(checkpoint_, self._data()):
+                say(["the data's text or its splits are not those of the run so far: it goes on with the new ones"])
         stored = checkpoint_[checkpoint.KEY]["fingerprints"].get("tokenizer")
         self._tokenizer = checkpoint.check_tokens(stored, self.config.vocab_size, self._data())
         if hasattr(self, "net"):

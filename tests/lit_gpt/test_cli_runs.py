@@ -125,6 +125,20 @@ def test_a_run_is_not_resumed_under_other_tokens(fit: Fit, text: Path) -> None:
         fit("--ckpt_path", str(folder), "--data.source", str(swapped), "--trainer.max_steps", "9")
 
 
+def test_a_run_that_goes_on_with_another_text_says_so(
+    fit: Fit, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = "the data's text or its splits are not those of the run so far: it goes on with the new ones\n"
+    folder = fit()
+    unfinished(folder)
+    fit("--resume", "auto", "--trainer.max_steps", "7")
+    assert told not in capsys.readouterr().out
+    unfinished(folder)
+    text.write_text(text.read_text() + "the model stops.")
+    assert fit("--resume", "auto", "--trainer.max_steps", "8") == folder
+    assert told in capsys.readouterr().out
+
+
 def test_a_checkpoint_with_an_option_of_a_newer_version_is_refused(fit: Fit, text: Path) -> None:
     stored = torch.load(fit() / "checkpoints" / "last.ckpt", weights_only=True)
     for part in (stored["lit_gpt"], stored["hyper_parameters"]):
