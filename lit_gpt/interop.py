@@ -21,7 +21,7 @@ from datamodules.files import write_atomically, write_json
 from datamodules.reading import needs_hf_extra
 from datamodules.tokenizers import Tokenizer, load_tokenizer, open_tokenizer, tokenizer_from_dict
 from datamodules.tokenizers import to_huggingface as tokenizer_to_huggingface
-from lit_gpt.checkpoint import FREE, KEY, PREFIX, differing_fields, is_ours, read
+from lit_gpt.checkpoint import FREE, KEY, PREFIX, config_of, differing_fields, is_ours, read
 from lit_gpt.config import as_typed
 from lit_gpt.ensemble import GPTEnsemble
 from lit_gpt.huggingface import Config, State, from_huggingface, to_huggingface, without_padding
