@@ -16,7 +16,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -37,7 +36,7 @@ from lit_gpt.callbacks.start import EvaluateAtStart
 from lit_gpt.callbacks.summary import RunSummary
 from lit_gpt.callbacks.throughput import Throughput
 from lit_gpt.config import PRESETS
-from lit_gpt.loggers import MetricsCSV
+from lit_gpt.loggers import run_loggers
 from lit_gpt.module import LitLanguageModel
 from lit_gpt.parse_errors import sentence
 from lit_gpt.parser import StrictParser, prepare_parsing
@@ -318,16 +317,7 @@ class LitCLI(LightningCLI):
             raise UserError(sentence(str(error), [])) from error
 
     def _loggers(self, given: Any) -> Any:
-        if self.verb != "fit":
-            return given or False
-        others = given if isinstance(given, list) else [given]
-        if given in (None, True):
-            others = [self._tensorboard()]
-        return [MetricsCSV(self.folder), *([] if given is False else others)]
-
-    def _tensorboard(self) -> Logger:
-        root, name, version = self.folder.parent.parent, self.folder.parent.name, self.folder.name
-        return TensorBoardLogger(root, name, version, default_hp_metric=False)
+        return run_loggers(self.folder, given) if self.verb == "fit" else given or False
 
     def _callbacks(self) -> list[Callback]:
         config = self.config[self.verb]
