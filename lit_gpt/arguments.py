@@ -1,7 +1,6 @@
 """The command line before it is parsed: which preset and which config files it names."""
 
 import itertools
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from lit_gpt.config import PRESETS
 from lit_gpt.suggest import unknown
 
 CONFIG = ("--config", "-c")
+HERE = Path(__file__).parent
 
 
 def preset(arguments: list[str]) -> str | None:
@@ -61,9 +61,6 @@ def _found(config: str) -> str:
 
 
 def _packaged(config: str) -> Path | None:
-    try:
-        folder = Path(str(resources.files("lit_gpt.configs")))
-    except ModuleNotFoundError:  # a source tree that is not installed
-        return None
-    path = folder / config.removeprefix("configs/")
-    return path if path.is_file() else None
+    """The file of that name that comes with us: a part of the installed package, or beside it in a clone."""
+    paths = (home / "configs" / config.removeprefix("configs/") for home in (HERE, HERE.parent))
+    return next((path for path in paths if path.is_file()), None)

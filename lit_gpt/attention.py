@@ -131,20 +131,22 @@ def _document_blocks(document_ids: Tensor) -> BlockMask:
 def positions(
     input_ids: Tensor, past: int = 0, *, attention_mask: Tensor | None = None, document_ids: Tensor | None = None
 ) -> Tensor:
-    """Each token's place in its own text: pads on the left do not count and packed documents each start at 0.
+    """Each token's place in its own text: pads do not count and packed documents each start at 0.
 
     Returns:
         int64, (T,) where all rows agree and (B, T) elsewhere. Arguments are those of `attention_mask_for`.
     """
     T = input_ids.size(1)
-    if attention_mask is not None:
-        return (attention_mask.cumsum(1) - 1).clamp(min=0)[:, past:]
-    place = torch.arange(past, past + T, device=input_ids.device)
-    if document_ids is None:
-        return place
-    first = torch.ones_like(document_ids, dtype=torch.bool)
-    first[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-    return place - (place * first).cummax(1).values
+    if attention_mask is None:
+        place = torch.arange(past, past + T, device=input_ids.device)
+    else:
+        place = attention_mask.cumsum(1)[:, past:] - 1
+    if document_ids is not None:
+        first = torch.ones_like(document_ids, dtype=torch.bool)
+        first[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+        start = place if attention_mask is None else place + ~attention_mask  # of the next real token
+        place = place - (start * first).cummax(1).values
+    return place if attention_mask is None else place.clamp(min=0)
 
 
 def rotation(T: int, head_size: int, base: float, *, past: int = 0, device: torch.device) -> Rotation:

@@ -9,7 +9,7 @@ import importlib
 import pickle
 import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
@@ -141,6 +141,25 @@ def check(checkpoint: Any, path: str | Path = "the checkpoint") -> None:
         )
 
 
+def text_changed(checkpoint: dict[str, Any], data: Any) -> bool:
+    """Whether the data's text is another than that of the run so far, where both are known."""
+    there, here = checkpoint[KEY]["fingerprints"].get("data"), getattr(data, "fingerprints", {}).get("data")
+    return None not in (there, here) and there != here
+
+
+def config_of(kind: type[Any], value: Any) -> Any:
+    """A fresh configuration of the class ``kind`` from an instance, or from the dict that a checkpoint stores.
+
+    Raises:
+        UserError: The dict has an option that this version does not know.
+    """
+    values = value if isinstance(value, dict) else asdict(value)
+    unknown = sorted(values.keys() - {field.name for field in fields(kind)})
+    if unknown:
+        raise UserError(f"the checkpoint was written by a newer lit-gpt (option {unknown[0]}): upgrade lit-gpt.")
+    return kind(**values)
+
+
 def check_resumable(checkpoint: dict[str, Any], kind: str) -> None:
     """Raise a UserError unless a run with an optimizer of this kind can go on: our own rules take up each other's
     state, a class of torch's knows its own alone.
@@ -158,14 +177,30 @@ def check_resumable(checkpoint: dict[str, Any], kind: str) -> None:
         )
 
 
-def check_tokenizer(checkpoint: dict[str, Any], fingerprints: dict[str, str]) -> None:
-    """Raise a UserError where the data has another tokenizer than the checkpoint."""
-    here, stored = (found.get("tokenizer") for found in (fingerprints, checkpoint[KEY]["fingerprints"]))
-    if here and stored and here != stored:
+def check_tokens(known: str | None, vocab_size: int, data: Any) -> str | None:
+    """Raise a UserError where data has other tokens than a network knows.
+
+    Args:
+        known: Fingerprint of the tokenizer that the network was trained with; None where it has seen none yet.
+        vocab_size: The network's.
+        data: A datamodule after its ``setup``, or None.
+
+    Returns:
+        The fingerprint that the network knows from now on.
+    """
+    here = getattr(data, "fingerprints", {}).get("tokenizer")
+    symbols = getattr(data, "vocab_size", None) or 0
+    if here and known and here != known:
         raise UserError(
-            "the data's tokenizer differs from the checkpoint's, so token ids would change their meaning: give the "
-            "text and tokenizer that the checkpoint was trained with."
+            "the data's tokenizer differs from the one that the network was trained with, so token ids would change "
+            "their meaning: give the text and tokenizer of that training."
         )
+    if symbols > vocab_size:
+        raise UserError(
+            f"the data has {symbols} symbols and the network knows {vocab_size}: give the data that it was trained "
+            "with, or train a new one."
+        )
+    return known or here
 
 
 def check_network(checkpoint: dict[str, Any], net: nn.Module, config: Any) -> None:
@@ -174,7 +209,7 @@ def check_network(checkpoint: dict[str, Any], net: nn.Module, config: Any) -> No
     theirs, ours = stored["network"], type(net).__name__
     if NETWORKS.get(theirs, theirs) != NETWORKS.get(ours, ours):
         raise UserError(f"the checkpoint holds a {theirs}, not a {ours}: set --model {_of(theirs)[-1]}.")
-    before = type(config)(**stored["config"])
+    before = config_of(type(config), stored["config"])
     differing = differing_fields(before, config)
     wrong = [name for name in differing if name not in FREE]
     if not wrong and not _same_shapes(checkpoint["state_dict"], net):
@@ -244,7 +279,7 @@ def build_network(checkpoint: dict[str, Any]) -> nn.Module:
     ours = checkpoint[KEY]
     module, builder, config, _ = _of(ours["network"])
     home = importlib.import_module(module)
-    net: nn.Module = getattr(home, builder)(getattr(home, config)(**ours["config"]))
+    net: nn.Module = getattr(home, builder)(config_of(getattr(home, config), ours["config"]))
     weights = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
     net.load_state_dict(weights)
     return net.eval()

@@ -16,7 +16,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -37,7 +36,7 @@ from lit_gpt.callbacks.start import EvaluateAtStart
 from lit_gpt.callbacks.summary import RunSummary
 from lit_gpt.callbacks.throughput import Throughput
 from lit_gpt.config import PRESETS
-from lit_gpt.loggers import MetricsCSV
+from lit_gpt.loggers import run_loggers
 from lit_gpt.module import LitLanguageModel
 from lit_gpt.parse_errors import sentence
 from lit_gpt.parser import StrictParser, prepare_parsing
@@ -124,6 +123,12 @@ class LitCLI(LightningCLI):
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The one verb that was typed."""
         return {self.verb: LightningCLI.subcommands()[self.verb]}
+
+    def _prepare_subcommand_parser(self, *args: Any, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(*args, **kwargs)
+        if self.verb in ("validate", "test"):
+            parser.set_defaults({"verbose": False})  # Lightning's table of what RunProgress has said
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Our own keys, and the default classes of the two slots."""
@@ -213,6 +218,8 @@ class LitCLI(LightningCLI):
             config.ckpt_path = str(checkpoint.file_of(config.ckpt_path))
             self.stored = checkpoint.read(config.ckpt_path)[checkpoint.KEY]
             path = checkpoint.module_of(self.stored["network"], config.model.class_path)
+            if issubclass(module := resolve_name(path), LitLanguageModel):
+                checkpoint.config_of(module.config_class, self.stored["config"])  # refuses an option of a newer version
             model = {"class_path": path, "init_args": {"config": self.stored["config"]}}
             self.config = self.parser.parse_object({self.verb: {"model": model}}, self.config)
 
@@ -252,6 +259,9 @@ class LitCLI(LightningCLI):
     def _obstacles(self, root: Path, name: str) -> dict[Path, str | None]:
         """What is in the way of each run from the newest on, up to the first that can go on."""
         found: dict[Path, str | None] = {}
+        chosen = os.environ.get(FOLDER_VARIABLE)
+        if _rank() and chosen:  # by rank 0, which may hold it
+            return {Path(chosen): None} if (Path(chosen) / runs.LAST).is_file() else {}
         for folder in runs.newest_first(root, name):
             found[folder] = runs.obstacle(folder, self.settings, self._read)
             if found[folder] is None:
@@ -312,22 +322,13 @@ class LitCLI(LightningCLI):
             raise UserError(sentence(str(error), [])) from error
 
     def _loggers(self, given: Any) -> Any:
-        if self.verb != "fit":
-            return given or False
-        others = given if isinstance(given, list) else [given]
-        if given in (None, True):
-            others = [self._tensorboard()]
-        return [MetricsCSV(self.folder), *([] if given is False else others)]
-
-    def _tensorboard(self) -> Logger:
-        root, name, version = self.folder.parent.parent, self.folder.parent.name, self.folder.name
-        return TensorBoardLogger(root, name, version, default_hp_metric=False)
+        return run_loggers(self.folder, given) if self.verb == "fit" else given or False
 
     def _callbacks(self) -> list[Callback]:
         config = self.config[self.verb]
         summary = RunSummary(runs.hash_of(self.settings), config.seed_everything)
-        fresh = config.clone()  # the file starts such a run, not this one again
-        fresh.ckpt_path = fresh.resume = None
+        fresh = config.clone()  # the file starts such a run, not this one again, and after a flag takes nothing back
+        del fresh["ckpt_path"], fresh["resume"]
         resolved = self._parser(self.verb).dump(fresh, skip_unset=False)
         callbacks: list[Callback] = [RunFolder(self.folder, resolved), Throughput(), ExactResume()]
         callbacks += [summary, LogArtifacts()]

@@ -21,7 +21,7 @@ from datamodules.files import write_atomically, write_json
 from datamodules.reading import needs_hf_extra
 from datamodules.tokenizers import Tokenizer, load_tokenizer, open_tokenizer, tokenizer_from_dict
 from datamodules.tokenizers import to_huggingface as tokenizer_to_huggingface
-from lit_gpt.checkpoint import FREE, KEY, PREFIX, differing_fields, is_ours, read
+from lit_gpt.checkpoint import FREE, KEY, PREFIX, config_of, differing_fields, is_ours, read
 from lit_gpt.config import as_typed
 from lit_gpt.ensemble import GPTEnsemble
 from lit_gpt.huggingface import Config, State, from_huggingface, to_huggingface, without_padding
@@ -60,7 +60,7 @@ def _read_gpt(source: str | Path) -> tuple[GPTConfig, State, Tokenizer | None]:
             tokenizer = load_tokenizer(folder / "tokenizer.json")
     if entry["network"] != "GPT":
         raise UserError(f"{source} holds a {entry['network']}, and only a GPT can be started from.")
-    config = GPTConfig(**entry["config"])
+    config = config_of(GPTConfig, entry["config"])
     return config, without_padding(config, state), tokenizer
 
 
@@ -231,7 +231,7 @@ def export_huggingface(checkpoint: dict[str, Any], out: str | Path) -> str:
         raise UserError(f"a {entry['network']} has no counterpart at Hugging Face: export with --format safetensors.")
     tokenizer = None if entry["tokenizer"] is None else tokenizer_from_dict(entry["tokenizer"])
     eos_id = None if tokenizer is None else tokenizer.eos_id
-    config, tensors = to_huggingface(GPTConfig(**entry["config"]), state, eos_id)
+    config, tensors = to_huggingface(config_of(GPTConfig, entry["config"]), state, eos_id)
     if tokenizer is not None:
         _write_tokenizer(tokenizer, entry["config"]["block_size"], out)
     marks = {name: value for name, value in config.items() if name.endswith("_token_id") and value is not None}

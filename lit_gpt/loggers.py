@@ -1,4 +1,6 @@
-"""metrics.csv of a run: one row a log call, new columns as they come, continued without duplicates by a resumed run."""
+"""The loggers of a run, and metrics.csv: one row a log call, new columns as they come, continued without duplicates by a
+resumed run.
+"""
 
 import csv
 import io
@@ -7,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.files import write_text
@@ -74,3 +76,12 @@ class MetricsCSV(Logger):
         padded = [row + [""] * (len(self.columns) - len(row)) for row in rows]
         csv.writer(text).writerows([self.columns, *padded])
         write_text(self.path, text.getvalue())
+
+
+def run_loggers(folder: Path, given: Any) -> list[Logger]:
+    """metrics.csv of a run and what the Trainer is given, TensorBoard where that is nothing; False is no other."""
+    if given in (None, True):
+        root, name, version = folder.parent.parent, folder.parent.name, folder.name
+        given = TensorBoardLogger(root, name, version, default_hp_metric=False)
+    others = given if isinstance(given, list) else [given]
+    return [MetricsCSV(folder), *([] if given is False else others)]

@@ -47,13 +47,14 @@ class LitLanguageModel(LightningModule):
 
     def __init__(self, config: Any, optimizer: Any, **options: Any) -> None:
         super().__init__()
-        self.config = _copy(self.config_class, config)
-        self.optimizer_config = _copy(OptimizerConfig, optimizer)
+        self.config = checkpoint.config_of(self.config_class, config)
+        self.optimizer_config = checkpoint.config_of(OptimizerConfig, optimizer)
         self.options = options
         self._store_hyper_parameters()
         self.scores = nn.ModuleDict({split: TokenMetrics() for split in ("val", "train_eval", "test")})
         self.step_figures = {"loss": torch.tensor(math.nan)}
         self.grad_norm: Tensor | None = None
+        self._tokenizer: str | None = None  # fingerprint of the one whose ids the network knows
         self._step_sums: Any = 0  # a Tensor after the first micro-batch
         self._step_names: tuple[str, ...] = ()
         self._scored_here: list[Callable[[], int]] = []
@@ -70,12 +71,15 @@ class LitLanguageModel(LightningModule):
     # ---- the network, once the data is known
 
     def configure_model(self) -> None:
-        """Take the vocabulary from the data, write it back to the hyper-parameters and build the network once."""
-        if hasattr(self, "net"):
-            return
-        self.complete_config(self._data())
-        self._store_hyper_parameters()
-        self.net = self.build_network()
+        """Take the vocabulary from the data, write it back to the hyper-parameters and build the network once; later
+        data must speak of the same tokens.
+        """
+        data = self._data()
+        if not hasattr(self, "net"):
+            self.complete_config(data)
+            self._store_hyper_parameters()
+            self.net = self.build_network()
+        self._tokenizer = checkpoint.check_tokens(self._tokenizer, self.config.vocab_size, data)
 
     def complete_config(self, data: Any) -> None:
         """Take from the data what ``self.config`` leaves to it."""
@@ -169,14 +173,14 @@ class LitLanguageModel(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as the Trainer says, each learner by its own norm, and keep their mean norm before clipping; without
-        clipping, measure it at logged steps.
+        clipping (to Lightning, at 0 and below too), measure it at logged steps.
         """
-        if gradient_clip_val and gradient_clip_algorithm == "value":
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val or self._step_is_logged():
+        limit = gradient_clip_val if gradient_clip_val and gradient_clip_val > 0 else math.inf
+        if limit < math.inf and gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, limit, gradient_clip_algorithm)
+        elif limit < math.inf or self._step_is_logged():
             learners = self.learners()
             parts = [list(part.parameters()) for part in (learners if len(learners) > 1 else [self])]
-            limit = gradient_clip_val or math.inf
             self.grad_norm = torch.stack([nn.utils.clip_grad_norm_(part, limit) for part in parts]).mean()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -241,8 +245,9 @@ class LitLanguageModel(LightningModule):
 
     def _log_scores(self, *splits: str) -> None:
         figures = {f"{split}/{k}": v for split in splits for k, v in self._figures(split).items()}
-        self.log_dict(figures, logger=False)
-        if not self.trainer.sanity_checking:
+        fits = self.trainer.state.fn == "fit"
+        self.log_dict(figures, logger=not fits)  # what the Trainer's validate and test return
+        if fits and not self.trainer.sanity_checking:
             self.log_now(figures, self.global_step)
 
     def _figures(self, split: str) -> dict[str, float]:
@@ -309,7 +314,10 @@ class LitLanguageModel(LightningModule):
         checkpoint.check(checkpoint_)
         if self._trainer is not None and self._trainer.state.fn == "fit":
             checkpoint.check_resumable(checkpoint_, self.optimizer_config.kind)
-        checkpoint.check_tokenizer(checkpoint_, getattr(self._data(), "fingerprints", {}))
+            if checkpoint.text_changed(checkpoint_, self._data()):
+                say(["the data's text or its splits are not those of the run so far: it goes on with the new ones"])
+        stored = checkpoint_[checkpoint.KEY]["fingerprints"].get("tokenizer")
+        self._tokenizer = checkpoint.check_tokens(stored, self.config.vocab_size, self._data())
         if hasattr(self, "net"):
             checkpoint.check_network(checkpoint_, self.net, self.config)
 
@@ -319,11 +327,6 @@ class LitLanguageModel(LightningModule):
             f"{what}: lower --model.optimizer.lr, raise --model.optimizer.warmup or set --trainer.gradient_clip_val "
             f"1.0, and go on from the last checkpoint with --ckpt_path {folder}."
         )
-
-
-def _copy(cls: type[Any], value: Any) -> Any:
-    """A fresh ``cls`` from an instance, or from the dict that a checkpoint stores."""
-    return cls(**(value if isinstance(value, dict) else asdict(value)))
 
 
 def _vocabulary(wanted: int | None, found: int | None) -> int:

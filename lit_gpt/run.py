@@ -1,7 +1,9 @@
 """A run's folder, ``logs/<name>/version_N``: claimed once, found again to resume."""
 
+import fcntl
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +73,8 @@ def obstacle(folder: Path, settings: Settings, read: Callable[[Path], Settings |
     summary = read_json(folder / SUMMARY)
     if summary.get("finished"):
         return "is finished"
+    if is_held(folder):
+        return "is still running"
     if not summary or not (folder / LAST).is_file():
         return "has saved no checkpoint"
     theirs = read(folder / CONFIG)
@@ -82,6 +86,44 @@ def obstacle(folder: Path, settings: Settings, read: Callable[[Path], Settings |
     more = f" and {len(apart) - 1} more" if len(apart) > 1 else ""
     values = f"{theirs.get(apart[0])} there, {settings.get(apart[0])} here"
     return f"has another configuration ({apart[0]} is {values}{more})"
+
+
+class Hold:
+    """A run's folder, held by the process that trains there; the system lets go of it however that process ends.
+
+    Raises:
+        UserError: another process holds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file: int | None = None
+        try:
+            self._file = os.open(folder, os.O_RDONLY)  # the folder itself, which leaves no file behind
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise UserError(
+                f"the run in {folder} is still running in another process: wait for its end, or start a new one without "
+                "--ckpt_path and --resume."
+            ) from None
+        except OSError:  # a file system without locks
+            self.release()
+        os.register_at_fork(after_in_child=self.release)  # a worker may outlive a killed run by seconds
+
+    def release(self) -> None:
+        """Let go of it."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process trains in the folder."""
+    try:
+        Hold(folder).release()
+    except UserError:
+        return True
+    return False
 
 
 def read_json(path: Path) -> dict[str, Any]:

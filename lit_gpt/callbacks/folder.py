@@ -8,11 +8,12 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.files import write_text
 from lit_gpt.loggers import MetricsCSV
-from lit_gpt.run import CONFIG
+from lit_gpt.run import CONFIG, Hold
 
 
 class RunFolder(Callback):
-    """Writes ``config.yaml``; in a resumed run, drops the logged figures of later steps, which come again.
+    """Holds the folder; writes ``config.yaml``; in a resumed run, drops the logged figures of later steps, which come
+    again.
 
     Args:
         folder: The run's folder.
@@ -22,6 +23,21 @@ class RunFolder(Callback):
     def __init__(self, folder: Path, config: str) -> None:
         self.folder = folder
         self.config = config
+        self._hold: Hold | None = None
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to share the folder with another process."""
+        self._hold = Hold(self.folder)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of the folder."""
+        if self._hold:
+            self._hold.release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let go of the folder."""
+        self.teardown(trainer, pl_module, "fit")
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

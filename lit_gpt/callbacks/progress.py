@@ -9,17 +9,17 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-#: Metrics that a validation line shows, when they are there.
+#: Metrics that the line of an evaluation shows, when they are there; * is its split.
 SHOWN = (
-    ("val/loss", "val {:.4f}"),
+    ("*/loss", "* {:.4f}"),
     ("train_eval/loss", "train {:.4f}"),
-    ("val/top1", "top-1 {:.1%}"),
-    ("val/top5", "top-5 {:.1%}"),
-    ("val/nats_per_char", "{:.4f} nats/char"),
-    ("val/bpb", "{:.4f} bits/byte"),
-    ("val/challenge_loss", "challenge {:.4f}"),
-    ("val/challenge_loss_uncovered", "as first counted {:.4f}"),
-    ("val/challenge_coverage", "at {:.1%} of the tokens"),
+    ("*/top1", "top-1 {:.1%}"),
+    ("*/top5", "top-5 {:.1%}"),
+    ("*/nats_per_char", "{:.4f} nats/char"),
+    ("*/bpb", "{:.4f} bits/byte"),
+    ("*/challenge_loss", "challenge {:.4f}"),
+    ("*/challenge_loss_uncovered", "as first counted {:.4f}"),
+    ("*/challenge_coverage", "at {:.1%} of the tokens"),
 )
 
 
@@ -98,9 +98,14 @@ class RunProgress(ProgressBar):
         """The same before the first step, with ``--val_at_start``."""
         self._show_metrics(trainer)
 
-    def _show_metrics(self, trainer: Trainer) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The same figures of the test split."""
+        self._show_metrics(trainer, "test")
+
+    def _show_metrics(self, trainer: Trainer, split: str = "val") -> None:
         found = trainer.callback_metrics
-        shown = [form.format(float(found[name])) for name, form in SHOWN if name in found]
+        forms = {name.replace("*", split): form.replace("*", split) for name, form in SHOWN}
+        shown = [form.format(float(found[name])) for name, form in forms.items() if name in found]
         if trainer.state.fn == "fit":
             shown.insert(0, f"step {trainer.global_step}")
         self.print("  ".join(shown))

@@ -5,11 +5,12 @@ import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
@@ -28,6 +29,9 @@ CHARTS = {
     title: {name: ["Multiline", [f"^train_eval/{name}$", f"^val/{name}$"]] for name in names}
     for title, names in (("loss", ("loss", "bpb")), ("accuracy", ("top1", "top5")))
 }
+
+MAX_TIME = "--trainer.max_time"
+Kind = TypeVar("Kind", bound=Callback)
 
 
 class RunSummary(Callback):
@@ -71,14 +75,15 @@ class RunSummary(Callback):
         """The final summary, and what to type next; to begin with nothing left to do is a mistake, unless the run was
         killed between its last checkpoint and this.
         """
-        if not self._began and self._found.get("finished", True):
+        over = _is_over(trainer)
+        if not self._began and (not over or self._found.get("finished", True)):
             raise _nothing_to_train(trainer)
         if self._began:
-            self._write(trainer, pl_module, finished=True)
+            self._write(trainer, pl_module, finished=over)
         elif trainer.is_global_zero:
             ended = {"finished": True, "steps": trainer.global_step, "best": _rounded(_checkpoints(trainer).best)}
             write_json(self.folder / SUMMARY, self._found | ended)
-        self._say_goodbye(trainer)
+        self._say_goodbye(trainer, over)
 
     @rank_zero_only
     def _write(self, trainer: Trainer, pl_module: LightningModule, finished: bool) -> None:
@@ -87,8 +92,7 @@ class RunSummary(Callback):
         write_json(path, self._summary(trainer, pl_module, finished) | {"started_at_commit": started})
 
     def _summary(self, trainer: Trainer, pl_module: LightningModule, finished: bool) -> dict[str, Any]:
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        speed = next((c for c in callbacks if isinstance(c, Throughput)), Throughput())
+        speed = next(iter(_of(trainer, Throughput)), Throughput())
         net: Any = getattr(pl_module, "net", pl_module)
         tokens, seconds = speed.so_far()
         return {
@@ -110,21 +114,46 @@ class RunSummary(Callback):
         }
 
     @rank_zero_only
-    def _say_goodbye(self, trainer: Trainer) -> None:
+    def _say_goodbye(self, trainer: Trainer, over: bool) -> None:
         folder, checkpoints = self.folder, _checkpoints(trainer)
         best, value = checkpoints.best, checkpoints.best_value
         if value is not None:
             print(f"\nbest {checkpoints.monitor} {value:.4f} at step {best['step']} of {trainer.global_step}")
-        print(f"everything about this run is in {folder}\nnext:")
+        print(f"everything about this run is in {folder}")
+        if not over:
+            more = f" and a longer {MAX_TIME}" if _time_is_up(trainer) else ""
+            print(f"to go on from step {trainer.global_step}: the same command with --resume auto{more}")
+        print("next:")
         name = "last.ckpt" if value is None else "best.ckpt"
         print(f'  python -m lit_gpt generate --ckpt_path {checkpoints.folder / name} --prompt "The "')
         print(f"  tensorboard --logdir {folder.parent.parent}", flush=True)
+
+
+def _is_over(trainer: Trainer) -> bool:
+    """Whether the run is at its end, by steps, epochs or early stopping; a clock only interrupts it."""
+    epochs = trainer.fit_loop.epoch_progress.current.processed
+    stopped = any(c.stopping_reason_message for c in _of(trainer, EarlyStopping)) and trainer.should_stop
+    return trainer.global_step == trainer.max_steps or epochs == trainer.max_epochs or stopped
+
+
+def _time_is_up(trainer: Trainer) -> bool:
+    left = [timer.time_remaining() for timer in _of(trainer, Timer)]
+    return any(seconds is not None and seconds <= 0 for seconds in left)
+
+
+def _of(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, kind)]
 
 
 def _nothing_to_train(trainer: Trainer) -> UserError:
     step, limit = trainer.global_step, trainer.max_steps
     if 0 <= limit <= step:
         return UserError(f"already at step {step}: raise --trainer.max_steps, which is {limit}.")
+    if _time_is_up(trainer):
+        return UserError(
+            f"already at step {step} after the whole of {MAX_TIME}, which counts all parts of a run: raise it."
+        )
     return UserError(
         f"already at step {step} and nothing left to train: raise --trainer.max_epochs, which is {trainer.max_epochs}, "
         f"or --trainer.limit_train_batches, which is {trainer.limit_train_batches}."
@@ -150,7 +179,7 @@ def device_name(device: torch.device) -> str:
 
 
 def _checkpoints(trainer: Trainer) -> RunCheckpoints:
-    found = next((c for c in trainer.checkpoint_callbacks if isinstance(c, RunCheckpoints)), None)
+    found = next(iter(_of(trainer, RunCheckpoints)), None)
     assert found is not None, "RunSummary asks RunCheckpoints which validation was the best: give the Trainer both"
     return found
 

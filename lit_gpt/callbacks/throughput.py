@@ -104,6 +104,7 @@ class Throughput(Callback):
         """Count; report when the module logs."""
         self._handed_back = time.perf_counter()
         self._batch_tokens += batch["input_ids"].numel() * trainer.world_size
+        self._row = batch["input_ids"].size(1)
         if trainer.fit_loop._should_accumulate():
             return
         self._steps += 1
@@ -135,7 +136,7 @@ class Throughput(Callback):
         }
         net: Any = getattr(pl_module, "net", None)
         if self._peak and hasattr(net, "flops_per_token"):
-            flops = net.flops_per_token() * getattr(pl_module, "passes", 1)
+            flops = net.flops_per_token(self._row) * getattr(pl_module, "passes", 1)
             values["train/mfu"] = rate * flops / (self._peak * trainer.world_size)
         if isinstance(pl_module, LitLanguageModel):
             pl_module.log_now(values, trainer.global_step)

@@ -132,6 +132,18 @@ def test_positions_start_anew_in_each_document_and_after_pads() -> None:
     assert positions(ids[:, :2], 18).tolist() == [18, 19]
 
 
+def test_positions_in_documents_do_not_count_pads() -> None:
+    ids = torch.zeros(2, 20, dtype=torch.long)
+    everything = torch.ones(2, 20, dtype=torch.bool)
+    both = positions(ids, attention_mask=everything, document_ids=DOCUMENTS)
+    assert torch.equal(both, positions(ids, document_ids=DOCUMENTS))
+    real = everything.clone()
+    real[0, [0, 1, 5, 6, 7, 17]] = False
+    found = positions(ids, attention_mask=real, document_ids=DOCUMENTS)[0]
+    assert found[real[0]].tolist() == [*range(3), *range(6), *range(5)]
+    assert found.min() == 0
+
+
 def test_dropout_applies_to_attention_weights() -> None:
     torch.manual_seed(0)
     q, v = torch.zeros(8, 2, 16, 16), torch.eye(16).expand(8, 2, 16, 16)  # so the weights themselves come out

@@ -1,9 +1,11 @@
 """The command line in this process: layered configs, precedence, run folders, resume, every mistake by its sentence."""
 
+import configparser
 import csv
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from lit_gpt.loggers import MetricsCSV
 from tests.conftest import TINY
 
 Fit = Callable[..., Path]
+ROOT = Path(__file__).parents[2]
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -158,6 +161,17 @@ def test_validate_obeys_the_checkpoint(fit: Fit, text: Path, capsys: pytest.Capt
     assert f"val {expected:.4f}" in capsys.readouterr().out
 
 
+def test_a_test_says_what_a_validation_says(fit: Fit, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--ckpt_path", str(fit()), "--data.source", str(text), "--trainer.accelerator", "cpu"]
+    capsys.readouterr()
+    run("validate", [*flags, "--data.train_eval_rows", "0"])
+    validated = capsys.readouterr().out
+    assert re.fullmatch(r"val [\d.]+  top-1 [\d.]+%  top-5 [\d.]+%  [\d.]+ nats/char  [\d.]+ bits/byte\n", validated)
+    text.with_name("held out.txt").write_text(text.read_text()[-len(text.read_text()) // 10 :])
+    run("test", [*flags, "--data.test_source", "held out.txt"])
+    assert capsys.readouterr().out.startswith("test ")
+
+
 def test_predict_writes_every_token_of_a_text(fit: Fit, text: Path, tmp_path: Path) -> None:
     folder = fit()
     other = tmp_path / "other.txt"
@@ -269,12 +283,24 @@ def test_a_missing_gpu_is_told(fit: Fit) -> None:
         fit("--trainer.accelerator", "gpu")
 
 
+def test_a_part_of_the_configs_folder_is_found_in_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """setup.cfg installs ``configs`` as a folder of the package, with its folders."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert "lit_gpt.configs = configs" in setup["options"]["package_dir"]
+    assert "debug/*.yaml" in setup["options.package_data"]["lit_gpt.configs"]
+    shutil.copytree(ROOT / "configs", tmp_path / "site" / "lit_gpt" / "configs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(arguments, "HERE", tmp_path / "site" / "lit_gpt")
+    name = next((ROOT / "configs" / "debug").glob("*.yaml")).relative_to(ROOT)
+    assert with_packaged_configs(["--config", str(name)]) == ["--config", str(tmp_path / "site" / "lit_gpt" / name)]
+
+
 @pytest.mark.parametrize("spelling", [["--config", "char.yaml"], ["--config=char.yaml"], ["-c=configs/char.yaml"]])
-def test_packaged_configs_are_found_from_everywhere(
+def test_our_configs_are_found_from_everywhere(
     spelling: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lit_gpt.arguments.resources.files", lambda _: Path(__file__).parents[2] / "configs")
     (path,) = (part.split("=")[-1] for part in with_packaged_configs(spelling) if part.endswith(".yaml"))
     assert "name: char" in Path(path).read_text()
 

@@ -1,12 +1,17 @@
 """What a run's folder goes through: claimed, refused, resumed, finished; and the other verbs over the same files."""
 
+import errno
 import io
 import json
 import os
+import re
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from datamodules.errors import UserError
 from datamodules.tokenizers import save_tokenizer, train_tokenizer
 from lit_gpt import LitGPT, checkpoint
-from lit_gpt.cli import run
+from lit_gpt.cli import FOLDER_VARIABLE, LitCLI, run
 from lit_gpt.commands import run as run_command
+from lit_gpt.run import Hold, is_held
 from tests.conftest import TINY
 from tests.lit_gpt.test_cli import rows
 
@@ -116,7 +122,7 @@ def test_a_run_is_not_resumed_under_other_tokens(fit: Fit, text: Path) -> None:
     folder = fit()
     swapped = text.with_name("swapped.txt")
     swapped.write_text(text.read_text().replace("t", "q").replace("a", "z"))
-    with pytest.raises(UserError, match="the data's tokenizer differs from the checkpoint's"):
+    with pytest.raises(UserError, match="the data's tokenizer differs from the one that the network was trained with"):
         fit("--ckpt_path", str(folder), "--data.source", str(swapped), "--trainer.max_steps", "9")
 
 
@@ -142,8 +148,33 @@ def test_a_run_is_not_resumed_under_a_tokenizer_that_it_cannot_have_trained(othe
     folder = fit(*TRAINED, "bpe")
     save_tokenizer(train_tokenizer("bpe", ["other words than those"], 270), "file.json")
     options = ("--data.vocab_size", "null") if other != "unigram" else ()
-    with pytest.raises(UserError, match="the data's tokenizer differs from the checkpoint's"):
+    with pytest.raises(UserError, match="the data's tokenizer differs from the one that the network was trained with"):
         fit(*TRAINED, other, *options, "--ckpt_path", str(folder), "--trainer.max_steps", "9")
+
+
+def test_a_run_that_goes_on_with_another_text_says_so(fit: Fit, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = "the data's text or its splits are not those of the run so far: it goes on with the new ones\n"
+    folder = fit()
+    unfinished(folder)
+    fit("--resume", "auto", "--trainer.max_steps", "7")
+    assert told not in capsys.readouterr().out
+    unfinished(folder)
+    text.write_text(text.read_text() + "the model stops.")
+    assert fit("--resume", "auto", "--trainer.max_steps", "8") == folder
+    assert told in capsys.readouterr().out
+
+
+def test_a_checkpoint_with_an_option_of_a_newer_version_is_refused(fit: Fit, text: Path) -> None:
+    stored = torch.load(fit() / "checkpoints" / "last.ckpt", weights_only=True)
+    for part in (stored["lit_gpt"], stored["hyper_parameters"]):
+        part["config"]["of_next_month"] = 1
+    torch.save(stored, "newer.ckpt")
+    told = r"newer lit-gpt \(option of_next_month\): upgrade"
+    for use in (checkpoint.load, LitGPT.load_from_checkpoint):
+        with pytest.raises(UserError, match=told):
+            use("newer.ckpt")
+    for verb, flags in (("fit", [*TINY, "--trainer.max_steps", "7"]), ("validate", [])):
+        assert re.search(told, refused(verb, "--ckpt_path", "newer.ckpt", "--data.source", str(text), *flags))
 
 
 def test_a_checkpoint_of_another_network_is_refused(fit: Fit, text: Path) -> None:
@@ -187,6 +218,48 @@ def test_a_run_killed_after_its_last_checkpoint_is_finished_by_a_resume(fit: Fit
     assert (folder / "metrics.csv").read_bytes() == metrics
 
 
+def test_fewer_steps_than_a_killed_run_has_done_are_refused(fit: Fit) -> None:
+    folder = fit()
+    unfinished(folder)
+    before = contents(folder)
+    with pytest.raises(UserError, match=r"already at step 6: raise --trainer\.max_steps, which is 4\."):
+        fit("--resume", "auto", "--trainer.max_steps", "4")
+    assert contents(folder) == before
+
+
+def test_a_run_that_time_stopped_goes_on(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("lightning.pytorch.callbacks.timer.time", SimpleNamespace(monotonic=lambda: clock.now))
+    learn = LitGPT.training_step
+
+    def slowly(*given: Any) -> torch.Tensor:
+        clock.now += 60
+        return learn(*given)
+
+    monkeypatch.setattr(LitGPT, "training_step", slowly)
+    folder = fit("--trainer.max_time", "00:00:02:30")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["finished"], summary["steps"]) == (False, 3)
+    more = "to go on from step 3: the same command with --resume auto and a longer --trainer.max_time\n"
+    assert more in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"already at step 3 after the whole of --trainer\.max_time"):
+        fit("--resume", "auto", "--trainer.max_time", "00:00:02:30")
+    assert fit("--resume", "auto", "--trainer.max_time", "00:01:00:00") == folder
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["finished"], summary["steps"]) == (True, 6)
+    assert more not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("end", [["--trainer.max_epochs", "2"], ["--early_stopping", "1", "--model.optimizer.lr", "0"]])
+def test_a_run_that_its_epochs_or_early_stopping_end_is_finished(end: list[str], fit: Fit) -> None:
+    folder = fit("--trainer.max_steps", "99", "--trainer.limit_train_batches", "4", *end)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["finished"]
+    assert summary["steps"] < 10
+
+
 def test_a_run_of_no_steps_is_refused_and_leaves_nothing(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +281,65 @@ def unfinished(folder: Path) -> Path:
     summary = json.loads((folder / "summary.json").read_text())
     (folder / "summary.json").write_text(json.dumps(summary | {"finished": False}))
     return folder / "config.yaml"
+
+
+@contextmanager
+def held_by_another_process(folder: Path) -> Iterator[None]:
+    """A child that holds the folder until it is killed, and a grandchild that outlives it, as a loader's worker may."""
+    ready, tell = os.pipe()
+    stay, end = os.pipe()
+    child = os.fork()
+    if not child:
+        hold = Hold(folder)
+        if os.fork():
+            os.write(tell, b"1")
+            signal.pause()
+        os.close(end)
+        os.read(stay, 1)
+        os._exit(int(hold is None))
+    os.read(ready, 1)
+    yield
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert not is_held(folder)
+    for file in (ready, tell, stay, end):
+        os.close(file)
+
+
+def test_a_run_that_is_running_is_not_joined(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fit()
+    unfinished(folder)
+    before = contents(folder)
+    longer = ("--trainer.max_steps", "7")
+    with held_by_another_process(folder):
+        assert fit("--resume", "auto", *longer).name == "version_1"
+        assert "version_0 is still running: a new run starts in" in capsys.readouterr().out
+        with pytest.raises(UserError, match="version_0 is still running in another process: wait for its end"):
+            fit("--ckpt_path", str(folder), *longer)
+        assert contents(folder) == before
+    shutil.rmtree(folder.with_name("version_1"))
+    assert fit("--resume", "auto", *longer) == folder
+
+
+def test_a_file_system_without_locks_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EBADF, "no locks here")
+
+    monkeypatch.setattr("lit_gpt.run.fcntl.flock", refuse)
+    Hold(tmp_path)
+    assert not is_held(tmp_path)
+
+
+def test_other_processes_of_a_run_follow_rank_0(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = fit()
+    unfinished(folder)
+    cli = SimpleNamespace(settings={}, _read=lambda _: None)
+    monkeypatch.setattr("lit_gpt.cli._rank", lambda: 1)
+    monkeypatch.setenv(FOLDER_VARIABLE, str(folder))
+    with held_by_another_process(folder):
+        assert LitCLI._obstacles(cli, folder.parents[1], "run") == {folder: None}
+    monkeypatch.setenv(FOLDER_VARIABLE, str(folder.with_name("version_1")))
+    assert LitCLI._obstacles(cli, folder.parents[1], "run") == {}
 
 
 def test_resume_auto_goes_on_with_smaller_micro_batches(fit: Fit) -> None:
@@ -328,6 +460,19 @@ def test_the_config_of_a_resumed_run_starts_a_new_one(fit: Fit) -> None:
     run("fit", ["--config", str(first / "config.yaml")])
     assert contents(first) == before
     assert (first.parent / "version_1" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_the_config_of_a_run_after_a_checkpoint_goes_on_from_it(fit: Fit) -> None:
+    first = fit()
+    config = yaml.safe_load((first / "config.yaml").read_text())
+    assert not config.keys() & {"ckpt_path", "resume"}
+    config["trainer"]["max_steps"] = 7
+    Path("longer.yaml").write_text(yaml.safe_dump(config))
+    run("fit", ["--ckpt_path", str(first), "--config", "longer.yaml"])
+    assert checkpoint.read(first / "checkpoints" / "last.ckpt")["global_step"] == 7
+    unfinished(first)
+    run("fit", ["--resume", "auto", "--config", "longer.yaml", "--trainer.max_steps", "8"])
+    assert checkpoint.read(first / "checkpoints" / "last.ckpt")["global_step"] == 8
 
 
 def test_a_resume_without_a_monitor_ends_in_its_last_checkpoint(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:

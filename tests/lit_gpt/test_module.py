@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import string
 from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import pairwise
@@ -14,6 +15,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -95,6 +97,14 @@ def test_gradients_are_clipped_and_the_norm_is_that_before(tmp_path: Path, kind:
     moved = torch.cat([(p - old).detach().flatten() for p, old in pairs])
     assert (moved.norm() if kind == "norm" else moved.abs().max()) == pytest.approx(1e-3, rel=1e-2)
     assert kind == "value" or model.grad_norm > 0.01
+
+
+@pytest.mark.parametrize("limit", [-1.0, 0.0])
+@pytest.mark.parametrize("kind", ["norm", "value"])
+def test_a_limit_of_nothing_clips_nothing(kind: str, limit: float, tmp_path: Path) -> None:
+    clipping = {"gradient_clip_val": limit, "gradient_clip_algorithm": kind}
+    clipped, plain = (weights_after_a_step(rows(16), tmp_path, **options) for options in (clipping, {}))
+    torch.testing.assert_close(clipped, plain, rtol=0, atol=0)
 
 
 def test_pads_do_not_change_a_step(tmp_path: Path) -> None:
@@ -196,6 +206,19 @@ def test_train_and_val_are_measured_by_the_same_code(tmp_path: Path, text: Path)
         assert float(metrics[f"val/{name}"]) == pytest.approx(float(metrics[f"train_eval/{name}"]), rel=1e-5)
 
 
+def test_what_validate_and_test_find_is_returned(tmp_path: Path, text: Path) -> None:
+    model, data = LitGPT(GPTConfig(**SMALL)), CharDataModule(str(text), test_fraction=0.1, tokens_per_step=128)
+    runner = trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    runner.fit(model, datamodule=data)
+    logger = CSVLogger(tmp_path)
+    runner = trainer(tmp_path, logger=logger)
+    for evaluate, split in ((runner.validate, "val"), (runner.test, "test")):
+        found = evaluate(model, datamodule=data, verbose=False)[0]
+        assert {f"{split}/{name}" for name in ("loss", "perplexity", "top1", "bpb")} <= found.keys()
+        assert found[f"{split}/loss"] == float(runner.callback_metrics[f"{split}/loss"])
+        assert [row for row in logger.experiment.metrics if f"{split}/loss" in row] == [found | {"step": 0, "epoch": 0}]
+
+
 def test_a_checkpoint_is_enough(tmp_path: Path, text: Path) -> None:
     model = LitGPT(GPTConfig(**SMALL))
     runner = trainer(tmp_path, max_steps=2)
@@ -210,6 +233,32 @@ def test_a_checkpoint_is_enough(tmp_path: Path, text: Path) -> None:
     stored = torch.load(path, weights_only=True)
     assert stored["lit_gpt"]["format"] == 1
     assert not [key for key in stored["state_dict"] if "_orig_mod" in key]
+
+
+def test_a_loaded_or_trained_network_refuses_data_of_other_tokens(tmp_path: Path, text: Path) -> None:
+    def data(find: str, replacement: str) -> CharDataModule:
+        path = tmp_path / f"{find}{replacement}.txt"
+        path.write_text(text.read_text().replace(find, replacement))
+        return CharDataModule(str(path), tokens_per_step=128, micro_batch_size=8)
+
+    model, runner = LitGPT(GPTConfig(**SMALL)), trainer(tmp_path, max_steps=1)
+    runner.fit(model, datamodule=data("the", "the"))
+    runner.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = LitGPT.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    trainer(tmp_path).validate(loaded, datamodule=data("the", "eth"), verbose=False)
+    for known in (model, loaded):
+        with pytest.raises(UserError, match="the data's tokenizer differs from the one that the network"):
+            trainer(tmp_path).validate(known, datamodule=data("h", "q"))
+    with pytest.raises(UserError, match="the data's tokenizer differs from the one that the network"):
+        trainer(tmp_path, max_steps=2).fit(loaded, datamodule=data("the", "t"))
+
+
+def test_a_network_refuses_data_of_a_larger_vocabulary(tmp_path: Path, text: Path) -> None:
+    model = module()
+    model.configure_model()
+    text.write_text(text.read_text() + string.ascii_letters)
+    with pytest.raises(UserError, match=r"the data has \d+ symbols and the network knows 20: give the data"):
+        trainer(tmp_path).validate(model, datamodule=CharDataModule(str(text), tokens_per_step=128))
 
 
 @pytest.mark.parametrize("saved", [5, 8])

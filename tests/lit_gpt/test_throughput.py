@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from datamodules.batches import MicroBatches
-from lit_gpt import LitGPT
+from lit_gpt import LitGPT, load
 from lit_gpt.callbacks import progress, throughput
 from tests.lit_gpt.test_logged import rows
 
@@ -58,3 +58,13 @@ def test_time_left_is_what_the_steps_so_far_took(fit: Fit, capsys: pytest.Captur
     seconds = {2: 16 / 2 * 5, 4: 32 / 4 * 3, 5: (40 + 101) / 5 * 2, 7: 0}  # a line every 10 s
     assert {line[0]: line[-1] for line in lines} == {f"step {n}/7": f"0:{int(s):02} left" for n, s in seconds.items()}
     assert [line[2] for line in lines[1:]] == ["16 tokens/s"] * 3
+
+
+@pytest.mark.usefixtures("_clock")
+def test_utilisation_counts_rows_as_long_as_they_are(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput, "peak_flops", lambda _: 1e9)
+    folder = fit("--data.block_size", "8")
+    net = load(folder).net
+    assert net.flops_per_token(8) < net.flops_per_token()
+    expected = 128 * net.flops_per_token(8) / 4 / 1e9  # a step takes 4 s
+    assert [float(row["train/mfu"]) for row in rows(folder) if row["train/mfu"]] == pytest.approx([expected] * 6)
