@@ -9,6 +9,7 @@ factor is exactly 1.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -246,7 +247,9 @@ class LitLanguageModel(LightningModule):
     def _log_scores(self, *splits: str) -> None:
         figures = {f"{split}/{k}": v for split in splits for k, v in self._figures(split).items()}
         fits = self.trainer.state.fn == "fit"
-        self.log_dict(figures, logger=not fits)  # what the Trainer's validate and test return
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*have no logger configured")
+            self.log_dict(figures, logger=not fits)  # what the Trainer's validate and test return, logger or not
         if fits and not self.trainer.sanity_checking:
             self.log_now(figures, self.global_step)
 

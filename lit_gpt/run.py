@@ -40,7 +40,16 @@ def hash_of(settings: Settings) -> str:
 
 def claim(parent: Path) -> Path:
     """A new ``version_N`` below ``parent``; two runs that start together get two folders."""
-    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        return _claim(parent)
+    except OSError as error:
+        raise UserError(
+            f"a run's folder cannot be made in {str(parent)!r} ({error.strerror}): choose another --logs_dir or --name."
+        ) from error
+
+
+def _claim(parent: Path) -> Path:
     number = max((_version(folder) for folder in parent.glob("version_*")), default=-1) + 1
     while True:
         folder = parent / f"version_{number}"
@@ -96,19 +105,18 @@ class Hold:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._file: int | None = None
+        self._file: int | None = os.open(folder, os.O_RDONLY)  # the folder itself, so that no file is left behind
+        os.register_at_fork(after_in_child=self.release)  # a loader's worker outlives a killed run by seconds
         try:
-            self._file = os.open(folder, os.O_RDONLY)  # the folder itself, which leaves no file behind
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.release()
             raise UserError(
-                f"the run in {folder} is still running in another process: wait for its end, or start a new one without "
-                "--ckpt_path and --resume."
+                f"the run in {folder} is still running in another process: wait for its end, or start a new one "
+                "without --ckpt_path and --resume."
             ) from None
         except OSError:  # a file system without locks
             self.release()
-        os.register_at_fork(after_in_child=self.release)  # a worker may outlive a killed run by seconds
 
     def release(self) -> None:
         """Let go of it."""
