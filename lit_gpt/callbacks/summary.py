@@ -131,7 +131,7 @@ class RunSummary(Callback):
 
 def _is_over(trainer: Trainer) -> bool:
     """Whether the run is at its end, by steps, epochs or early stopping; a clock only interrupts it."""
-    epochs = trainer.fit_loop.epoch_progress.current.processed
+    epochs: int = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
     stopped = any(c.stopping_reason_message for c in _of(trainer, EarlyStopping)) and trainer.should_stop
     return trainer.global_step == trainer.max_steps or epochs == trainer.max_epochs or stopped
 
