@@ -1,12 +1,13 @@
-"""The command line before it is parsed: which preset and which config files it names."""
+"""The command line before it is parsed, which preset and which config files it names; and what to refuse after that."""
 
 import itertools
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 
-from datamodules.errors import UserError
+from datamodules.errors import UserError, check_at_least
 from lit_gpt.config import PRESETS
 from lit_gpt.suggest import unknown
 
@@ -23,8 +24,8 @@ def preset(arguments: list[str]) -> str | None:
         elif name in CONFIG and Path(value).is_file():
             loaded = _load_yaml(Path(value))
             found = loaded.get("preset", found) if isinstance(loaded, dict) else found
-    if found is not None and found not in PRESETS:
-        raise unknown("preset", found, PRESETS)
+    if found is not None and str(found) not in PRESETS:
+        raise unknown("preset", str(found), PRESETS)
     return found
 
 
@@ -64,3 +65,17 @@ def _packaged(config: str) -> Path | None:
     """The file of that name that comes with us: a part of the installed package, or beside it in a clone."""
     paths = (home / "configs" / config.removeprefix("configs/") for home in (HERE, HERE.parent))
     return next((path for path in paths if path.is_file()), None)
+
+
+def check_values(verb: str, config: Namespace) -> None:
+    """Refuse values of a verb that have the right type and would end in a traceback, or mean nothing."""
+    if config.trainer is None:
+        raise UserError("trainer is null: leave it out, or give its options.")
+    interval = config.trainer.val_check_interval
+    if isinstance(interval, int | float) and interval <= 0:
+        raise UserError(
+            f"trainer.val_check_interval is {interval}: give at least 1 step, or --trainer.limit_val_batches 0 for no "
+            "validation."
+        )
+    if verb == "fit":
+        check_at_least(1, "early_stopping", config.early_stopping)

@@ -109,6 +109,8 @@ def read(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, LookupError) as error:
+        if "Unsupported global" in str(error):  # whole, and with objects that ours never hold
+            raise _foreign(path) from error
         reason = "is cut short or damaged" if zipfile.is_zipfile(path) or _starts_like_zip(path) else "is no checkpoint"
         raise UserError(f"file {str(path)!r} {reason}: use another one, such as last.ckpt beside it.") from error
     check(checkpoint, path)
@@ -133,7 +135,7 @@ def check(checkpoint: Any, path: str | Path = "the checkpoint") -> None:
     """Raise a UserError unless ``checkpoint`` is ours and of a format that this version reads."""
     ours = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
     if not isinstance(ours, dict) or "format" not in ours:
-        raise UserError(f"checkpoint {str(path)!r} was not written by lit_gpt: give a file that `fit` saved.")
+        raise _foreign(path)
     if ours["format"] > CHECKPOINT_FORMAT:
         raise UserError(
             f"checkpoint {str(path)!r} has format {ours['format']} and this version reads up to {CHECKPOINT_FORMAT}: "
@@ -158,6 +160,10 @@ def config_of(kind: type[Any], value: Any) -> Any:
     if unknown:
         raise UserError(f"the checkpoint was written by a newer lit-gpt (option {unknown[0]}): upgrade lit-gpt.")
     return kind(**values)
+
+
+def _foreign(path: str | Path) -> UserError:
+    return UserError(f"checkpoint {str(path)!r} was not written by lit_gpt: give a file that `fit` saved.")
 
 
 def check_resumable(checkpoint: dict[str, Any], kind: str) -> None:

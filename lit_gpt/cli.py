@@ -24,7 +24,7 @@ from datamodules.errors import UserError
 from datamodules.tokenizers import tokenizer_from_dict
 from lit_gpt import LitBigram, LitGPT, checkpoint
 from lit_gpt import run as runs
-from lit_gpt.arguments import pairs, preset, with_packaged_configs
+from lit_gpt.arguments import check_values, pairs, preset, with_packaged_configs
 from lit_gpt.callbacks.artifacts import LogArtifacts
 from lit_gpt.callbacks.checkpoints import AtomicCheckpointIO, Interrupted, RunCheckpoints
 from lit_gpt.callbacks.folder import RunFolder
@@ -188,6 +188,7 @@ class LitCLI(LightningCLI):
         except ArgumentError as error:
             classes = {"model": _names(MODULES), "data": _names(DATAMODULES)}
             raise UserError(sentence(str(error), self._known_options(args), classes)) from error
+        check_values(self.verb, self.config[self.verb])
 
     def _known_options(self, given: list[str]) -> list[str]:
         """Dotted names of every option, those of the classes chosen on the command line included."""
@@ -318,7 +319,7 @@ class LitCLI(LightningCLI):
                 chosen["num_sanity_val_steps"] = -1  # the sanity check, over the whole split: see EvaluateAtStart
         try:
             return super().instantiate_trainer(**chosen, **kwargs)
-        except ValueError as error:  # a strategy or an accelerator of no such name
+        except (ValueError, TypeError) as error:  # a strategy or an accelerator of no such name, devices of no number
             raise UserError(sentence(str(error), [])) from error
 
     def _loggers(self, given: Any) -> Any:

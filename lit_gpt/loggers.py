@@ -1,4 +1,4 @@
-"""The loggers of a run, and metrics.csv: one row a log call, new columns as they come, continued without duplicates by a
+"""A run's loggers, and metrics.csv: one row a log call, new columns as they come, continued without duplicates by a
 resumed run.
 """
 

@@ -20,7 +20,7 @@ WRONG_KEY = (
 )
 #: A value that is none of the types of a union, with the choices that some of them offer.
 WRONG_CHOICE = (
-    r'Parser key "(?P<key>[\w.]+)":(?!.*Parser key)(?=.*(?P<what>Literal\[.*\])).*Given value: (?P<value>[^\n]*)'
+    r'Parser key "(?P<key>[\w.]+)":(?!.*Parser key)(?=.*?(?P<what>Literal\[.*\])).*Given value: (?P<value>[^\n]*)'
 )
 WRONG_VALUE = r'Parser key "(?P<key>[\w.]+)":\s+(?P<what>Expected [^\n]*?)\.? Got value: (?P<value>[^\n]*)'
 #: A class that is not there, in the slot of the first line.
@@ -28,6 +28,8 @@ WRONG_CLASS = (
     r"Expected a dot import path string: (?P<value>[\w.]*\w)",
     r"Problem with given class_path '(?P<value>[\w.]+)':\s+(?:module '[\w.]+' has no attribute|No module named)",
 )
+#: One value for a group of options, which the parser takes for the name of a file that holds them.
+WRONG_GROUP = r"Parser key \"(?P<key>[\w.]+)\":\s+Unable to load config '(?P<value>[^'\n]*)'"
 NOISE = r"(Does not validate|Subtypes:|Errors:|Given value|- Expected a <class 'NoneType'>)"
 
 
@@ -51,6 +53,8 @@ def sentence(report: str, known: Iterable[str], classes: Mapping[str, Iterable[s
     found = re.search(WRONG_VALUE, report) or re.match(WRONG_CHOICE, report, re.DOTALL)
     if found:
         return f"option {_dotted(prefix, found)!r} cannot be {found['value']!r}: {_readable(found['what'])}."
+    if group := _wrong_group(report, prefix, known):
+        return group
     found = re.search(r"File does not exist: '(?P<path>[^']*)'", report)
     if found:
         return f"There is no configuration {found['path']}; give the path of a YAML file, such as configs/char.yaml."
@@ -65,6 +69,15 @@ def sentence(report: str, known: Iterable[str], classes: Mapping[str, Iterable[s
         return f"{' and '.join(keys)} must be given."
     lines = [line.strip(" -") for line in report.splitlines() if not re.match(rf"\s*{NOISE}", line)]
     return " ".join(lines).rstrip(".") + "."
+
+
+def _wrong_group(report: str, prefix: str, known: Iterable[str]) -> str | None:
+    found = re.search(WRONG_GROUP, report)
+    group = _dotted(prefix, found) if found else ""
+    first = next((name for name in known if name.startswith(f"{group}.")), None)
+    if not found or first is None:
+        return None
+    return f"option {group!r} is a group of options and cannot be {found['value']!r}: set them, such as --{first}."
 
 
 def _dotted(prefix: str, found: re.Match[str]) -> str:

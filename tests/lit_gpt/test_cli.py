@@ -1,5 +1,6 @@
 """The command line in this process: layered configs, precedence, run folders, resume, every mistake by its sentence."""
 
+import argparse
 import configparser
 import csv
 import json
@@ -261,6 +262,17 @@ MISTAKES = {
     ),
     "an optimizer of one group": (["--model.optimizer.kind", "torch.optim.LBFGS"], "per-parameter options"),
     "a word without its option": (["more"], "'more' stands alone: put its option before it."),
+    "a validation after no step": (["--trainer.val_check_interval", "0"], "val_check_interval is 0: give at least 1"),
+    "fewer devices than none": (["--trainer.devices", "-1"], "should be an int > 0"),
+    "a word for devices": (["--trainer.devices", "two"], "should be an int > 0"),
+    "a file for the runs": (["--logs_dir", "short.txt"], "cannot be made in 'short.txt/run' (Not a directory): choose"),
+    "a list of presets": (["--config", "presets.yaml"], "preset \"['gpt2']\" is unknown"),
+    "a number for a preset": (["--config", "preset5.yaml"], "preset '5' is unknown"),
+    "no trainer": (["--config", "no_trainer.yaml"], "trainer is null: leave it out"),
+    "a precision that is none": (["--trainer.precision", "fp16"], "16-true, 16-mixed, bf16-true, bf16-mixed, 32-true"),
+    "a foreign object": (["--ckpt_path", "object.ckpt"], "'object.ckpt' was not written by lit_gpt"),
+    "no patience": (["--early_stopping", "0"], "early_stopping is 0: give at least 1"),
+    "a word for the optimizer": (["--model.optimizer", "muon"], "set them, such as --model.optimizer.kind."),
     "a choice of one": (["--resume", "yes"], "option 'resume' cannot be 'yes': use auto."),
 }
 
@@ -274,6 +286,9 @@ def broken_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("short.txt").write_text("too short")
     torch.save({"state_dict": {}}, "foreign.ckpt")
     torch.save({"lit_gpt": {"format": 99}}, "newer.ckpt")
+    torch.save({"hyper_parameters": argparse.Namespace(a=1)}, "object.ckpt")
+    for name, lines in (("presets", "preset: [gpt2]"), ("preset5", "preset: 5"), ("no_trainer", "trainer: null")):
+        Path(f"{name}.yaml").write_text(lines)
     Path("torn.ckpt").write_bytes(Path("newer.ckpt").read_bytes()[:200])
 
 

@@ -290,13 +290,16 @@ def held_by_another_process(folder: Path) -> Iterator[None]:
     stay, end = os.pipe()
     child = os.fork()
     if not child:
-        hold = Hold(folder)
-        if os.fork():
-            os.write(tell, b"1")
-            signal.pause()
-        os.close(end)
-        os.read(stay, 1)
-        os._exit(int(hold is None))
+        try:
+            hold = Hold(folder)
+            if os.fork():
+                os.write(tell, b"1")
+                signal.pause()
+            os.close(end)
+            os.read(stay, 1)
+            hold.release()
+        finally:
+            os._exit(0)
     os.read(ready, 1)
     yield
     os.kill(child, signal.SIGKILL)

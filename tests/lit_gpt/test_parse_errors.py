@@ -32,6 +32,11 @@ SLOT = 'Parser key "model":\n  Does not validate against any of the Union subtyp
             "    - Expected a <class 'NoneType'>\n  Given value type: <class 'str'>\n  Given value: often",
             "option 'resume' cannot be 'often': use auto.",
         ),
+        (
+            SLOT + 'Parser key "config":\n Unable to load config \'gpt2\'\n - Parser key "config": ...',
+            "option 'model.config' is a group of options and cannot be 'gpt2': set them, such as --model.config.n_layer"
+            ".",
+        ),
         ("unrecognized arguments: a.yaml --x 3", "'a.yaml' stands alone: give it as --config a.yaml."),
         ("the following arguments are required: train.source, train.out", "--source and --out must be given."),
         (SLOT + "Expected a dot import path string: GPT.", "model 'GPT' is unknown: did you mean LitGPT?"),
