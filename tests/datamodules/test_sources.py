@@ -357,7 +357,7 @@ def test_formats_of_the_hf_extra_say_so_without_it(tmp_path: Path, monkeypatch: 
         monkeypatch.setitem(sys.modules, module, None)
     table = write(tmp_path / "t.parquet", "x")
     for spec, options in ((table, {"documents": "column", "column": "a"}), ("hacker_news", {})):
-        with pytest.raises(UserError, match=r"needs the hf extra: pip install 'lit-gpt\[hf\]'"):
+        with pytest.raises(UserError, match=r"needs the hf extra: pip install -e '\.\[hf\]'"):
             list(open_source(spec, **options).documents())  # type: ignore[arg-type]
 
 

@@ -278,7 +278,7 @@ def test_without_the_extra(module: str, source: str, tmp_path: Path, monkeypatch
     exported(tmp_path / "folder")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=r"needs the hf extra: pip install 'lit-gpt\[hf\]'"):
+    with pytest.raises(UserError, match=r"needs the hf extra: pip install -e '\.\[hf\]'"):
         load_weights(source)
 
 
