@@ -214,7 +214,7 @@ def prepare(recipe: Recipe, cache_dir: str | Path | None = None) -> Path:
 
 def load_tokenizer_of(folder: Path) -> Tokenizer:
     """The tokenizer that a store was written with."""
-    return load_tokenizer(folder / TOKENIZER)
+    return load_tokenizer(folder / TOKENIZER, tried=False)  # it has encoded the store's text
 
 
 def _build(recipe: Recipe, folder: Path) -> None:

@@ -186,7 +186,18 @@ class LayerCache:
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
-class KVCache:
+class TokenMemory:
+    """The tokens that decoding has read, for what looks at runs of them."""
+
+    tokens: Tensor | None = None
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """Extend the tokens read so far, (B, S), by new ones."""
+        self.tokens = tokens if self.tokens is None else torch.cat((self.tokens, tokens), dim=1)
+        return self.tokens
+
+
+class KVCache(TokenMemory):
     """What decoding remembers between forward passes: every layer's keys and values, and which tokens are pads."""
 
     def __init__(
@@ -195,7 +206,6 @@ class KVCache:
         """One `LayerCache` of `shape` = (B, H_kv, block_size, D) for each layer."""
         self.layers = [LayerCache(shape, device=device, dtype=dtype) for _ in range(n_layer)]
         self.real: Tensor | None = None
-        self.tokens: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -207,11 +217,6 @@ class KVCache:
         self.real = self.tokens = None
         for layer in self.layers:
             layer.length = 0
-
-    def read(self, tokens: Tensor) -> Tensor:
-        """Extend the tokens read so far, (B, S), by new ones."""
-        self.tokens = tokens if self.tokens is None else torch.cat((self.tokens, tokens), dim=1)
-        return self.tokens
 
     def remember(self, attention_mask: Tensor | None, input_ids: Tensor) -> Tensor | None:
         """Extend the mask of real tokens to (B, S) by that of the new ones; None while no row has a pad."""

@@ -48,7 +48,6 @@ SAME: dict[str, tuple[Any, ...]] = {
     "layer_scale": (None,),
     "ngrams": ([],),
     "token_parts": (False,),
-    "kneser_ney": (0,),
 }
 GPT2 = Family(
     model_type="gpt2",

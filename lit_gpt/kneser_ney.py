@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from datamodules.errors import UserError
 from datamodules.tokens import TokenStream
+from lit_gpt.attention import TokenMemory
 from lit_gpt.config import GPTConfig
-from lit_gpt.ngrams import earlier
+from lit_gpt.ngrams import earlier, tokens_read
 
 #: Numbers of runs travel beside features in float32, which holds whole numbers up to here.
 MOST_RUNS = 2**24
@@ -63,8 +64,8 @@ class KneserNey(nn.Module):
         self.discounts[k] = discount
         if k == 1:
             rest = discount * (times > 0).sum() / self.vocab_size
-            self.unigrams = torch.tensor((np.maximum(times - discount, 0) + rest) / times.sum(), dtype=torch.float32)
-            self.unigrams = self.unigrams.to(device)
+            shares = (np.maximum(times - discount, 0) + rest) / times.sum()
+            self.unigrams = torch.tensor(shares, dtype=torch.float32, device=device)
             return
         setattr(self, f"keys_{k}", torch.from_numpy(np.append(keys, _LAST)).to(device))
         setattr(self, f"sums_{k}", torch.from_numpy(np.append(0, times).cumsum()).to(device))
@@ -167,25 +168,15 @@ class GPTWithCounts(nn.Module):
         """Logarithms of probabilities, (B, T, V). Arguments are those of `GPT.hidden`."""
         return self.head(self.hidden(input_ids, **context))
 
-    def hidden(
-        self,
-        input_ids: Tensor,
-        *,
-        attention_mask: Tensor | None = None,
-        document_ids: Tensor | None = None,
-        cache: "CountsCache | None" = None,
-    ) -> Tensor:
+    def hidden(self, input_ids: Tensor, *, cache: "CountsCache | None" = None, **context: Any) -> Tensor:
         """The GPT's features and the numbers of the runs that end here, (B, T, C + order - 1)."""
-        masks = {"attention_mask": attention_mask, "document_ids": document_ids}
-        features = self.gpt.hidden(input_ids, **masks, cache=None if cache is None else cache.gpt)
-        T, tokens = input_ids.size(1), input_ids
-        if attention_mask is not None:
-            tokens = input_ids.where(attention_mask[:, -T:], -1)
-        if cache is not None:
-            tokens = cache.read(tokens)
+        features = self.gpt.hidden(input_ids, cache=None if cache is None else cache.gpt, **context)
         if not self.counts.is_counted:
             return features
-        return torch.cat((features, self.counts.contexts(tokens, document_ids)[:, -T:].float()), dim=-1)
+        T, tokens = input_ids.size(1), tokens_read(input_ids, context.get("attention_mask"), cache) - 1
+        recent = tokens[:, -(T + self.counts.order - 2) :]  # no run reaches further back
+        contexts = self.counts.contexts(recent, context.get("document_ids"))[:, -T:]
+        return torch.cat((features, contexts.float()), dim=-1)
 
     def head_weights(self) -> list[Tensor]:
         """The GPT's."""
@@ -196,9 +187,7 @@ class GPTWithCounts(nn.Module):
         if not self.counts.is_counted:
             return self.gpt.head(hidden, weights)
         share, dtype = self.config.kneser_ney_share, next(self.gpt.parameters()).dtype
-        features, contexts = hidden.split(
-            (hidden.size(-1) - self.config.kneser_ney + 1, self.config.kneser_ney - 1), -1
-        )
+        features, contexts = hidden.tensor_split((1 - self.counts.order,), dim=-1)
         mixed = self.gpt.head(features.to(dtype), weights).float().softmax(-1) * (1 - share)
         counted = self.counts(contexts.flatten(0, -2).long()).view_as(mixed)
         return mixed.add_(counted, alpha=share).log()
@@ -216,12 +205,11 @@ class GPTWithCounts(nn.Module):
         return self.gpt.flops_per_token(T)
 
 
-class CountsCache:
+class CountsCache(TokenMemory):
     """What decoding remembers: for the GPT, and the tokens read."""
 
     def __init__(self, gpt: Any) -> None:
         self.gpt = gpt
-        self.tokens: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -232,8 +220,3 @@ class CountsCache:
         """Forget everything and keep the memory."""
         self.gpt.reset()
         self.tokens = None
-
-    def read(self, tokens: Tensor) -> Tensor:
-        """Extend the tokens read so far, (B, S), by new ones."""
-        self.tokens = tokens if self.tokens is None else torch.cat((self.tokens, tokens), dim=1)
-        return self.tokens

@@ -32,7 +32,7 @@ from lit_gpt.attention import (
 from lit_gpt.composed import ComposedEmbedding
 from lit_gpt.config import PRESETS, GPTConfig
 from lit_gpt.dropout import dropout
-from lit_gpt.ngrams import NgramEmbedding
+from lit_gpt.ngrams import NgramEmbedding, tokens_read
 
 __all__ = ["GPT", "MLP", "PRESETS", "Attention", "Block", "GPTConfig"]
 
@@ -197,7 +197,7 @@ class GPT(nn.Module):
         if self.wpe is not None:
             x = x + self.wpe(positions(input_ids, past, **masks))
         if self.ngrams is not None:
-            x = x + self.ngrams(self._tokens_read(input_ids, attention_mask, cache), T, document_ids)
+            x = x + self.ngrams(tokens_read(input_ids, attention_mask, cache), T, document_ids)
         x = dropout(x, self.config.dropout, self.training)
         mask = attention_mask_for(input_ids, past, **masks, flex=self._flex_allowed(input_ids))
         return self.norm(self._run_blocks(x, self._rotation(past, T, x.device), mask, cache))
@@ -287,12 +287,6 @@ class GPT(nn.Module):
         if self.lm_head is None and (not factor or self.config.layer_scale is not None):
             # Blocks add little or nothing yet, so a tied head scores the token itself std * n_embd: keep that at 1.
             nn.init.normal_(self.wte.weight, std=1 / self.config.n_embd)
-
-    @staticmethod
-    def _tokens_read(input_ids: Tensor, attention_mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        """Ids + 1, and 0 for pads, (B, S): of the new tokens and of those that the cache has read."""
-        tokens = input_ids + 1 if attention_mask is None else (input_ids + 1) * attention_mask[:, -input_ids.size(1) :]
-        return tokens if cache is None else cache.read(tokens)
 
     def _flex_allowed(self, input_ids: Tensor) -> bool:
         """FlexAttention has no dropout, its kernel wants heads of 16 channels or more, and its blocks of 128 tokens by

@@ -8,6 +8,8 @@ Svenstrup et al. 2017).
 import torch
 from torch import Tensor, nn
 
+from lit_gpt.attention import TokenMemory
+
 #: Below 2**31, so that a product of two residues stays below 2**62.
 _PRIME, _FACTOR = 2**31 - 1, 1_000_003
 
@@ -52,3 +54,9 @@ class NgramEmbedding(nn.Module):
 def earlier(x: Tensor, steps: int, nothing: int) -> Tensor:
     """`x` (B, S) as it was `steps` positions before."""
     return torch.cat((torch.full_like(x[:, :steps], nothing), x), dim=1)[:, : x.size(1)]
+
+
+def tokens_read(input_ids: Tensor, attention_mask: Tensor | None, cache: TokenMemory | None) -> Tensor:
+    """Ids + 1, and 0 for pads, (B, S): of the new tokens and of those that the cache has read."""
+    tokens = input_ids + 1 if attention_mask is None else (input_ids + 1) * attention_mask[:, -input_ids.size(1) :]
+    return tokens if cache is None else cache.read(tokens)

@@ -87,17 +87,27 @@ def test_sizes_and_groups_are_those_of_all_members() -> None:
     assert len(several["head"]) == 3
 
 
+def whole_and_gone_on(fit: Fit, *flags: str) -> tuple[Path, str, float]:
+    """A run of 6 steps; the last checkpoint of one that stopped after 3 and went on; the last loss that both share."""
+    whole = fit(*flags, "--trainer.max_steps", "6")
+    cut = fit(*flags, "--trainer.max_steps", "3")
+    path = str(cut / "checkpoints" / "last.ckpt")
+    fit(*flags, "--trainer.max_steps", "6", "--ckpt_path", path)
+    losses = [final_loss(folder) for folder in (whole, cut)]
+    assert losses[0] == losses[1]
+    return whole, path, losses[0]
+
+
+def final_loss(folder: Path) -> float:
+    return float(json.loads((folder / "summary.json").read_text())["final"]["val/loss"])
+
+
 def test_a_run_of_an_ensemble_is_kept_goes_on_and_writes(
     fit: Fit, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = (*TWO, "--model.config.dropout", "0.1", "--model.r_drop", "1.0", "--model.config.token_parts", "true")
     flags = (*flags, "--model.optimizer.schedule", "constant")
-    whole = fit(*flags, "--trainer.max_steps", "6")
-    cut = fit(*flags, "--trainer.max_steps", "3")
-    path = str(cut / "checkpoints" / "last.ckpt")
-    fit(*flags, "--trainer.max_steps", "6", "--ckpt_path", path)
-    summaries = [json.loads((folder / "summary.json").read_text())["final"] for folder in (whole, cut)]
-    assert summaries[0]["val/loss"] == summaries[1]["val/loss"]
+    whole, path, loss = whole_and_gone_on(fit, *flags)
     model = lit_gpt.load(whole)
     assert isinstance(model.net, GPTEnsemble)
     assert len(model.generate("the", max_new_tokens=40, seed=1, stop=[])[0]) == 40
@@ -107,7 +117,7 @@ def test_a_run_of_an_ensemble_is_kept_goes_on_and_writes(
     assert [type(gpt.wte) for gpt in members_of(model.net)] == [torch.nn.Embedding] * 2  # the parts are folded
     capsys.readouterr()
     run("validate", ["--ckpt_path", str(whole), "--data.source", str(text), "--trainer.accelerator", "cpu"])
-    assert f"val {summaries[0]['val/loss']:.4f}" in capsys.readouterr().out
+    assert f"val {loss:.4f}" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"the checkpoint has members 2, not members 1: set --model\.config\.members 2"):
         fit(*flags, "--model.config.members", "1", "--trainer.max_steps", "9", "--ckpt_path", path)
     with pytest.raises(UserError, match="holds a GPTEnsemble, and only a GPT can be started from"):

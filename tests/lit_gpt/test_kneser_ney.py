@@ -1,6 +1,5 @@
 """Counts beside a network: Kneser and Ney's probabilities, a training as without them, one checkpoint for both."""
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from lit_gpt.cli import run
 from lit_gpt.commands.export import export
 from lit_gpt.kneser_ney import GPTWithCounts, KneserNey
 from lit_gpt.model import GPTConfig
+from tests.lit_gpt.test_ensemble import final_loss, whole_and_gone_on
 from tests.lit_gpt.test_model import small, tokens
 from tests.lit_gpt.test_module import SMALL, joined, rows, trainer
 
@@ -138,14 +138,8 @@ def test_training_is_the_same_with_counts_and_scores_are_those_of_the_mix(tmp_pa
 
 def test_a_run_with_counts_is_kept_goes_on_and_writes(fit: Fit, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = (*THREE, "--model.optimizer.schedule", "constant", "--model.config.members", "2")
-    whole = fit(*flags, "--trainer.max_steps", "6")
-    cut = fit(*flags, "--trainer.max_steps", "3")
-    path = str(cut / "checkpoints" / "last.ckpt")
-    fit(*flags, "--trainer.max_steps", "6", "--ckpt_path", path)
-    summaries = [json.loads((folder / "summary.json").read_text())["final"] for folder in (whole, cut)]
-    assert summaries[0]["val/loss"] == summaries[1]["val/loss"]
-    plain = json.loads((fit("--model.config.members", "2", *flags[2:4]) / "summary.json").read_text())["final"]
-    assert summaries[0]["val/loss"] < plain["val/loss"] - 0.1
+    whole, path, loss = whole_and_gone_on(fit, *flags)
+    assert loss < final_loss(fit("--model.config.members", "2", *flags[2:4])) - 0.1
     model = lit_gpt.load(whole)
     assert isinstance(model.net, GPTWithCounts)
     assert model.generate("the", seed=1) == model.generate("the", seed=1, cache=False)
