@@ -123,8 +123,10 @@ _COURSE = (
     "gap",
     "train bits/byte",
     "val bits/byte",
-    "top-1",
-    "top-5",
+    "train top-1",
+    "val top-1",
+    "train top-5",
+    "val top-5",
     "best val so far",
 )
 
@@ -141,7 +143,7 @@ def _course(row: Row, run: Run, ends: set[int]) -> Iterator[list[str]]:
             so_far = min((e for e in run["evaluations"] if e["step"] <= at["step"]), key=lambda e: e["val/loss"])
             train, val = at["train_eval/loss"], at["val/loss"]
             bits = [f"{at[f'{split}/bpb']:.4f}" for split in ("train_eval", "val")]
-            scores = [f"{at[f'val/{name}']:.1%}" for name in ("top1", "top5")]
+            scores = [f"{at[f'{split}/{name}']:.1%}" for name in ("top1", "top5") for split in ("train_eval", "val")]
             losses = [f"{train:.4f}", f"{val:.4f}", f"{val - train:+.4f}"]
             held = f"{so_far['val/loss']:.4f} at {so_far['step']:,}"
             yield [f"`{row.name}`", f"{at['step']:,}", *losses, *bits, *scores, held]
