@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
+from weakref import WeakSet
 
 from jsonargparse import Namespace
 
@@ -106,7 +107,7 @@ class Hold:
 
     def __init__(self, folder: Path) -> None:
         self._file: int | None = os.open(folder, os.O_RDONLY)  # the folder itself, so that no file is left behind
-        os.register_at_fork(after_in_child=self.release)  # a loader's worker outlives a killed run by seconds
+        _HOLDS.add(self)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -123,6 +124,17 @@ class Hold:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+_HOLDS: "WeakSet[Hold]" = WeakSet()
+
+
+def _release_all() -> None:
+    for hold in list(_HOLDS):
+        hold.release()
+
+
+os.register_at_fork(after_in_child=_release_all)  # a loader's worker outlives a killed run by seconds
 
 
 def is_held(folder: Path) -> bool:
