@@ -54,8 +54,6 @@ TRAINER_DEFAULTS = {
 #: Imported here, they are known to --model and --data by their short names.
 DATAMODULES = (CharDataModule, BPEDataModule, HeadlinesDataModule)
 MODULES = (LitGPT, LitBigram)
-#: How rank 0 tells the processes that it starts where the run is.
-FOLDER_VARIABLE = "LIT_GPT_RUN_FOLDER"
 #: Options that one verb alone has; a config file may hold those of every verb.
 OWN = {
     "fit": ("name", "logs_dir", "resume", "early_stopping", "val_at_start", "checkpoint", "samples"),
@@ -228,7 +226,7 @@ class LitCLI(LightningCLI):
         config = self.config[self.verb]
         self.settings = runs.settings_of(config)
         root = Path(config.logs_dir)
-        obstacles = self._obstacles(root, config.name) if config.resume else {}
+        obstacles = runs.obstacles(root / config.name, self.settings, self._read) if config.resume else {}
         unfinished = next((folder for folder, obstacle in obstacles.items() if obstacle is None), None)
         if unfinished:
             config.ckpt_path = str(unfinished / runs.LAST)
@@ -237,7 +235,7 @@ class LitCLI(LightningCLI):
         if self.claimed and obstacles:
             newest, obstacle = next(iter(obstacles.items()))
             _say(f"{newest} {obstacle}: a new run starts in {self.folder}")
-        os.environ[FOLDER_VARIABLE] = str(self.folder)
+        os.environ[runs.FOLDER_VARIABLE] = str(self.folder)
 
     def _folder_of_checkpoint(self) -> Path | None:
         """That of the run that the checkpoint is of; a copy that lies elsewhere begins a new one."""
@@ -251,23 +249,10 @@ class LitCLI(LightningCLI):
         return runs.folder_of(path)
 
     def _new_folder(self, parent: Path) -> Path:
-        if _rank() == 0:
+        if runs.rank() == 0:
             self.claimed = runs.claim(parent)
             return self.claimed
-        # rank 0 has told the processes that it starts; under torchrun it broadcasts the folder later
-        return Path(os.environ.get(FOLDER_VARIABLE, parent / "version_0"))
-
-    def _obstacles(self, root: Path, name: str) -> dict[Path, str | None]:
-        """What is in the way of each run from the newest on, up to the first that can go on."""
-        found: dict[Path, str | None] = {}
-        chosen = os.environ.get(FOLDER_VARIABLE)
-        if _rank() and chosen:  # by rank 0, which may hold it
-            return {Path(chosen): None} if (Path(chosen) / runs.LAST).is_file() else {}
-        for folder in runs.newest_first(root, name):
-            found[folder] = runs.obstacle(folder, self.settings, self._read)
-            if found[folder] is None:
-                break
-        return found
+        return runs.chosen_by_rank_0() or parent / "version_0"  # under torchrun rank 0 broadcasts the folder later
 
     def _read(self, path: Path) -> runs.Settings | None:
         """The settings of a run's own file; options that did not exist then have their defaults."""
@@ -346,10 +331,6 @@ def _names(classes: Iterable[type]) -> list[str]:
 
 def _path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__name__}"
-
-
-def _rank() -> int:
-    return int(getattr(rank_zero_only, "rank", 0))
 
 
 @rank_zero_only

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from weakref import WeakSet
 
 from jsonargparse import Namespace
+from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.errors import UserError
 
@@ -18,6 +19,8 @@ Settings: TypeAlias = dict[str, Any]
 
 SUMMARY, CONFIG = "summary.json", "config.yaml"
 LAST = Path("checkpoints") / "last.ckpt"
+#: How rank 0 tells the processes that it starts where the run is.
+FOLDER_VARIABLE = "LIT_GPT_RUN_FOLDER"
 #: Options of the data that change how batches are made, not what they are.
 FREE = ("micro_batch_size", "num_workers", "cache_dir", "predict_source")
 
@@ -67,9 +70,29 @@ def _version(folder: Path) -> int:
     return int(match[1]) if match else -1
 
 
-def newest_first(root: Path, name: str) -> list[Path]:
-    """The folders of ``name``."""
-    return sorted((root / name).glob("version_*"), key=_version, reverse=True)
+def rank() -> int:
+    """The number of this process among those of the run."""
+    return int(getattr(rank_zero_only, "rank", 0))
+
+
+def chosen_by_rank_0() -> Path | None:
+    """The run's folder, as another process learns it; None in rank 0, and where all start at once (torchrun)."""
+    told = os.environ.get(FOLDER_VARIABLE)
+    return Path(told) if told and rank() else None
+
+
+def obstacles(parent: Path, settings: Settings, read: Callable[[Path], Settings | None]) -> dict[Path, str | None]:
+    """What is in the way of each run below ``parent``, from the newest on, up to the first that can go on: see
+    `obstacle`.
+    """
+    if told := chosen_by_rank_0():  # which may hold it by now
+        return {told: None} if (told / LAST).is_file() else {}
+    found: dict[Path, str | None] = {}
+    for folder in sorted(parent.glob("version_*"), key=_version, reverse=True):
+        found[folder] = obstacle(folder, settings, read)
+        if found[folder] is None:
+            break
+    return found
 
 
 def obstacle(folder: Path, settings: Settings, read: Callable[[Path], Settings | None]) -> str | None:

@@ -21,9 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from datamodules.errors import UserError
 from datamodules.tokenizers import save_tokenizer, train_tokenizer
 from lit_gpt import LitGPT, checkpoint
-from lit_gpt.cli import FOLDER_VARIABLE, LitCLI, run
+from lit_gpt.cli import run
 from lit_gpt.commands import run as run_command
-from lit_gpt.run import Hold, is_held
+from lit_gpt.run import FOLDER_VARIABLE, Hold, is_held, obstacles
 from tests.conftest import TINY
 from tests.lit_gpt.test_cli import rows
 
@@ -336,13 +336,12 @@ def test_a_file_system_without_locks_holds_nothing(tmp_path: Path, monkeypatch: 
 def test_other_processes_of_a_run_follow_rank_0(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fit()
     unfinished(folder)
-    cli = SimpleNamespace(settings={}, _read=lambda _: None)
-    monkeypatch.setattr("lit_gpt.cli._rank", lambda: 1)
+    monkeypatch.setattr("lit_gpt.run.rank_zero_only.rank", 1)
     monkeypatch.setenv(FOLDER_VARIABLE, str(folder))
     with held_by_another_process(folder):
-        assert LitCLI._obstacles(cli, folder.parents[1], "run") == {folder: None}
+        assert obstacles(folder.parent, {}, lambda _: None) == {folder: None}
     monkeypatch.setenv(FOLDER_VARIABLE, str(folder.with_name("version_1")))
-    assert LitCLI._obstacles(cli, folder.parents[1], "run") == {}
+    assert obstacles(folder.parent, {}, lambda _: None) == {}
 
 
 def test_resume_auto_goes_on_with_smaller_micro_batches(fit: Fit) -> None:
