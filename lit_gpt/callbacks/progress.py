@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import deque
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -55,8 +56,9 @@ class RunProgress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, and the bar on a terminal."""
         self._total = _total_steps(trainer)
-        self._started, self._first_step = time.monotonic(), trainer.global_step
-        self._spoke = self._started
+        self._spoke = time.monotonic()
+        # The last two validations, or the start: a step may take longer from some share of the run on.
+        self._marks = deque([(self._spoke, trainer.global_step)], maxlen=2)
         if self._enabled and self.console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
             self._bar = Progress(*columns, console=self.console, transient=True, refresh_per_second=4)
@@ -79,20 +81,26 @@ class RunProgress(ProgressBar):
             self.print(line)
 
     def _line(self, trainer: Trainer, pl_module: LightningModule, now: float) -> str:
-        done = trainer.global_step - self._first_step
         rate = trainer.callback_metrics.get("train/tokens_per_second")
         parts = [
             f"step {trainer.global_step}" + (f"/{self._total}" if self._total else ""),
             f"loss {float(getattr(pl_module, 'step_loss', float('nan'))):.4f}",
             "" if rate is None else f"{float(rate):,.0f} tokens/s",
-            f"{_clock((now - self._started) / done * (self._total - trainer.global_step))} left" if self._total else "",
+            f"{_clock(self._seconds_left(trainer.global_step, now))} left" if self._total else "",
         ]
         return "  ".join(part for part in parts if part)
 
+    def _seconds_left(self, step: int, now: float) -> float:
+        since, first = self._marks[0]
+        return (now - since) / (step - first) * ((self._total or 0) - step)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """One line with what the validation found."""
-        if not trainer.sanity_checking:
-            self._show_metrics(trainer)
+        if trainer.sanity_checking:
+            return
+        if trainer.state.fn == "fit":
+            self._marks.append((time.monotonic(), trainer.global_step))
+        self._show_metrics(trainer)
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The same before the first step, with ``--val_at_start``."""

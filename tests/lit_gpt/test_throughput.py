@@ -16,7 +16,7 @@ Fit = Callable[..., Path]
 
 
 @pytest.fixture
-def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A batch takes 1 s to fetch and 3 s to learn from; adding up a validation 100 s."""
     clock = SimpleNamespace(now=0.0)
     hands = SimpleNamespace(perf_counter=lambda: clock.now, monotonic=lambda: clock.now)
@@ -35,13 +35,14 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
     takes(MicroBatches, "__getitem__", 1.0)
     takes(LitGPT, "training_step", 3.0)
     takes(LitGPT, "on_validation_epoch_end", 100.0)
+    return clock
 
 
 STEPS_OF_TWO = ("--data.tokens_per_step", "128", "--data.micro_batch_size", "4", "--trainer.log_every_n_steps", "2")
 ONE_BATCH = ("--trainer.limit_val_batches", "1", "--data.train_eval_rows", "0")
 
 
-@pytest.mark.usefixtures("_clock")
+@pytest.mark.usefixtures("clock")
 def test_a_step_is_all_its_passes_and_no_validation(fit: Fit) -> None:
     logged = [row for row in rows(fit(*STEPS_OF_TWO)) if row["train/step_seconds"]]
     assert [row["step"] for row in logged] == ["2", "4", "6"]
@@ -51,7 +52,7 @@ def test_a_step_is_all_its_passes_and_no_validation(fit: Fit) -> None:
         assert float(row["train/data_wait"]) == 0.25
 
 
-@pytest.mark.usefixtures("_clock")
+@pytest.mark.usefixtures("clock")
 def test_time_left_is_what_the_steps_so_far_took(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     fit(*STEPS_OF_TWO, "--trainer.max_steps", "7", "--trainer.val_check_interval", "4", *ONE_BATCH)
     lines = [line.split("  ") for line in capsys.readouterr().out.splitlines() if " left" in line]
@@ -60,7 +61,21 @@ def test_time_left_is_what_the_steps_so_far_took(fit: Fit, capsys: pytest.Captur
     assert [line[2] for line in lines[1:]] == ["16 tokens/s"] * 3
 
 
-@pytest.mark.usefixtures("_clock")
+def test_time_left_follows_steps_that_have_become_slower(
+    fit: Fit, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def slower(module: LitGPT, *args: Any) -> Any:
+        clock.now += 10.0 if module.global_step >= 4 else 0.0
+        return quickly(module, *args)
+
+    quickly = LitGPT.training_step
+    monkeypatch.setattr(LitGPT, "training_step", slower)
+    fit(*STEPS_OF_TWO, "--trainer.max_steps", "12", "--trainer.val_check_interval", "4", *ONE_BATCH)
+    lines = [line.split("  ") for line in capsys.readouterr().out.splitlines() if line.startswith("step 9/")]
+    assert [line[-1] for line in lines] == ["2:24 left"]  # (5 * 28 + 101) / 5 * 3 seconds, measured since step 4
+
+
+@pytest.mark.usefixtures("clock")
 def test_utilisation_counts_rows_as_long_as_they_are(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "peak_flops", lambda _: 1e9)
     folder = fit("--data.block_size", "8")
