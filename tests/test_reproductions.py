@@ -12,6 +12,7 @@ import yaml
 
 import lit_gpt
 from benchmarks.reproductions import __main__ as reproductions
+from benchmarks.reproductions.figures import FIGURES
 from benchmarks.reproductions.page import page
 from benchmarks.reproductions.rows import PROJECTS, ROWS
 from lit_gpt.bigram import BigramConfig, NeuralBigram
@@ -143,6 +144,32 @@ def test_the_committed_page_is_what_the_committed_results_give() -> None:
     if not (docs / reproductions.RESULTS).exists():
         pytest.skip("nothing has been run yet")
     assert (docs / reproductions.PAGE).read_text() == page(json.loads((docs / reproductions.RESULTS).read_text()))
+
+
+def test_figures_of_losses_outlive_the_folders_of_their_runs(tmp_path: Path) -> None:
+    challenge = dict.fromkeys(("challenge_loss", "challenge_coverage", "nats_per_char", "bpb"), 1.0)
+    runs = {}
+    for name, uncovered in (
+        ("novel_bigram", 2.0),
+        ("novel_bigram_leak", 2.0),
+        ("headlines_sgd", 2.0),
+        ("headlines_adamw", 1.5),
+    ):
+        scores = {
+            f"val/{metric}": value for metric, value in {**challenge, "challenge_loss_uncovered": uncovered}.items()
+        }
+        runs[name] = {"evaluations": [{"step": 7, "val/loss": 3.5, "train_eval/loss": 3.4, **scores}]}
+    (tmp_path / reproductions.RESULTS).write_text(json.dumps({"runs": runs}))
+    gaps, losses = (FIGURES[name](tmp_path / "logs", tmp_path) for name in ("novel_gaps", "headlines_losses"))
+    assert gaps
+    assert gaps["table"] == [
+        ["`novel_bigram`", s, "7", "3.4000", "3.5000", "+0.1000"] for s in ("contiguous", "leaking")
+    ]
+    assert losses
+    assert [[line[0], line[1], line[-1]] for line in losses["table"]] == [
+        ["`headlines_sgd`", "7", "1.0000"],
+        ["`headlines_adamw`", "7", "0.7500"],
+    ]
 
 
 def test_the_batches_of_memorize_are_those_published(

@@ -22,13 +22,13 @@ import yaml
 
 from benchmarks.reproductions.figures import FIGURES
 from benchmarks.reproductions.page import page
-from benchmarks.reproductions.results import configured, evaluations, keep, newest, read_run
+from benchmarks.reproductions.results import RESULTS, configured, evaluations, keep, newest, read_run
 from benchmarks.reproductions.rows import PROJECTS, ROWS, Row
 from datamodules.files import write_text
 from datamodules.sources import NAMES, open_source
 from lit_gpt.run import SUMMARY, read_json
 
-RESULTS, PAGE = "reproductions.json", "reproductions.md"
+PAGE = "reproductions.md"
 #: A leaking validation text: so many stretches, evenly spread, a tenth of the training text.
 STRETCHES = 40
 _STOPPED = (0, 128 + signal.SIGTERM, -signal.SIGTERM)

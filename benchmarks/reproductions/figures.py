@@ -1,4 +1,6 @@
-"""What the reproduced projects ask beyond their losses: each figure reads finished or cut runs."""
+"""What the reproduced projects ask beyond their losses: a figure of losses reads the kept evaluations, one of networks
+the folders of finished or cut runs.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.reproductions.headlines import losses, pictures
-from benchmarks.reproductions.results import evaluations, newest, trained
+from benchmarks.reproductions.results import kept_evaluations, trained
 from lit_gpt import load
 from lit_gpt.run import LAST
 
@@ -38,14 +40,13 @@ def memorize_windows(logs: Path, docs: Path) -> dict[str, Any] | None:
 
 def novel_gaps(logs: Path, docs: Path) -> dict[str, Any] | None:
     """Validation less training loss, by a contiguous split and by one that leaks, at the last step that both have."""
-    table = []
+    kept, table = kept_evaluations(docs), []
     for name in ("novel_bigram", "novel_1x1"):
-        folders = [newest(logs / run) for run in (name, f"{name}_leak")]
-        found = [{int(e["step"]): e for e in evaluations(folder)} if folder else {} for folder in folders]
+        found = [{e["step"]: e for e in kept.get(run, [])} for run in (name, f"{name}_leak")]
         common = set(found[0]) & set(found[1])
         if common:
             for split, by_step in zip(("contiguous", "leaking"), found, strict=True):
-                val, train = (float(by_step[max(common)][f"{part}/loss"]) for part in ("val", "train_eval"))
+                val, train = (by_step[max(common)][f"{part}/loss"] for part in ("val", "train_eval"))
                 figures = [f"{train:.4f}", f"{val:.4f}", f"{val - train:+.4f}"]
                 table.append([f"`{name}`", split, f"{max(common):,}", *figures])
     about = "Both ways of splitting, at the last step that both runs have:"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.reproductions.results import configured, evaluations, newest, trained
+from benchmarks.reproductions.results import configured, evaluations, kept_evaluations, trained
 from datamodules.sources import open_source
 from lit_gpt import load
 from lit_gpt.generate import TextModel
@@ -50,14 +50,14 @@ def draw(names: Sequence[str], logs: Path, target: Path) -> dict[str, Any] | Non
 
 def losses(logs: Path, docs: Path) -> dict[str, Any] | None:
     """The last evaluation of each run, in every unit, and beside the SGD run's at the same step."""
-    found = {name: evaluations(folder) for name in RUNS if (folder := newest(logs / name))}
-    of_sgd = {e["step"]: float(e["val/challenge_loss_uncovered"]) for e in found.get(RUNS[0], [])}
+    kept = kept_evaluations(docs)
+    of_sgd = {e["step"]: e["val/challenge_loss_uncovered"] for e in kept.get(RUNS[0], [])}
     table = []
-    for name, all_evaluations in found.items():
-        for last in all_evaluations[-1:]:
-            values = [float(last[f"val/{metric}"]) for metric in METRICS]
+    for name in RUNS:
+        for last in kept.get(name, [])[-1:]:
+            values = [last[f"val/{metric}"] for metric in METRICS]
             share = f"{values[1] / of_sgd[last['step']]:.4f}" if last["step"] in of_sgd else ""
-            table.append([f"`{name}`", last["step"], *(f"{value:.4f}" for value in values), share])
+            table.append([f"`{name}`", str(last["step"]), *(f"{value:.4f}" for value in values), share])
     about = (
         "The last evaluation of each run; `challenge_coverage` is the share of the targets that the uncovered loss has."
     )

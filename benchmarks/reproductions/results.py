@@ -12,6 +12,7 @@ from datamodules.files import write_text
 from lit_gpt import load
 from lit_gpt.run import CONFIG, LAST, SUMMARY, read_json
 
+RESULTS = "reproductions.json"
 KEPT = (
     *("loss", "top1", "top5", "bpb", "nats_per_char"),
     *("challenge_loss", "challenge_loss_uncovered", "challenge_coverage"),
@@ -41,6 +42,11 @@ def keep(path: Path, kind: str, name: str, value: Any) -> None:
     kept = read_json(path)
     kept.setdefault(kind, {})[name] = value
     write_text(path, json.dumps(kept, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def kept_evaluations(docs: Path) -> dict[str, list[dict[str, float]]]:
+    """Those of every run that has been kept, whether its folder is still there or not."""
+    return {name: run["evaluations"] for name, run in read_json(docs / RESULTS).get("runs", {}).items()}
 
 
 def evaluations(folder: Path) -> list[dict[str, str]]:
