@@ -16,10 +16,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.errors import UserError, check_at_least
 from datamodules.files import write_atomically
+from lit_gpt.run import rank
 from lit_gpt.sync import any_process, cpu_group
 
 
@@ -143,7 +143,7 @@ class RunCheckpoints(Checkpoint):
             raise KeyboardInterrupt
         self._signal = number
         # A handler may interrupt a print, so it writes to the file descriptor itself.
-        if getattr(rank_zero_only, "rank", 0) == 0:
+        if rank() == 0:
             os.write(
                 2, f"\n{signal.Signals(number).name}: finishing the step and saving; once more stops at once\n".encode()
             )

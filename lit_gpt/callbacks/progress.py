@@ -81,18 +81,18 @@ class RunProgress(ProgressBar):
             self.print(line)
 
     def _line(self, trainer: Trainer, pl_module: LightningModule, now: float) -> str:
-        rate = trainer.callback_metrics.get("train/tokens_per_second")
+        step, rate = trainer.global_step, trainer.callback_metrics.get("train/tokens_per_second")
         parts = [
-            f"step {trainer.global_step}" + (f"/{self._total}" if self._total else ""),
+            f"step {step}" + (f"/{self._total}" if self._total else ""),
             f"loss {float(getattr(pl_module, 'step_loss', float('nan'))):.4f}",
             "" if rate is None else f"{float(rate):,.0f} tokens/s",
-            f"{_clock(self._seconds_left(trainer.global_step, now))} left" if self._total else "",
+            f"{_clock(self._step_seconds(step, now) * (self._total - step))} left" if self._total else "",
         ]
         return "  ".join(part for part in parts if part)
 
-    def _seconds_left(self, step: int, now: float) -> float:
+    def _step_seconds(self, step: int, now: float) -> float:
         since, first = self._marks[0]
-        return (now - since) / (step - first) * ((self._total or 0) - step)
+        return (now - since) / (step - first)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """One line with what the validation found."""
