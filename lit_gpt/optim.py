@@ -7,7 +7,6 @@ would force Lightning into manual optimization and count every step twice.
 
 import importlib
 import math
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -118,22 +117,24 @@ def lr_factor(step: int, total_steps: int, config: OptimizerConfig) -> float:
 def parameter_groups(net: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
     """Every trainable parameter of ``net`` exactly once, under one of ``GROUPS``.
 
-    A tied head counts as the embedding.
+    A tied head counts as the embedding; one of its own is a module's `lm_head`.
     """
     embeddings = {id(m.weight) for m in net.modules() if isinstance(m, nn.Embedding)}
+    owned = [getattr(m, "lm_head", None) for m in net.modules()]
+    heads = {id(head.weight) for head in owned if isinstance(head, nn.Linear)}
     groups: dict[str, list[tuple[str, nn.Parameter]]] = {name: [] for name in GROUPS}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
-            groups[_group_of(name, parameter, embeddings)].append((name, parameter))
+            groups[_group_of(parameter, embeddings, heads)].append((name, parameter))
     return groups
 
 
-def _group_of(name: str, parameter: nn.Parameter, embeddings: set[int]) -> str:
+def _group_of(parameter: nn.Parameter, embeddings: set[int], heads: set[int]) -> str:
     if id(parameter) in embeddings:
         return "embeddings"
     if parameter.ndim < 2:
         return "vectors"
-    return "head" if re.match(r"(gpt\.)?(members\.\d+\.)?[^.]*head", name) else "matrices"
+    return "head" if id(parameter) in heads else "matrices"
 
 
 def build_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

@@ -80,6 +80,9 @@ def test_trials_run_once_each_and_never_see_the_validation_titles(titles: Path, 
     folder = shutil.copytree(tmp_path / "logs" / "headlines" / "tiny-wide-1337", tmp_path / "logs" / "headlines_cpu")
     search.main(given[2:])
     assert_told(folder / "version_0", kept["tiny-wide-1337"]["loss"], read["held_out.txt"])
+    told = search.RESULTS.read_text()
+    search.main(given[2:])  # that run now looks like one under way
+    assert search.RESULTS.read_text() == told
 
 
 def assert_told(folder: Path, loss: float, judged: list[str]) -> None:
@@ -100,8 +103,7 @@ def assert_drawn(folder: Path) -> None:
     """Pictures of another page do not mix with the records'; a run that was cut says so."""
     summary = json.loads((folder / SUMMARY).read_text())
     (folder / SUMMARY).write_text(json.dumps(summary | {"finished": False}))
-    others = draw(["headlines_cpu"], folder.parents[1], search.PAGE.with_name("headlines"))
-    assert others is not None
+    others = draw({"headlines_cpu": folder}, search.PAGE.with_name("headlines"))
     parts = ("curves", "frequencies", "next_tokens")
     assert set(others["pictures"].values()) == {f"headlines_{part}.png" for part in parts}
     assert others["table"][0][0] == f"`headlines_cpu`, cut at step {summary['steps']}"

@@ -19,6 +19,7 @@ from lit_gpt.bigram import BigramConfig, NeuralBigram
 from lit_gpt.config import GPTConfig
 from lit_gpt.model import GPT
 from lit_gpt.optim import OptimizerConfig, build_optimizer, describe_groups
+from lit_gpt.run import LAST
 from tests.conftest import SHARED
 
 FOLDER = Path(__file__).parents[1] / "configs" / "reproductions"
@@ -170,6 +171,18 @@ def test_figures_of_losses_outlive_the_folders_of_their_runs(tmp_path: Path) -> 
         ["`headlines_sgd`", "7", "1.0000"],
         ["`headlines_adamw`", "7", "0.7500"],
     ]
+
+
+def test_a_figure_of_networks_stays_when_some_of_them_are_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = {name: {"evaluations": []} for name in ("headlines_sgd", "headlines_adamw")}
+    (tmp_path / reproductions.RESULTS).write_text(json.dumps({"runs": runs}))
+    checkpoint = tmp_path / "logs" / "headlines_sgd" / "version_0" / LAST
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()  # a picture of this one alone would fail
+    assert FIGURES["headlines_pictures"](tmp_path / "logs", tmp_path) is None
+    assert "stays as it was: headlines_adamw left no weights in" in capsys.readouterr().out
 
 
 def test_the_batches_of_memorize_are_those_published(

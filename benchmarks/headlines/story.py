@@ -19,12 +19,13 @@ END_MARK = 5  # characters that the challenge counts for it
 
 
 def tell(logs: Path, results: Path) -> None:
-    """Keep figures, titles and pictures of the records that there are runs for."""
-    folders = {name: folder for name in RECORDS if (folder := trained(logs / name))}
-    for name, folder in folders.items():
+    """Keep figures, titles and pictures of the records that have ended; a record that is under way keeps its last."""
+    records = {name: f for name, f in trained(RECORDS, logs).items() if read_json(f / SUMMARY)["finished"]}
+    for name, folder in records.items():
         keep(results, "records", name, {**_figures(folder), **_titles(folder)})
-    if folders:
-        keep(results, "figures", "drawn", draw([*RUNS, *RECORDS], logs, results.with_name("headlines_record")))
+    if records.keys() >= read_json(results).get("records", {}).keys() and records:
+        drawn = draw({**trained(RUNS, logs), **records}, results.with_name("headlines_record"))
+        keep(results, "figures", "drawn", drawn)
 
 
 def _figures(folder: Path) -> dict[str, Any]:

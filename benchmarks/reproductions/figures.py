@@ -1,5 +1,5 @@
 """What the reproduced projects ask beyond their losses: a figure of losses reads the kept evaluations, one of networks
-the folders of finished or cut runs.
+the weights of finished or cut runs.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.reproductions.headlines import losses, pictures
-from benchmarks.reproductions.results import kept_evaluations, trained
+from benchmarks.reproductions.results import kept_evaluations, trained_as_kept
 from lit_gpt import load
 from lit_gpt.run import LAST
 
@@ -20,17 +20,15 @@ SENTENCE = Path("configs/reproductions/sentence.txt")
 
 def memorize_windows(logs: Path, docs: Path) -> dict[str, Any] | None:
     """The loss in eval mode of the very targets that were trained on, window by window."""
-    table = []
-    for name, masked in (("memorize", 0), ("memorize_masked", 3)):
-        checkpoint = _last(logs / name)
-        if checkpoint is not None:
-            model = load(checkpoint)
-            ids = torch.tensor([model.tokenizer.eos_id, *model.tokenizer.encode(SENTENCE.read_text().strip())])
-            windows = torch.cat((ids, ids[:1])).unfold(0, 5, 1)  # (3, 5)
-            with torch.inference_mode():
-                logits = model.net(windows[:, :-1])[:, masked:]
-            loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1 + masked :].flatten())
-            table.append([f"`{name}`", str(3 * (4 - masked)), f"{loss:.4f}"])
+    table, masks = [], {"memorize": 0, "memorize_masked": 3}
+    for name, folder in trained_as_kept(list(masks), logs, docs).items():
+        model, masked = load(folder / LAST), masks[name]
+        ids = torch.tensor([model.tokenizer.eos_id, *model.tokenizer.encode(SENTENCE.read_text().strip())])
+        windows = torch.cat((ids, ids[:1])).unfold(0, 5, 1)  # (3, 5)
+        with torch.inference_mode():
+            logits = model.net(windows[:, :-1])[:, masked:]
+        loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1 + masked :].flatten())
+        table.append([f"`{name}`", str(3 * (4 - masked)), f"{loss:.4f}"])
     about = (
         "The loss in eval mode of the targets that were trained on. (`val/loss` scores each of the six targets once, "
         "in two rows; the second starts with ` learning`, where no training window starts.)"
@@ -56,19 +54,17 @@ def novel_gaps(logs: Path, docs: Path) -> dict[str, Any] | None:
 
 def bigram_distance(logs: Path, docs: Path) -> dict[str, Any] | None:
     """How far the learned table of pairs is from the counted one."""
-    counted = _last(logs / "diary_bigram_counts")
-    if counted is None:
+    counted, *learned = "diary_bigram_counts", "diary_bigram", "diary_bigram_limit"
+    folders = trained_as_kept([counted, *learned], logs, docs)
+    if counted not in folders:
         return None
-    counts = load(counted).net.get_buffer("counts").double()  # (V, V)
+    nets = {name: load(folder / LAST).net for name, folder in folders.items()}
+    counts = nets.pop(counted).get_buffer("counts").double()  # (V, V)
     smoothed, plain = (_rows(counts + k) for k in (1.0, 1e-12))
     weight = counts.sum(1) / counts.sum()
-    tables = {"the counts plus one": smoothed}
-    for name in ("diary_bigram", "diary_bigram_limit"):
-        checkpoint = _last(logs / name)
-        if checkpoint is not None:
-            tables[f"`{name}`"] = load(checkpoint).net.get_parameter("table.weight").detach().double().softmax(1)
+    tables = {f"`{name}`": net.get_parameter("table.weight").detach().double().softmax(1) for name, net in nets.items()}
     table = []
-    for name, rows in tables.items():
+    for name, rows in {"the counts plus one": smoothed, **tables}.items():
         distances = _moved(rows, smoothed, weight), _moved(rows, plain, weight), _excess(plain, rows, weight)
         table.append([name, *(f"{distance:.4f}" for distance in distances)])
     about = (
@@ -92,11 +88,6 @@ def _excess(plain: torch.Tensor, rows: torch.Tensor, weight: torch.Tensor) -> fl
     """Kullback-Leibler divergence of ``rows`` from the plain counts, in nats."""
     terms = torch.where(plain > 0, plain * (plain.clamp(min=1e-300).log() - rows.log()), 0.0)
     return float((weight * terms.sum(1)).sum())
-
-
-def _last(runs: Path) -> Path | None:
-    folder = trained(runs)
-    return folder / LAST if folder else None
 
 
 FIGURES: dict[str, Figure] = {

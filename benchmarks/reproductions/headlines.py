@@ -1,13 +1,12 @@
 """Pictures of the headline runs: their curves, the likeliest next tokens, and token frequencies of data and model."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.reproductions.results import configured, evaluations, kept_evaluations, trained
+from benchmarks.reproductions.results import configured, evaluations, kept_evaluations, trained_as_kept
 from datamodules.sources import open_source
 from lit_gpt import load
 from lit_gpt.generate import TextModel
@@ -24,14 +23,12 @@ EPOCHS = 7
 
 def pictures(logs: Path, docs: Path) -> dict[str, Any] | None:
     """Draw what there are runs for; None when there is no run."""
-    return draw(RUNS, logs, docs / "headlines")
+    folders = trained_as_kept(RUNS, logs, docs)
+    return draw(folders, docs / "headlines") if folders else None
 
 
-def draw(names: Sequence[str], logs: Path, target: Path) -> dict[str, Any] | None:
-    """Draw those of the runs that there are; files begin with the name of ``target``. None when there is no run."""
-    folders = {name: folder for name in names if (folder := trained(logs / name))}
-    if not folders:
-        return None
+def draw(folders: dict[str, Path], target: Path) -> dict[str, Any]:
+    """Draw runs by their names; files begin with the name of ``target``."""
     target.parent.mkdir(parents=True, exist_ok=True)
     paths = {name: target.with_name(f"{target.name}_{name.replace(' ', '_')}.png") for name in PICTURES}
     models = {name: load(folder / LAST) for name, folder in folders.items()}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,19 @@ def newest(runs: Path) -> Path | None:
     return max(runs.glob("version_*"), key=lambda folder: int(folder.name.split("_")[1]), default=None)
 
 
-def trained(runs: Path) -> Path | None:
-    """The same, if it has weights."""
-    folder = newest(runs)
-    return folder if folder is not None and (folder / LAST).is_file() else None
+def trained(names: Sequence[str], logs: Path) -> dict[str, Path]:
+    """The last runs of these names, those that have weights."""
+    folders = {name: newest(logs / name) for name in names}
+    return {name: folder for name, folder in folders.items() if folder is not None and (folder / LAST).is_file()}
+
+
+def trained_as_kept(names: Sequence[str], logs: Path, docs: Path) -> dict[str, Path]:
+    """The same; but none when a run whose figures are kept has no weights here, so that nothing is shown of fewer."""
+    folders, kept = trained(names, logs), kept_evaluations(docs)
+    lost = [name for name in names if name in kept and name not in folders]
+    if folders and lost:
+        print(f"what {', '.join(names)} show stays as it was: {', '.join(lost)} left no weights in {logs}")
+    return {} if lost else folders
 
 
 def configured(folder: Path) -> dict[str, Any]:

@@ -23,18 +23,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     for module in (throughput, progress):
         monkeypatch.setattr(module, "time", hands)
 
-    def takes(owner: type, name: str, seconds: float) -> None:
+    def takes(owner: type, name: str, seconds: Callable[[Any], float]) -> None:
         original = getattr(owner, name)
 
-        def slowly(*args: Any, **kwargs: Any) -> Any:
-            clock.now += seconds
-            return original(*args, **kwargs)
+        def slowly(self: Any, *args: Any, **kwargs: Any) -> Any:
+            clock.now += seconds(self)
+            return original(self, *args, **kwargs)
 
         monkeypatch.setattr(owner, name, slowly)
 
-    takes(MicroBatches, "__getitem__", 1.0)
-    takes(LitGPT, "training_step", 3.0)
-    takes(LitGPT, "on_validation_epoch_end", 100.0)
+    clock.takes = takes
+    takes(MicroBatches, "__getitem__", lambda _: 1.0)
+    takes(LitGPT, "training_step", lambda _: 3.0)
+    takes(LitGPT, "on_validation_epoch_end", lambda _: 100.0)
     return clock
 
 
@@ -62,14 +63,9 @@ def test_time_left_is_what_the_steps_so_far_took(fit: Fit, capsys: pytest.Captur
 
 
 def test_time_left_follows_steps_that_have_become_slower(
-    fit: Fit, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fit: Fit, clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def slower(module: LitGPT, *args: Any) -> Any:
-        clock.now += 10.0 if module.global_step >= 4 else 0.0
-        return quickly(module, *args)
-
-    quickly = LitGPT.training_step
-    monkeypatch.setattr(LitGPT, "training_step", slower)
+    clock.takes(LitGPT, "training_step", lambda module: 10.0 if module.global_step >= 4 else 0.0)  # more than above
     fit(*STEPS_OF_TWO, "--trainer.max_steps", "12", "--trainer.val_check_interval", "4", *ONE_BATCH)
     lines = [line.split("  ") for line in capsys.readouterr().out.splitlines() if line.startswith("step 9/")]
     assert [line[-1] for line in lines] == ["2:24 left"]  # (5 * 28 + 101) / 5 * 3 seconds, measured since step 4
