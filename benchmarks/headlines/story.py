@@ -23,7 +23,7 @@ def tell(logs: Path, results: Path) -> None:
     records = {name: f for name, f in trained(RECORDS, logs).items() if read_json(f / SUMMARY)["finished"]}
     for name, folder in records.items():
         keep(results, "records", name, {**_figures(folder), **_titles(folder)})
-    if records.keys() >= read_json(results).get("records", {}).keys() and records:
+    if records and records.keys() == read_json(results)["records"].keys():
         drawn = draw({**trained(RUNS, logs), **records}, results.with_name("headlines_record"))
         keep(results, "figures", "drawn", drawn)
 

@@ -21,7 +21,7 @@ SENTENCE = Path("configs/reproductions/sentence.txt")
 def memorize_windows(logs: Path, docs: Path) -> dict[str, Any] | None:
     """The loss in eval mode of the very targets that were trained on, window by window."""
     table, masks = [], {"memorize": 0, "memorize_masked": 3}
-    for name, folder in trained_as_kept(list(masks), logs, docs).items():
+    for name, folder in trained_as_kept(tuple(masks), logs, docs).items():
         model, masked = load(folder / LAST), masks[name]
         ids = torch.tensor([model.tokenizer.eos_id, *model.tokenizer.encode(SENTENCE.read_text().strip())])
         windows = torch.cat((ids, ids[:1])).unfold(0, 5, 1)  # (3, 5)
@@ -54,8 +54,8 @@ def novel_gaps(logs: Path, docs: Path) -> dict[str, Any] | None:
 
 def bigram_distance(logs: Path, docs: Path) -> dict[str, Any] | None:
     """How far the learned table of pairs is from the counted one."""
-    counted, *learned = "diary_bigram_counts", "diary_bigram", "diary_bigram_limit"
-    folders = trained_as_kept([counted, *learned], logs, docs)
+    counted = "diary_bigram_counts"
+    folders = trained_as_kept((counted, "diary_bigram", "diary_bigram_limit"), logs, docs)
     if counted not in folders:
         return None
     nets = {name: load(folder / LAST).net for name, folder in folders.items()}
