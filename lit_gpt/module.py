@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import UserError
 from lit_gpt import checkpoint
-from lit_gpt.loss import IGNORE, Head, score, summed_nats
+from lit_gpt.loss import IGNORE, Head, Softmax, score, summed_nats
 from lit_gpt.metrics import TokenMetrics, per_text
 from lit_gpt.optim import OptimizerConfig, StepSchedule, build_optimizer, describe_groups
 from lit_gpt.orthogonal import has_bfloat16
@@ -135,11 +135,11 @@ class LitLanguageModel(LightningModule):
         """Summed nats over the scored targets of ``batch``, differentiable."""
         return summed_nats(self._hidden(batch, net), *self.softmax(batch["targets"], net))
 
-    def softmax(self, targets: Tensor, net: Any) -> tuple[Head, list[Tensor], Tensor, int]:
+    def softmax(self, targets: Tensor, net: Any) -> Softmax:
         """What the loss of a step asks for: the network's head, what it multiplies with (the chunked loss adds up the
         gradients of that itself), the targets among its logits and how many these are.
         """
-        return *self._head(net), targets, self.config.vocab_size
+        return Softmax(*self._head(net), targets, self.config.vocab_size)
 
     def _head(self, net: Any) -> tuple[Head, list[Tensor]]:
         weights = net.head_weights()

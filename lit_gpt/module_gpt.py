@@ -1,6 +1,7 @@
 """The LightningModule of a GPT."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,12 +14,12 @@ from lit_gpt.composed import ComposedEmbedding
 from lit_gpt.config import GPTConfig
 from lit_gpt.interop import initialise
 from lit_gpt.kneser_ney import GPTWithCounts
-from lit_gpt.loss import Head, r_drop_nats
+from lit_gpt.loss import Softmax, r_drop_nats
 from lit_gpt.model import GPT
 from lit_gpt.module import Batch, LitLanguageModel, say
 from lit_gpt.networks import Network, learning_part, members_of, network
 from lit_gpt.optim import OptimizerConfig
-from lit_gpt.sampled import sample
+from lit_gpt.sampled import MULTIPLE, sample
 
 
 class LitGPT(LitLanguageModel):
@@ -128,16 +129,16 @@ class LitGPT(LitLanguageModel):
             return super().objective_of(batch, net)
         # Two passes: one over the batch stacked twice takes 5 % longer on a CPU (256 channels, 4096 tokens).
         hidden = torch.stack((self._hidden(batch, net), self._hidden(batch, net)))  # (2, B, T, C)
-        loss, nats, kl = r_drop_nats(hidden, *self.softmax(batch["targets"], net), self.options["r_drop"])
+        loss, nats, kl = r_drop_nats(hidden, *self.softmax(batch["targets"], net), weight=self.options["r_drop"])
         return loss, {"loss": nats, "r_drop": kl}
 
-    def softmax(self, targets: Tensor, net: GPT) -> tuple[Head, list[Tensor], Tensor, int]:
+    def softmax(self, targets: Tensor, net: GPT) -> Softmax:
         """See `LitLanguageModel`; over a sample of the vocabulary when asked for."""
         if not self.options["sampled_softmax"] or self.global_step >= self._full_step:
             return super().softmax(targets, net)
-        found = sample(targets, self.config.vocab_size, self.options["sampled_softmax"])
+        found = sample(targets, self.config.vocab_size, self.options["sampled_softmax"], MULTIPLE)
         weights = net.head_weights(found.ids)
-        return (lambda hidden: net.head(hidden, weights) + found.shift), weights, found.targets, len(found.ids)
+        return Softmax(partial(net.head, weights=weights), weights, found.targets, len(found.ids), found.shift)
 
     def on_fit_start(self) -> None:
         """Take the weights of ``init_from`` and count the text, once, unless a checkpoint has brought both."""

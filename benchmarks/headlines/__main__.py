@@ -1,6 +1,6 @@
 """Runs the trials of benchmarks/headlines/trials.yaml that have no figure yet and writes docs/headlines.md.
 
-    python -m benchmarks.headlines --titles FILE [--only NAME] [--jobs 2]
+    python -m benchmarks.headlines --titles FILE [--only NAME ...] [--jobs 2]
 
 FILE holds 100,000 titles, one a line, the last 10,000 of them validation. Trials train on the first of them and are
 judged by the last 5,000 of the 90,000 training titles. The 10,000 validation titles are read for the page's section on
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = _options(arguments)
     described = yaml.safe_load(TRIALS.read_text())
     done = read_json(RESULTS).get("trials", {})
-    missing = [run for run in runs(described) if run.key not in done and options.only in (None, run.name)]
+    missing = [run for run in runs(described) if run.key not in done and (not options.only or run.name in options.only)]
     if options.titles is not None:
         training = _training(options.titles)
         _cut(training, {run.titles for run in missing}, options.logs_dir)
@@ -79,7 +79,7 @@ def written() -> str:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--titles", type=Path, help="the 100,000 titles; left out, only the page is written")
-    parser.add_argument("--only", help="this trial alone")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these trials alone")
     parser.add_argument("--jobs", type=int, default=1, help="so many trials at once")
     where = Path("logs/headlines_trials")
     parser.add_argument("--logs_dir", type=Path, default=where, help="folder of the trials, beside the runs")

@@ -122,6 +122,23 @@ def test_attention_is_the_textbook_formula() -> None:
     close(attention(q, k, v), F.softmax(scores, -1) @ v)
 
 
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("packed", [False, True])
+def test_bfloat16_learns_on_a_cpu_as_float32_does(kv_heads: int, packed: bool) -> None:
+    torch.manual_seed(0)
+    ids = torch.zeros(2, 20, dtype=torch.long)
+    mask = attention_mask_for(ids, document_ids=DOCUMENTS) if packed else None
+    exact = [torch.randn(2, heads, 20, 16) for heads in (4, kv_heads, kv_heads)]
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        q, k, v = inputs = [x.to(dtype).requires_grad_() for x in exact]
+        y = attention(q, k, v, mask=mask)
+        assert y.dtype == dtype
+        found.append([y, *torch.autograd.grad(y.square().sum(), inputs)])
+    for full, rounded in zip(*found, strict=True):
+        assert (rounded.float() - full).norm() < 0.02 * full.norm()
+
+
 def test_positions_start_anew_in_each_document_and_after_pads() -> None:
     ids = torch.zeros(2, 20, dtype=torch.long)
     in_documents = positions(ids, document_ids=DOCUMENTS).tolist()

@@ -62,7 +62,7 @@ def test_no_more_logits_than_allowed_are_held(
     if what == "train":
         loss.summed_nats(hidden, head, weights, targets, 11)
     elif what == "r_drop":
-        loss.r_drop_nats(torch.stack((hidden, hidden)), head, weights, targets, 11, 1.0)
+        loss.r_drop_nats(torch.stack((hidden, hidden)), head, weights, targets, 11, weight=1.0)
     else:
         loss.score(hidden, head, targets, 11)
     assert max(sizes) <= 44
@@ -79,6 +79,22 @@ def test_chunks_lose_nothing_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> Non
         nats = loss.summed_nats(hidden, head, list(head.parameters()), targets, 11)
         gradients.append(torch.autograd.grad(nats, head.weight)[0].float())
     assert (gradients[0] - gradients[1]).norm() < 0.005 * gradients[0].norm()
+
+
+@pytest.mark.parametrize("dtype, off", [(torch.float32, 1e-6), (torch.bfloat16, 0.005)])
+@pytest.mark.parametrize("passes", [1, 2])
+def test_a_shift_is_added_to_the_logits_in_float32(dtype: torch.dtype, off: float, passes: int) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(passes, 2, 30, 11).to(dtype).requires_grad_()
+    targets, shift = torch.randint(11, (2, 30)), torch.linspace(0, 1.7, 11)
+    plain = F.cross_entropy((logits + shift).flatten(0, 2), targets.flatten().repeat(passes), reduction="sum") / passes
+    if passes == 1:
+        ours = loss.summed_nats(logits[0], lambda h: h, [], targets, 11, shift)
+    else:
+        ours = loss.r_drop_nats(logits, lambda h: h, [], targets, 11, shift, weight=0)[0]
+    torch.testing.assert_close(ours, plain)
+    found, expected = (torch.autograd.grad(value, logits)[0].float() for value in (ours, plain))
+    assert (found - expected).norm() <= off * expected.norm()
 
 
 def naive_r_drop(logits: Tensor, targets: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,7 +123,7 @@ def test_r_drop_and_its_gradients_equal_the_papers_halved(
     expected = torch.autograd.grad(naive[0] / 7, (first, linear.weight, linear.bias), retain_graph=True)
     monkeypatch.setattr(loss, "MAX_LOGITS_CPU", held)
     monkeypatch.setattr(loss, "LOGITS_IN_CACHE", 44)  # of four targets
-    ours = loss.r_drop_nats(passes, head, list(linear.parameters()), targets, 11, 3.0)
+    ours = loss.r_drop_nats(passes, head, list(linear.parameters()), targets, 11, weight=3.0)
     torch.testing.assert_close(ours, naive)
     assert [figure.requires_grad for figure in ours] == [True, False, False]
     found = torch.autograd.grad(ours[0] / 7, (first, linear.weight, linear.bias))
@@ -117,7 +133,9 @@ def test_r_drop_and_its_gradients_equal_the_papers_halved(
 def test_r_drop_of_equal_passes_is_their_cross_entropy(problem: tuple[Tensor, nn.Linear, Tensor]) -> None:
     hidden, head, targets = problem
     plain = loss.summed_nats(hidden, head, list(head.parameters()), targets, 11)
-    total, nats, kl = loss.r_drop_nats(torch.stack((hidden, hidden)), head, list(head.parameters()), targets, 11, 5.0)
+    total, nats, kl = loss.r_drop_nats(
+        torch.stack((hidden, hidden)), head, list(head.parameters()), targets, 11, weight=5.0
+    )
     assert kl == 0
     torch.testing.assert_close((total, nats), (plain, plain.detach()))
     gradients = [torch.autograd.grad(value, hidden, retain_graph=True)[0] for value in (total, plain)]
@@ -128,16 +146,16 @@ def test_r_drop_of_equal_passes_is_their_cross_entropy(problem: tuple[Tensor, nn
 def test_r_drop_under_autocast_measures_distance_in_float32(problem: tuple[Tensor, nn.Linear, Tensor]) -> None:
     _, _, targets = problem
     passes = torch.randn(2, *targets.shape, 11)
-    expected = loss.r_drop_nats(passes, lambda h: h, [], targets, 11, 2.0)
+    expected = loss.r_drop_nats(passes, lambda h: h, [], targets, 11, weight=2.0)
     with torch.autocast("cpu", torch.bfloat16):
-        found = loss.r_drop_nats(passes, lambda h: h, [], targets, 11, 2.0)
+        found = loss.r_drop_nats(passes, lambda h: h, [], targets, 11, weight=2.0)
     assert found == expected
 
 
 def test_what_unscored_targets_predict_does_not_count(problem: tuple[Tensor, nn.Linear, Tensor]) -> None:
     hidden, head, targets = problem
     passes = torch.stack((hidden, hidden * 0.9)).detach().requires_grad_()
-    total = loss.r_drop_nats(passes, head, list(head.parameters()), targets, 11, 2.0)[0]
+    total = loss.r_drop_nats(passes, head, list(head.parameters()), targets, 11, weight=2.0)[0]
     gradient = torch.autograd.grad(total, passes)[0]  # (2, B, T, C)
     unscored = targets == loss.IGNORE
     assert (gradient[:, unscored] == 0).all()

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from datamodules.errors import UserError
-from lit_gpt import LitGPT, loss
+from lit_gpt import LitGPT, loss, module_gpt
 from lit_gpt.config import GPTConfig
 from lit_gpt.model import GPT
 from lit_gpt.optim import OptimizerConfig
@@ -27,6 +27,13 @@ def test_a_sample_holds_the_targets_once_and_others() -> None:
     scored = TARGETS != loss.IGNORE
     assert (found.targets[~scored] == loss.IGNORE).all()
     assert torch.equal(found.ids[found.targets[scored]], TARGETS[scored])
+
+
+@pytest.mark.parametrize("others, size", [(10, 16), (12, 16), (13, 24), (35, 40)])
+def test_others_fill_up_a_multiple_as_far_as_there_are_any(others: int, size: int) -> None:
+    found = sample(TARGETS, 40, others, multiple=8)
+    assert len(found.ids) == len(set(found.ids.tolist())) == size
+    torch.testing.assert_close(found.shift[4:].exp(), torch.full((size - 4,), 36 / (size - 4)))
 
 
 def test_others_change_from_step_to_step() -> None:
@@ -64,7 +71,7 @@ class Sizes(LitGPT):
 
     def softmax(self, targets: torch.Tensor, net: GPT) -> Any:
         found = super().softmax(targets, net)
-        self.sizes = [*getattr(self, "sizes", []), found[3]]
+        self.sizes = [*getattr(self, "sizes", []), found.vocab_size]
         return found
 
 
@@ -88,7 +95,8 @@ def test_a_sample_of_all_trains_as_without(tmp_path: Path, config: dict[str, Any
     assert set(whole.sizes) == set(sampled.sizes) == {20}
 
 
-def test_a_sample_ends_when_it_is_told_to(tmp_path: Path) -> None:
+def test_a_sample_ends_when_it_is_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_gpt, "MULTIPLE", 1)
     always, partly = fitted(tmp_path, 2, sampled_softmax_until=1.0), fitted(tmp_path, 2)
     few = always.sizes[0]
     assert 2 < few < 12
