@@ -98,7 +98,9 @@ def score(hidden: Tensor, head: Head, targets: Tensor, vocab_size: int) -> tuple
     places hold 0 nats and rank V.
     """
     flat, wanted = hidden.flatten(0, 1), targets.flatten()
-    rows = chunk_rows(vocab_size, hidden)
+    rows = chunk_rows(
+        4 * vocab_size, hidden
+    )  # for 20,000 tokens on a CPU 1.5 times as fast as chunks of all that may be
     parts = [_nats_and_rank(head(h), t) for h, t in zip(flat.split(rows), wanted.split(rows), strict=True)]
     nats, rank = (torch.cat(part).view_as(targets) for part in zip(*parts, strict=True))
     return nats, rank
@@ -107,6 +109,12 @@ def score(hidden: Tensor, head: Head, targets: Tensor, vocab_size: int) -> tuple
 def chunk_rows(vocab_size: int, hidden: Tensor) -> int:
     """Tokens whose logits may be held at once on the device of ``hidden``."""
     return max(1, (MAX_LOGITS_CPU if hidden.is_cpu else MAX_LOGITS) // vocab_size)
+
+
+def as_multiplied(weight: Tensor) -> Tensor:
+    """A weight as products under autocast take it, so that they need not turn it anew for every chunk."""
+    device = weight.device.type
+    return weight.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else weight
 
 
 def _by_hand(rows: Rows, shift: Tensor | None) -> Measure:
@@ -176,13 +184,17 @@ def _r_drop_rows(logits: Tensor, targets: Tensor, grad: Tensor, weight: float) -
 def _nats_and_rank(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     logits = logits.float()  # (N, V)
     nats = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
-    scored = targets != IGNORE
-    target = targets.clamp(min=0)[:, None]
-    own = logits.gather(1, target)  # (N, 1)
-    ids = torch.arange(logits.size(1), device=logits.device)
-    ahead = (logits > own) | ((logits == own) & (ids < target))
-    rank = ahead.float().sum(1).long()  # exact below 2**24, and on a CPU 4 times as fast as summing booleans
-    return nats, torch.where(scored, rank, logits.size(1))
+    return nats, torch.where(targets != IGNORE, _rank(logits, targets.clamp(min=0)[:, None]), logits.size(1))
+
+
+def _rank(logits: Tensor, target: Tensor) -> Tensor:
+    """How many logits (N, V) are ahead of those of the targets (N, 1), (N,)."""
+    own, counted = logits.gather(1, target), torch.empty_like(logits)  # float32 adds up faster than booleans
+    above, level = (compare(logits, own, out=counted).sum(1) for compare in (torch.gt, torch.ge))
+    if not logits.is_cpu or bool((level > above + 1).any()):  # a GPU would wait for the answer
+        ids = torch.arange(logits.size(1), device=logits.device)
+        above += ((logits == own) & (ids < target)).float().sum(1)
+    return above.long()
 
 
 def _summed(

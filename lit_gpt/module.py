@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import UserError
 from lit_gpt import checkpoint
-from lit_gpt.loss import IGNORE, Head, Softmax, score, summed_nats
+from lit_gpt.loss import IGNORE, Softmax, as_multiplied, score, summed_nats
 from lit_gpt.metrics import TokenMetrics, per_text
 from lit_gpt.optim import OptimizerConfig, StepSchedule, build_optimizer, describe_groups
 from lit_gpt.orthogonal import has_bfloat16
@@ -139,11 +139,8 @@ class LitLanguageModel(LightningModule):
         """What the loss of a step asks for: the network's head, what it multiplies with (the chunked loss adds up the
         gradients of that itself), the targets among its logits and how many these are.
         """
-        return Softmax(*self._head(net), targets, self.config.vocab_size)
-
-    def _head(self, net: Any) -> tuple[Head, list[Tensor]]:
         weights = net.head_weights()
-        return partial(net.head, weights=weights), weights
+        return Softmax(partial(net.head, weights=weights), weights, targets, self.config.vocab_size)
 
     def _hidden(self, batch: Batch, net: Any) -> Tensor:
         # Rows are padded on the right, where causal attention already hides pads from real tokens: no mask is passed,
@@ -229,7 +226,9 @@ class LitLanguageModel(LightningModule):
 
     def token_scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Nats and rank of every target, each (B, T)."""
-        return score(self._hidden(batch, self.net), self._head(self.net)[0], batch["targets"], self.config.vocab_size)
+        weights = [as_multiplied(weight) for weight in self.net.head_weights()]
+        head = partial(self.net.head, weights=weights)
+        return score(self._hidden(batch, self.net), head, batch["targets"], self.config.vocab_size)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The batch's ``targets``, ``document`` and, for each target, ``nats`` and ``rank``."""

@@ -38,9 +38,10 @@ class LitGPT(LitLanguageModel):
             loss. train/loss stays the cross-entropy; train/r_drop is the mean of the two KL in nats per scored target.
             A step takes a little more than twice the time.
         r_drop_start: Share of the run's steps after which R-Drop begins, for most of its gain at less of its cost.
-        sampled_softmax: Train with the softmax over the batch's targets and so many other tokens, drawn anew in each
-            step, which stand for the rest of the vocabulary; 0 for all. For a large vocabulary and a small network on
-            a CPU, where the head is most of the work. train/loss is then an estimate; evaluation scores all tokens.
+        sampled_softmax: Train with the softmax over the batch's targets and so many other tokens (a few more, to make
+            it 256, 512, ...), drawn anew in each step, which stand for the rest of the vocabulary; 0 for all. For a
+            large vocabulary and a small network on a CPU, where the head is most of the work. train/loss is then an
+            estimate; evaluation scores all tokens.
         sampled_softmax_until: Share of the run's steps after which training takes all tokens.
     """
 

@@ -81,7 +81,7 @@ def test_chunks_lose_nothing_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (gradients[0] - gradients[1]).norm() < 0.005 * gradients[0].norm()
 
 
-@pytest.mark.parametrize("dtype, off", [(torch.float32, 1e-6), (torch.bfloat16, 0.005)])
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-6), (torch.bfloat16, 0.005)])
 @pytest.mark.parametrize("passes", [1, 2])
 def test_a_shift_is_added_to_the_logits_in_float32(dtype: torch.dtype, off: float, passes: int) -> None:
     torch.manual_seed(0)
@@ -181,3 +181,12 @@ def test_equal_logits_do_not_make_every_target_the_first_choice() -> None:
     targets = torch.arange(10)[None]
     _, rank = loss.score(torch.ones(1, 10, 4), lambda h: h.new_zeros(len(h), 10), targets, 10)
     assert rank.tolist() == [list(range(10))]
+
+
+def test_of_equal_logits_the_lower_id_comes_first() -> None:
+    torch.manual_seed(0)
+    logits = torch.randint(-3, 3, (40, 11)).float()  # some targets share their logit, some do not
+    targets = torch.randint(11, (1, 40))
+    _, rank = loss.score(logits[None], lambda h: h, targets, 11)
+    order = torch.argsort(logits, dim=-1, descending=True, stable=True)
+    assert torch.equal(order.gather(1, rank.T).T, targets)

@@ -29,7 +29,7 @@ def test_a_sample_holds_the_targets_once_and_others() -> None:
     assert torch.equal(found.ids[found.targets[scored]], TARGETS[scored])
 
 
-@pytest.mark.parametrize("others, size", [(10, 16), (12, 16), (13, 24), (35, 40)])
+@pytest.mark.parametrize(("others", "size"), [(10, 16), (12, 16), (13, 24), (35, 40)])
 def test_others_fill_up_a_multiple_as_far_as_there_are_any(others: int, size: int) -> None:
     found = sample(TARGETS, 40, others, multiple=8)
     assert len(found.ids) == len(set(found.ids.tolist())) == size
