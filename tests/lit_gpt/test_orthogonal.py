@@ -21,12 +21,12 @@ def test_orthogonalize_brings_singular_values_near_one(
     assert values.max() < 1.4
 
 
-@pytest.mark.parametrize("decades", [0, 3, 6])
-def test_steps_on_the_square_equal_steps_on_the_matrix(decades: int) -> None:
+@pytest.mark.parametrize(("decades", "apart"), [(0, 1e-4), (3, 1e-4), (6, 2e-4)])
+def test_steps_on_the_square_equal_steps_on_the_matrix(decades: int, apart: float) -> None:
     torch.manual_seed(0)
     left, _, right = torch.linalg.svd(torch.randn(2, 64, 256), full_matrices=False)
     x = left * torch.logspace(0, -decades, 64) @ right
     x = x / x.norm(dim=(-2, -1), keepdim=True)
-    torch.testing.assert_close(orthogonal._by_gram(x, 5), orthogonal._directly(x, 5), rtol=0, atol=2e-4)
+    torch.testing.assert_close(orthogonal._by_gram(x, 5), orthogonal._directly(x, 5), rtol=0, atol=apart)
     exact = orthogonal._directly(x.double(), 5)
-    torch.testing.assert_close(orthogonal._by_gram(x, 5).double(), exact, rtol=0, atol=2e-4)
+    torch.testing.assert_close(orthogonal._by_gram(x, 5).double(), exact, rtol=0, atol=apart)
