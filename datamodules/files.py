@@ -1,15 +1,17 @@
 """The file system: where caches are, locks between processes, files that appear whole."""
 
 import fcntl
+import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
-from datamodules.errors import UserError
+from datamodules.errors import FULL, UserError
 
 
 def expanded(path: str | Path) -> Path:
@@ -54,7 +56,7 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
         UserError: no room, no permission.
     """
     path = Path(path)
-    try:
+    with writing(path, lambda: _size(write)):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -64,8 +66,53 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
         except BaseException:
             os.unlink(name)
             raise
-    except OSError as error:
-        raise UserError(f"The file {path} cannot be written ({error.strerror}); choose another place.") from None
+
+
+@contextmanager
+def writing(path: Path, size: Callable[[], int] | None = None) -> Iterator[None]:
+    """Turns what the system refuses while ``path`` is written into one sentence.
+
+    Args:
+        path: the file.
+        size: how many bytes it needs, asked when there is no room.
+
+    Raises:
+        UserError: no room, no permission.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save hides the system's
+        if not isinstance(cause, OSError):
+            raise
+        reason = cause.strerror or str(cause)
+        if size and cause.errno in FULL:
+            reason += f"; it needs {size():,} bytes, and the disk has {_free(path):,}"
+        raise UserError(f"The file {path} cannot be written ({reason}); choose another place.") from None
+
+
+class _Measure(io.RawIOBase):
+    """Counts what is written to it."""
+
+    size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        n = memoryview(data).nbytes
+        self.size += n
+        return n
+
+
+def _size(write: Callable[[IO[bytes]], object]) -> int:
+    measure = _Measure()
+    write(cast(IO[bytes], measure))
+    return measure.size
+
+
+def _free(path: Path) -> int:
+    return shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.is_dir())).free
 
 
 def _fill(handle: int, write: Callable[[IO[bytes]], object]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from datamodules.encoding import Encoded, Job, encode_all, useful_workers
-from datamodules.errors import UserError
+from datamodules.errors import FULL, UserError, is_refusal
 from datamodules.files import cache_folder, locked
 from datamodules.progress import progress
 from datamodules.sources import Source
@@ -306,11 +306,11 @@ def _writable(cache_dir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise UserError(
                 f"The disk is full: no room for the tokens in {cache_dir}; free some or set cache_dir."
             ) from None
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if is_refusal(error) or error.errno == errno.EEXIST:
             raise UserError(f"The cache {cache_dir} cannot be written ({error.strerror}); set cache_dir.") from None
         raise
 

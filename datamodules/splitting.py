@@ -39,7 +39,7 @@ class Split:
 
     def cuts(self, size: int) -> list[int]:
         """Where val and test begin in ``size`` characters or documents."""
-        if not all(part >= 0 for part in (self.val, self.test)):
+        if not all(0 <= part < math.inf for part in (self.val, self.test)):
             raise UserError(f"A validation part of {self.val} or a test part of {self.test} is no share: give 0 to 1.")
         if isinstance(self.val, float) and isinstance(self.test, float):
             cuts = [int(size * (1 - self.val - self.test)), int(size * (1 - self.test))]

@@ -5,7 +5,9 @@ instant.
 import ctypes
 import os
 import sys
+import threading
 from contextlib import suppress
+from typing import Any, NoReturn
 
 TRAINER_VERBS = {
     "fit": "train a model",
@@ -47,25 +49,54 @@ def main() -> None:
 
 
 def _guarded(arguments: list[str]) -> None:
-    from datamodules.errors import UserError
+    from datamodules.errors import UserError, is_refusal, refusal
 
     # OpenMP's threads wait for each other by spinning, which costs several times a step's time when anything else
     # runs on the machine; a short spin, then sleep, is the fastest of three on a quiet one too (docs/LOG.md). Read when
     # torch is loaded, so it is set here.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     keep_freed_memory()
+    threading.excepthook = _end_thread
     try:
         _dispatch(arguments[0], arguments[1:])
+        sys.stdout.flush()  # here a full disk is one sentence
     except UserError as error:
-        if os.environ.get("LIT_GPT_DEBUG") == "1":
-            raise
-        print(f"lit_gpt: {error}", file=sys.stderr)
-        sys.exit(2)
+        _say_and_exit(error)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        if not is_refusal(error):
+            raise
+        _forget_unwritten_output()
+        _say_and_exit(refusal(error))
+
+
+def _say_and_exit(error: ValueError) -> NoReturn:
+    if os.environ.get("LIT_GPT_DEBUG") == "1":
+        raise error
+    print(f"lit_gpt: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _forget_unwritten_output() -> None:
+    """What a full disk refused of the output would be refused again at the exit, with a traceback and status 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _end_thread(args: Any) -> None:
+    """A thread that writes logs ends silently on a full disk: the main thread meets the same error at its next
+    write.
+    """
+    from datamodules.errors import is_refusal
+
+    if not is_refusal(args.exc_value):
+        threading.__excepthook__(args)
 
 
 def keep_freed_memory() -> None:

@@ -1,6 +1,8 @@
 """The command line before it is parsed, which preset and which config files it names; and what to refuse after that."""
 
 import itertools
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +73,34 @@ def check_values(verb: str, config: Namespace) -> None:
     """Refuse values of a verb that have the right type and would end in a traceback, or mean nothing."""
     if config.trainer is None:
         raise UserError("trainer is null: leave it out, or give its options.")
+    _check_seed(config.seed_everything)
+    _check_processes(config)
     interval = config.trainer.val_check_interval
-    if isinstance(interval, int | float) and interval <= 0:
+    if isinstance(interval, int | float) and not 0 < interval < math.inf:
         raise UserError(
             f"trainer.val_check_interval is {interval}: give at least 1 step, or --trainer.limit_val_batches 0 for no "
             "validation."
         )
+    for name, value in vars(config.trainer).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"trainer.{name} is {value}: give a finite number.")
+    check_at_least(1, "trainer.check_val_every_n_epoch", config.trainer.check_val_every_n_epoch)
     if verb == "fit":
         check_at_least(1, "early_stopping", config.early_stopping)
+
+
+def _check_seed(seed: int | bool) -> None:
+    if not 0 <= seed < 2**32:  # numpy's range
+        raise UserError(f"seed_everything is {seed}: give 0 to {2**32 - 1}.")
+
+
+def _check_processes(config: Namespace) -> None:
+    """More than a machine can start would stop it."""
+    trainer, most = config.trainer, max(64, 4 * (os.cpu_count() or 1))
+    devices = int(trainer.devices) if str(trainer.devices).isdecimal() else 0
+    for name, value, limit in (
+        ("trainer.num_nodes", trainer.num_nodes, 2**16),
+        ("trainer.devices", devices, most),
+    ):
+        if isinstance(value, int) and value > limit:
+            raise UserError(f"{name} is {value}: give at most {limit} here.")

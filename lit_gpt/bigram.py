@@ -11,13 +11,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from datamodules.errors import check_at_least
+from datamodules.errors import UserError
+from lit_gpt.bounds import check_fits, wrong_numbers
 from lit_gpt.loss import IGNORE
 
 
 @dataclass
 class BigramConfig:
-    """Kind and size of a bigram model. Raises ValueError for a value that makes no model."""
+    """Kind and size of a bigram model. Raises a UserError for a value that makes no model."""
 
     kind: Literal["neural", "counts"] = "neural"
     """neural: a table learned by gradient descent. counts: a table of counts with add_k smoothing."""
@@ -30,11 +31,11 @@ class BigramConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in ("neural", "counts"):
-            raise ValueError(f"kind {self.kind!r} is unknown: choose neural or counts.")
+            raise UserError(f"kind {self.kind!r} is unknown: choose neural or counts.")
+        for problem in wrong_numbers(self, {"block_size": 1, "vocab_size": 1}, {}):
+            raise UserError(problem)
         if self.add_k <= 0:
-            raise ValueError(f"add_k is {self.add_k}: give a positive number, or unseen pairs have infinite loss.")
-        for name in ("block_size", "vocab_size"):
-            check_at_least(1, name, getattr(self, name))
+            raise UserError(f"add_k is {self.add_k}: give a positive number, or unseen pairs have infinite loss.")
 
 
 class Bigram(nn.Module):
@@ -102,5 +103,11 @@ class CountBigram(Bigram):
 
 
 def bigram(config: BigramConfig) -> Bigram:
-    """The network that `config.kind` asks for."""
+    """The network that `config.kind` asks for.
+
+    Raises:
+        UserError: It is larger than the memory.
+    """
+    size = config.vocab_size or 0
+    check_fits(size * size * (2 if config.kind == "counts" else 1), "the vocabulary")  # counts are int64
     return CountBigram(config) if config.kind == "counts" else NeuralBigram(config)

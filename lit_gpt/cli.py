@@ -20,11 +20,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from datamodules import BPEDataModule, CharDataModule, HeadlinesDataModule
-from datamodules.errors import UserError
+from datamodules.errors import UserError, is_refusal, refusal
 from datamodules.tokenizers import tokenizer_from_dict
 from lit_gpt import LitBigram, LitGPT, checkpoint
 from lit_gpt import run as runs
 from lit_gpt.arguments import check_values, pairs, preset, with_packaged_configs
+from lit_gpt.bounds import is_out_of_memory, out_of_memory
 from lit_gpt.callbacks.artifacts import LogArtifacts
 from lit_gpt.callbacks.checkpoints import AtomicCheckpointIO, Interrupted, RunCheckpoints
 from lit_gpt.callbacks.folder import RunFolder
@@ -81,6 +82,7 @@ class LitCLI(LightningCLI):
         self.verb = verb
         self.preset = preset(arguments)
         self.claimed: Path | None = None
+        self.folder = Path("logs")  # until the run's own is known
         with self._in_sentences():
             super().__init__(
                 LightningModule,
@@ -108,6 +110,15 @@ class LitCLI(LightningCLI):
             if "`val_check_interval`" not in str(error):
                 raise
             raise UserError(sentence(str(error), [])) from error
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise out_of_memory(error) from error
+        except OSError as error:
+            if not is_refusal(error) or error.filename or self.verb != "fit":
+                raise
+            # A failed write has no name: TensorBoard's rows come from another thread, lines go to the output.
+            raise refusal(error, f"the run in {self.folder}") from error
         except SIGTERMException:  # where RunCheckpoints does not listen: before the first step, and in the other verbs
             raise Interrupted(signal.SIGTERM) from None
         finally:

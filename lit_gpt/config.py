@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
+from datamodules.errors import UserError
+from lit_gpt.bounds import wrong_numbers
+
 GPT2 = {
     "block_size": 1024,
     "norm": "layernorm",
@@ -38,6 +41,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+#: Counts that start at 1; others may be 0.
+LEAST = dict.fromkeys(
+    (
+        *("block_size", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "mlp_width", "members"),
+        *("pad_vocab_to", "n_parts", "ngram_rows", "ngram_width"),
+    ),
+    1,
+) | {"kneser_ney": 0}
+#: Counts of things that Python makes one after another, beyond what anybody has trained.
+MOST = {"n_layer": 10_000, "members": 1_000, "kneser_ney": 1_000, "ngrams": 1_000}
+
+
 def as_typed(value: Any) -> str:
     """A value as people type it in YAML and on the command line: null, true, 0.5, gelu."""
     return value if isinstance(value, str) else json.dumps(value)
@@ -45,7 +60,7 @@ def as_typed(value: Any) -> str:
 
 @dataclass
 class GPTConfig:
-    """Size and architecture of a GPT. Raises ValueError for a combination that makes no model."""
+    """Size and architecture of a GPT. Raises a UserError for a combination that makes no model."""
 
     block_size: int = 256
     """Longest context, in tokens."""
@@ -135,7 +150,7 @@ class GPTConfig:
     def from_preset(cls, name: str, **explicit: Any) -> Self:
         """The architecture called `name` in `PRESETS`, with fields overridden by explicit values."""
         if name not in PRESETS:
-            raise ValueError(f"preset '{name}' is unknown: choose one of {', '.join(PRESETS)}.")
+            raise UserError(f"preset '{name}' is unknown: choose one of {', '.join(PRESETS)}.")
         return cls(**{**PRESETS[name], **explicit})
 
     @property
@@ -166,9 +181,22 @@ class GPTConfig:
         assert self.vocab_size is not None, "GPTConfig.vocab_size is not set: the data's tokenizer decides it"
         return math.ceil(self.vocab_size / self.pad_vocab_to) * self.pad_vocab_to
 
+    @property
+    def matrix_parameters(self) -> int:
+        """Parameters in the matrices of the network: all but biases, gains and scales."""
+        C = self.n_embd
+        tokens = self.vocab_rows * C * (1 if self.tied_head else 2)
+        attention = C * self.head_size * (2 * self.n_head + 2 * self.kv_heads) + C * self.n_head * self.attention_gate
+        mlp = C * self.mlp_hidden * (3 if self.activation == "swiglu" else 2)
+        positions = self.block_size * C * self.learned_positions
+        parts = ((self.n_parts or 0) + 1) * C * self.token_parts
+        ngrams = (self.ngram_rows + len(self.ngrams) * C) * self.ngram_width * bool(self.ngrams)
+        return self.members * (tokens + positions + parts + ngrams + self.n_layer * (attention + mlp))
+
     def __post_init__(self) -> None:
-        for problem in (*self._unknown_values(), *self._wrong_values(), *self._wrong_combinations()):
-            raise ValueError(problem)
+        for problems in (self._unknown_values, self._wrong_values, self._wrong_combinations):
+            for problem in problems():  # each takes for granted what the one before has found right
+                raise UserError(problem)
 
     def _unknown_values(self) -> Iterator[str]:
         for name, hint in get_type_hints(type(self)).items():
@@ -177,23 +205,7 @@ class GPTConfig:
                 yield f"{name} {value!r} is unknown: choose one of {', '.join(choices)}."
 
     def _wrong_values(self) -> Iterator[str]:
-        for name in (
-            "block_size",
-            "vocab_size",
-            "n_layer",
-            "n_head",
-            "n_kv_head",
-            "n_embd",
-            "mlp_width",
-            "members",
-            "pad_vocab_to",
-            "n_parts",
-            "ngram_rows",
-            "ngram_width",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                yield f"{name} is {value}: give at least 1."
+        yield from wrong_numbers(self, LEAST, MOST)
         for name, probability in (("dropout", self.dropout), ("attention_dropout", self.score_dropout)):
             if not 0 <= probability < 1:
                 yield f"{name} is {probability}: give a probability, at least 0 and below 1."

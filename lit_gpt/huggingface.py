@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import UserError
+from lit_gpt.bounds import check_fits
 from lit_gpt.composed import folded
 from lit_gpt.config import as_typed
 from lit_gpt.model import GPT, GPTConfig
@@ -151,7 +152,7 @@ def plain_table(config: GPTConfig, state: State) -> tuple[GPTConfig, State]:
 
 def _their_tensors(family: Family, config: GPTConfig, state: State) -> Iterator[tuple[str, Tensor]]:
     dtype = state["wte.weight"].dtype
-    for name, shape in _shapes(config).items():
+    for name, shape in shapes_of(config).items():
         fill = torch.zeros if name.endswith("bias") else torch.ones
         tensor = state[name] if name in state else fill(shape, dtype=dtype)
         parts = tensor.split(_rows(family, config, name, shape))
@@ -209,15 +210,15 @@ def from_huggingface(theirs: Config, tensors: State) -> tuple[GPTConfig, State]:
     Raises:
         UserError: An architecture or option that we do not have, a tensor that is missing or too many.
     """
-    family = FAMILIES.get(theirs.get("model_type", ""))
+    family = FAMILIES.get(str(theirs.get("model_type")))
     if family is None:
-        known = " and ".join(FAMILIES)
-        raise UserError(f"model_type {theirs.get('model_type')!r} cannot be imported: {known} can.")
+        raise UserError(f"model_type {theirs.get('model_type')!r} cannot be imported: {' and '.join(FAMILIES)} can.")
     _check_theirs(family, theirs)
     try:
         config = GPTConfig(**(_from_gpt2(theirs) if family is GPT2 else _from_llama(theirs)))
     except KeyError as error:
         raise UserError(f"the imported config.json lacks {error}: use a complete copy.") from None
+    check_fits(config.matrix_parameters, "the sizes in config.json")
     return config, _our_tensors(family, config, _canonical(family, tensors))
 
 
@@ -304,7 +305,7 @@ def _canonical(family: Family, tensors: State) -> State:
 def _our_tensors(family: Family, config: GPTConfig, tensors: State) -> State:
     if config.tied_head:
         tensors.pop("lm_head.weight", None)  # a second copy in some files
-    state = {name: _our_tensor(family, name, shape, tensors) for name, shape in _shapes(config).items()}
+    state = {name: _our_tensor(family, name, shape, tensors) for name, shape in shapes_of(config).items()}
     if tensors:
         raise UserError(f"the imported weights hold {min(tensors)}, which their config.json has no place for.")
     return state
@@ -326,7 +327,8 @@ def _our_tensor(family: Family, name: str, shape: torch.Size, tensors: State) ->
 # names and shapes, for both directions
 
 
-def _shapes(config: GPTConfig) -> dict[str, torch.Size]:
+def shapes_of(config: GPTConfig) -> dict[str, torch.Size]:
+    """The shape of every tensor of a GPT, by its name."""
     with torch.device("meta"):
         return {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
 

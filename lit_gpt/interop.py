@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from datamodules.errors import UserError
 from datamodules.files import write_atomically, write_json
 from datamodules.reading import needs_hf_extra
 from datamodules.tokenizers import Tokenizer, load_tokenizer, open_tokenizer, tokenizer_from_dict
 from datamodules.tokenizers import to_huggingface as tokenizer_to_huggingface
-from lit_gpt.checkpoint import FREE, KEY, PREFIX, config_of, differing_fields, is_ours, read
+from lit_gpt.bounds import check_fits
+from lit_gpt.checkpoint import FREE, KEY, PREFIX, check, config_of, differing_fields, is_ours, read
 from lit_gpt.config import as_typed
 from lit_gpt.ensemble import GPTEnsemble
-from lit_gpt.huggingface import Config, State, from_huggingface, to_huggingface, without_padding
+from lit_gpt.huggingface import Config, State, from_huggingface, shapes_of, to_huggingface, without_padding
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.version import CHECKPOINT_FORMAT
 
@@ -138,21 +140,58 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], State]:
     for file in files:
         tensors |= _read_tensors(file)
     if ours := _read_metadata(files[0]).get(KEY):
-        return json.loads(ours), tensors
-    config, state = from_huggingface(_read_config(folder), tensors)
+        return _our_entry(ours, tensors, files[0]), tensors
+    config, state = _translated(folder, tensors)
     entry = {"format": CHECKPOINT_FORMAT, "network": "GPT", "config": asdict(config)}
     return {**entry, "tokenizer": None, "fingerprints": {}}, state
+
+
+def _translated(folder: Path, tensors: State) -> tuple[GPTConfig, State]:
+    try:
+        return from_huggingface(_read_config(folder), tensors)
+    except UserError:
+        raise
+    except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, LookupError, AssertionError) as error:
+        reason = type(error).__name__  # values or tensors of other types and shapes than such files have
+        raise UserError(
+            f"config.json or the weights in {folder} are damaged ({reason}): use a complete copy."
+        ) from error
 
 
 def _read_tensors(file: Path) -> State:
     try:
         if file.suffix == ".bin":
-            return torch.load(file, map_location="cpu", weights_only=True)
-        return _safetensors().load_file(file)
+            tensors = torch.load(file, map_location="cpu", weights_only=True)
+        else:
+            tensors = _safetensors().load_file(file)
     except UserError:
         raise
     except Exception as error:  # the two libraries' own have nothing else in common
         raise UserError(f"{file} is damaged or cut short ({type(error).__name__}): use a complete copy.") from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise UserError(f"{file} holds something other than tensors by name: use a complete copy.")
+    return tensors
+
+
+def _our_entry(text: str, tensors: State, file: Path) -> dict[str, Any]:
+    """The entry of a checkpoint in the metadata of our export; its tensors must be those that it describes."""
+    damaged = UserError(f"{file} is damaged (its metadata do not describe its tensors): export it again.")
+    try:
+        entry = json.loads(text)
+        check({KEY: entry}, file)
+        if not {"network", "config", "tokenizer", "fingerprints"} <= entry.keys():
+            raise damaged
+        if entry["network"] == "GPT":
+            config = config_of(GPTConfig, entry["config"])
+            check_fits(config.matrix_parameters, "config.n_embd or config.n_layer")
+            wanted = shapes_of(config)
+            if any(name not in tensors or tensors[name].shape != shape for name, shape in wanted.items()):
+                raise damaged
+    except UserError:
+        raise
+    except (ValueError, TypeError, RecursionError, AssertionError) as error:
+        raise damaged from error
+    return entry
 
 
 def _read_metadata(file: Path) -> dict[str, str]:
@@ -166,11 +205,14 @@ def _read_metadata(file: Path) -> dict[str, str]:
 
 def _read_config(folder: Path) -> Config:
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{folder / 'config.json'} cannot be read ({type(error).__name__}): use a whole copy."
         ) from None
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / 'config.json'} holds no names with values: use a whole copy.")
+    return config
 
 
 def _read_tokenizer(folder: Path, config: Config) -> Tokenizer:

@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from datamodules.files import write_text
+from datamodules.files import write_text, writing
 
 
 class MetricsCSV(Logger):
@@ -57,7 +57,7 @@ class MetricsCSV(Logger):
         if new or not self.path.is_file():
             self.columns += new
             self._rewrite(self._rows()[1:])
-        with self.path.open("a", newline="", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow([row.get(name, "") for name in self.columns])
 
     @rank_zero_only

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from datamodules.errors import UserError
 from datamodules.tokenizers import token_parts
+from lit_gpt.bounds import MOST_INT
 from lit_gpt.composed import ComposedEmbedding
 from lit_gpt.config import GPTConfig
 from lit_gpt.interop import initialise
@@ -62,11 +63,11 @@ class LitGPT(LitLanguageModel):
         given = {"compile": compile, "init_from": init_from, "r_drop": r_drop, "r_drop_start": r_drop_start}
         given |= {"sampled_softmax": sampled_softmax, "sampled_softmax_until": sampled_softmax_until}
         super().__init__(config, optimizer, **given)
-        if r_drop < 0:
+        if not 0 <= r_drop < math.inf:
             raise UserError(f"r_drop is {r_drop}: give 0 for none, or a positive weight.")
         if not 0 <= r_drop_start < 1:
             raise UserError(f"r_drop_start is {r_drop_start}: give a share of the run, from 0 to below 1.")
-        if sampled_softmax < 0:
+        if not 0 <= sampled_softmax <= MOST_INT:
             raise UserError(f"sampled_softmax is {sampled_softmax}: give 0 for all tokens, or a number of tokens.")
         if not 0 < sampled_softmax_until <= 1:
             raise UserError(f"sampled_softmax_until is {sampled_softmax_until}: give a share of the run, up to 1.")

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from lit_gpt.bounds import check_fits
 from lit_gpt.config import GPTConfig
 from lit_gpt.ensemble import GPTEnsemble
 from lit_gpt.kneser_ney import GPTWithCounts
@@ -11,7 +12,12 @@ Network = GPT | GPTEnsemble | GPTWithCounts
 
 
 def network(config: GPTConfig) -> Network:
-    """What `config` describes."""
+    """What `config` describes.
+
+    Raises:
+        UserError: It is larger than the memory.
+    """
+    check_fits(config.matrix_parameters, "config.n_embd, config.n_layer or the vocabulary")
     if config.kneser_ney:
         return GPTWithCounts(config, network(replace(config, kneser_ney=0)))
     return GPT(config) if config.members == 1 else GPTEnsemble(config)

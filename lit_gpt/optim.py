@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.sgd import sgd
 
 from datamodules.errors import UserError
+from lit_gpt.bounds import wrong_numbers
 from lit_gpt.orthogonal import orthogonalize
 
 GROUPS = ("matrices", "embeddings", "head", "vectors")
@@ -64,23 +65,21 @@ class OptimizerConfig:
     """Learning rate at the end of the decay, as a fraction of the peak."""
 
     def __post_init__(self) -> None:
+        for problem in wrong_numbers(self, {}, {}):
+            raise UserError(f"optimizer.{problem}")
         self.betas = (float(self.betas[0]), float(self.betas[1]))
-        for name in ("group_lr", "group_weight_decay"):
-            unknown = set(getattr(self, name)) - set(GROUPS)
-            if unknown:
-                raise ValueError(f"optimizer.{name} names no group {sorted(unknown)[0]!r}: use {', '.join(GROUPS)}.")
         if "." in self.kind:
             _class_at(self.kind)
         elif self.kind not in ("adamw", "muon", "sgd"):
-            raise ValueError(
+            raise UserError(
                 f"optimizer.kind {self.kind!r} is unknown: use adamw, muon, sgd or a class such as torch.optim.NAdam."
             )
         elif self.args:
-            raise ValueError(f"optimizer.args are for a class of torch's, not for {self.kind}: leave them out.")
+            raise UserError(f"optimizer.args are for a class of torch's, not for {self.kind}: leave them out.")
         for name in {"lr", "weight_decay"} & set(self.args):
-            raise ValueError(f"optimizer.args has {name}, which has an option of its own: set optimizer.{name}.")
+            raise UserError(f"optimizer.args has {name}, which has an option of its own: set optimizer.{name}.")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optimizer.betas {self.betas} are out of range: give 0 to below 1.")
+            raise UserError(f"optimizer.betas {self.betas} are out of range: give 0 to below 1.")
         for name, low, high in (
             ("lr", 0, math.inf),
             ("weight_decay", 0, math.inf),
@@ -90,11 +89,16 @@ class OptimizerConfig:
             ("final_lr", 0, 1),
         ):
             if not low <= getattr(self, name) <= high:
-                raise ValueError(f"optimizer.{name} {getattr(self, name)} is out of range: give {low} to {high}.")
+                raise UserError(f"optimizer.{name} {getattr(self, name)} is out of range: give {low} to {high}.")
+        self._check_groups()
+
+    def _check_groups(self) -> None:
         for name in ("group_lr", "group_weight_decay"):
             for group, value in getattr(self, name).items():
+                if group not in GROUPS:
+                    raise UserError(f"optimizer.{name} names no group {group!r}: use {', '.join(GROUPS)}.")
                 if not value >= 0:
-                    raise ValueError(f"optimizer.{name}.{group} {value} is out of range: give 0 or more.")
+                    raise UserError(f"optimizer.{name}.{group} {value} is out of range: give 0 or more.")
 
 
 def lr_factor(step: int, total_steps: int, config: OptimizerConfig) -> float:

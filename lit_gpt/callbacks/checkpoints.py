@@ -10,7 +10,7 @@ import pickle
 import signal
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -28,16 +28,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Save ``checkpoint`` to ``path``."""
-        write_atomically(path, lambda file: _save(checkpoint, file))
-
-
-def _save(checkpoint: dict[str, Any], file: IO[bytes]) -> None:
-    try:
-        torch.save(checkpoint, file)
-    except RuntimeError as error:  # on a full disk, torch's complaint hides the system's
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
+        write_atomically(path, lambda file: torch.save(checkpoint, file))
 
 
 class Interrupted(SystemExit):

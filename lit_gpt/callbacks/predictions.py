@@ -1,6 +1,7 @@
 """``predict`` writes what the model thought of every token, one document a line."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -52,10 +53,12 @@ class WritePredictions(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file whole."""
-        lines = (_line(document, tokens) for document, tokens in sorted(self._documents.items()))
-        write_atomically(self.path, lambda file: file.writelines(lines))
+        write_atomically(self.path, lambda file: file.writelines(self._lines()))
         scored = sum(map(len, self._documents.values()))
         print(f"wrote {len(self._documents)} documents, {scored} tokens to {self.path}")
+
+    def _lines(self) -> Iterator[bytes]:
+        return (_line(document, tokens) for document, tokens in sorted(self._documents.items()))
 
 
 def _token(tokenizer: Any, token: int, nats: float, rank: int) -> dict[str, Any]:

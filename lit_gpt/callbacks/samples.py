@@ -1,5 +1,6 @@
 """Text from the model while it learns."""
 
+import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -7,7 +8,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
-from datamodules.errors import check_at_least
+from datamodules.errors import UserError, check_at_least
 from datamodules.tokenizers import Tokenizer
 from lit_gpt.generate import TextModel
 
@@ -34,6 +35,8 @@ class SampleText(Callback):
             ("every_n_validations", every_n_validations, 1),
         ):
             check_at_least(least, f"samples.{name}", value)
+        if not temperature < math.inf:
+            raise UserError(f"samples.temperature is {temperature}: give a finite number.")
         self.max_new_tokens = max_new_tokens
         self.prompt = prompt
         self.temperature = temperature
@@ -60,6 +63,8 @@ class SampleText(Callback):
         """Sample, when its turn has come and the network generates."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or not self.max_new_tokens:
             return
+        if not math.isfinite(trainer.callback_metrics.get("val/loss", 0.0)):
+            return  # there is nothing to draw from; the next save or step says so
         self._validations += 1
         tokenizer = _tokenizer(trainer)
         net = getattr(pl_module, "net", None)
