@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -87,7 +87,8 @@ def writing(path: Path, size: Callable[[], int] | None = None) -> Iterator[None]
             raise
         reason = cause.strerror or str(cause)
         if size and cause.errno in FULL:
-            reason += f"; it needs {size():,} bytes, and the disk has {_free(path):,}"
+            with suppress(OSError):
+                reason += f"; it needs {size():,} bytes, and the disk has {_free(path):,}"
         raise UserError(f"The file {path} cannot be written ({reason}); choose another place.") from None
 
 

@@ -1,6 +1,7 @@
 """Import, export and init_from: the verbs end to end, what is refused, plain safetensors, names on the hub."""
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable
@@ -19,7 +20,15 @@ from lit_gpt.bigram import BigramConfig, bigram
 from lit_gpt.checkpoint import KEY, PREFIX, read
 from lit_gpt.cli import run as run_trainer
 from lit_gpt.commands import run
-from lit_gpt.interop import export_huggingface, export_safetensors, import_checkpoint, initialise, load_weights
+from lit_gpt.huggingface import to_huggingface as to_theirs
+from lit_gpt.interop import (
+    _translated,
+    export_huggingface,
+    export_safetensors,
+    import_checkpoint,
+    initialise,
+    load_weights,
+)
 from lit_gpt.model import GPT, GPTConfig
 
 Fit = Callable[..., Path]
@@ -261,6 +270,79 @@ def test_broken_folders(tmp_path: Path) -> None:
     config.write_text("{")
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
         load_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[1]", "1", "null", '"x"', "{}", "[" * 100_000, '{"model_type": []}', '{"model_type": {"gpt2": 1}}', "\x00"],
+    ids=range(9),
+)
+def test_a_config_that_is_none(content: str, tmp_path: Path) -> None:
+    exported(tmp_path)
+    (tmp_path / "config.json").write_text(content)
+    refused_in_a_sentence(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["x", [1], {}, -1, 0, 1.5, 10**11, math.inf, math.nan, None, True])
+@pytest.mark.parametrize("preset", ["gpt2", "llama"])
+def test_a_config_with_hostile_values(preset: str, value: Any, tmp_path: Path) -> None:
+    """Whatever stands in one place of config.json, there is a model or a sentence."""
+    config = GPTConfig.from_preset(preset, vocab_size=257, n_layer=1, n_head=4, n_embd=16, block_size=16)
+    theirs, tensors = to_theirs(config, GPT(config).state_dict(), None)
+    for name in theirs:
+        try:
+            from_folder(theirs | {name: value}, tensors, tmp_path)
+        except UserError as error:
+            assert "\n" not in str(error), name  # noqa: PT017
+
+
+def from_folder(config: dict[str, Any], tensors: dict[str, Any], folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
+    _translated(folder, dict(tensors))
+
+
+def refused_in_a_sentence(folder: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_weights(folder)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("weights", [[torch.ones(1)], {"transformer.wte.weight": 3}, torch.ones(2), "text"], ids=str)
+def test_a_pickle_of_something_else(weights: Any, tmp_path: Path) -> None:
+    exported(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    refused_in_a_sentence(tmp_path)
+
+
+def test_tensors_of_other_shapes(tmp_path: Path) -> None:
+    exported(tmp_path)
+    tensors = safetensors.load_file(tmp_path / "model.safetensors")
+    for name in tensors:
+        for other in (torch.zeros(()), torch.zeros(2, 3, 4), torch.zeros(0)):
+            safetensors.save_file(tensors | {name: other}, tmp_path / "model.safetensors")
+            refused_in_a_sentence(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"config": 3}, {"config": {"n_embd": 10**9}}, {"config": {"n_layer": 2}}, {"config": {"n_head": 0}}),
+        *({"config": {"vocab_size": None}}, {"config": {"n_embd": "x"}}, {"format": 99}, {"network": None}),
+    ],
+    ids=str,
+)
+def test_metadata_of_our_export_that_were_forged(change: dict[str, Any], tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(GPT(small()))
+    export_safetensors(checkpoint, tmp_path)
+    entry = {**checkpoint[KEY], **change}
+    if isinstance(change.get("config"), dict):
+        entry["config"] = {**checkpoint[KEY]["config"], **change["config"]}
+    for text in (json.dumps(entry), "[1]", "{", "3"):
+        tensors = safetensors.load_file(tmp_path / "model.safetensors")
+        safetensors.save_file(tensors, tmp_path / "model.safetensors", {KEY: text})
+        refused_in_a_sentence(tmp_path)
 
 
 def test_tokenizers_that_do_not_fit(tmp_path: Path) -> None:
