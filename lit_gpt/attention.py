@@ -25,8 +25,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Mask = None, dropout: fl
 
     Args:
         q: Queries, (B, H, T, D).
-        k: Keys, (B, H_kv, S, D) where H_kv divides H (grouped queries, Ainslie et al. 2023). Without a mask S is T, or
-            T is 1: a single new token sees everything.
+        k: Keys, (B, H_kv, S, D) where H_kv divides H (grouped queries, Ainslie et al. 2023). The queries are those of
+            the last T of these S tokens: without a mask a single new token sees everything.
         v: Values, shaped as the keys.
         mask: What `attention_mask_for` returned for this forward pass.
         dropout: Probability that an attention weight is dropped.
@@ -37,14 +37,22 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Mask = None, dropout: fl
     if isinstance(mask, BlockMask):
         assert dropout == 0.0, "FlexAttention has no dropout: attention_mask_for(flex=False) builds a dense mask"
         return _attend_in_blocks(q, k, v, mask)
-    if q.size(2) == 1 and not torch.is_grad_enabled():
+    if q.size(2) == 1 and not dropout and not torch.is_grad_enabled():
         return _attend_from_one(q, k, v, mask)
     if q.is_cpu and (dropout or _has_slow_gradient(q)):
         return _attend_openly(q, k, v, mask, dropout)
+    if mask is None and 1 < q.size(2) < k.size(2):
+        mask = _causal_mask(q, k)  # the kernel's own `is_causal` takes the queries for those of the first T tokens
     causal = mask is None and q.size(2) > 1
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=q.size(1) != k.size(1)
     )
+
+
+def _causal_mask(q: Tensor, k: Tensor) -> Tensor:
+    """(T, S), True where a key is not after the query: the last query sees every key."""
+    T, S = q.size(2), k.size(2)
+    return torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
 
 
 def _attend_from_one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -75,7 +83,7 @@ def _attend_openly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: floa
         k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
     scores = q * q.size(-1) ** -0.5 @ k.mT  # (B, H, T, S)
     if mask is None:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+        mask = _causal_mask(q, k)
     return drop(scores.masked_fill(~mask, -torch.inf).softmax(-1), p, training=True) @ v
 
 

@@ -3,10 +3,13 @@
 Randomness comes from a generator that the caller brings, so sampling during training does not change the training.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -23,16 +26,16 @@ class Sampling:
     temperature: float = 0.8
     """Divides the logits: below 1 is safer, above 1 wilder; 0 always takes the likeliest token."""
     top_k: int | None = None
-    """Draw from the k likeliest tokens only."""
+    """Draw from the k likeliest tokens only, exactly k where several are equally likely."""
     top_p: float | None = None
     """Draw from the likeliest tokens that together have at least this probability (Holtzman et al. 2020)."""
     min_p: float | None = None
     """Draw from tokens at least this fraction as likely as the likeliest (Nguyen et al. 2024)."""
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:  # False for NaN, as are the comparisons below
             raise UserError(f"temperature is {self.temperature}: give 0 (always the likeliest token) or more.")
-        if self.top_k is not None and self.top_k < 1:
+        if self.top_k is not None and not self.top_k >= 1:
             raise UserError(f"top_k is {self.top_k}: give at least 1, or leave it out.")
         for name in ("top_p", "min_p"):
             value = getattr(self, name)
@@ -49,7 +52,8 @@ class Sampling:
     def _limit(self, logits: Tensor) -> Tensor:
         """Logits with -inf for the tokens that top_k, min_p and top_p exclude, in this order."""
         if self.top_k is not None and self.top_k < logits.size(-1):
-            logits = logits.masked_fill(logits < logits.topk(self.top_k).values[:, -1:], -torch.inf)
+            best = logits.topk(self.top_k)  # by place, not by value: a comparison would keep all that equal the last
+            logits = torch.full_like(logits, -torch.inf).scatter(1, best.indices, best.values)
         if self.min_p is not None:
             probabilities = logits.softmax(-1)
             least = self.min_p * probabilities.amax(-1, keepdim=True)
@@ -75,9 +79,13 @@ def decode(
 ) -> Iterator[list[int]]:
     """Continue prompts side by side; yield the new token of every row, `max_new_tokens` times.
 
-    When the text outgrows the block, the last half of the block is kept and read again from its first position, with
-    or without a cache. (Dropping one token at a time would make every cached key wrong: keys of deeper layers have seen
-    the dropped token.) The network is in eval mode until the iterator ends or is closed, and then as it was.
+    Every row is what its prompt gives alone, whatever stands beside it. Of a prompt longer than the block the network
+    sees the last block_size tokens. When a row outgrows the block, the last half of the block is kept and read again
+    from its first position, with or without a cache. (Dropping one token at a time would make every cached key wrong:
+    keys of deeper layers have seen the dropped token.) All rows are read again when one is, so beyond the block 16 rows
+    of 16 lengths take 4 times as long as 16 of one length, which is still less than one row after another.
+
+    The network is in eval mode until the iterator ends or is closed, and then every part of it is as it was.
 
     Args:
         net: A `GPT`, or a network with its `hidden`, `head` and `config`; with its `new_cache` it need not read the
@@ -88,43 +96,62 @@ def decode(
         generator: Source of randomness, on the network's device.
         vocab_size: Draw ids below this only; default all of the network's.
         cache: Keep keys and values. Off, every step reads the whole context again.
+
+    Raises:
+        UserError: When so many rows need more memory than there is.
     """
-    ids, real = _pad_left(prompts, max_new_tokens, generator.device)
-    new_cache: Any = getattr(net, "new_cache", None)
-    memory = new_cache(len(prompts)) if cache and new_cache else None
     block_size = int(net.config.block_size)  # type: ignore[union-attr, arg-type]
+    prompts = [prompt[-block_size:] for prompt in prompts]
+    device = generator.device
+    text = deque(_pad_left(prompts, device).unbind(1), maxlen=block_size)  # one (B,) for each place
+    new_cache: Any = getattr(net, "new_cache", None)
     uncompiled = _uncompiled(net)
-    with _ready(net, len(prompts), generator.device):
-        for start, end in _windows(ids.size(1) - max_new_tokens, ids.size(1), block_size):
+    with _memory_for(len(prompts), device), _ready(net, len(prompts), device):
+        memory = new_cache(len(prompts)) if cache and new_cache else None
+        for sizes, is_new in islice(_windows([len(p) for p in prompts], block_size), max_new_tokens):
+            if memory is not None and is_new:
+                memory.reset()
             with uncompiled():
-                logits = _last_logits(net, ids[:, start:end], real[:, start:end], memory)
-            ids[:, end] = sampling.pick(logits[:, :vocab_size], generator)
-            yield ids[:, end].tolist()
+                logits = _last_logits(net, text, sizes, memory)
+            text.append(sampling.pick(logits[:, :vocab_size], generator))
+            yield text[-1].tolist()
 
 
-def _windows(first: int, last: int, block_size: int) -> Iterator[tuple[int, int]]:
-    """From which column the network sees the text, and up to which, to write columns `first` to `last` - 1."""
-    start = 0
-    for end in range(first, last):
-        if end - start > block_size:
-            start = end - max(1, block_size // 2)
-        yield start, end
+def _windows(sizes: list[int], block_size: int) -> Iterator[tuple[list[int], bool]]:
+    """How many of its last tokens each row reads for each new one, and whether a row begins at another token than
+    before: at the first step, and where it has outgrown the block.
+    """
+    is_new, half = True, max(1, block_size // 2)
+    while True:
+        yield sizes, is_new
+        is_new = block_size in sizes
+        sizes = [half if size == block_size else size + 1 for size in sizes]
 
 
-def _pad_left(prompts: Sequence[Sequence[int]], room: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Prompts flush right, followed by `room` free columns: ids and the mask of real tokens, each (B, T + room)."""
+def _pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Prompts flush right, (B, T)."""
     longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(p)) + list(p) + [0] * room for p in prompts])
-    pads = torch.tensor([longest - len(p) for p in prompts])
-    return ids.to(device), (torch.arange(longest + room) >= pads[:, None]).to(device)
+    return torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
+
+
+@contextmanager
+def _memory_for(rows: int, device: torch.device) -> Iterator[None]:
+    """Say in a sentence that `rows` texts side by side are too many for the memory of `device`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "tried to allocate" not in str(error).lower():  # a CPU's allocator has no class of errors of its own
+            raise
+        message = f"{rows} texts at once need more memory than the {device.type} has: lower num_samples."
+        raise UserError(message) from error
 
 
 @contextmanager
 def _ready(net: nn.Module, rows: int, device: torch.device) -> Iterator[None]:
     """Eval mode and, in float32 on a CPU, linear layers made for few rows; everything as it was afterwards."""
-    training = net.training
+    modes = [(m, m.training) for m in net.modules()]  # a part that is frozen in eval mode stays so
     swaps = device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    layers = [m for m in net.modules() if type(m) is nn.Linear and m.weight.dtype == torch.float32 and swaps]
+    layers = [m for m in net.modules() if swaps and type(m) is nn.Linear and _is_swappable(m)]
     net.eval()
     try:
         for layer in layers:
@@ -133,7 +160,14 @@ def _ready(net: nn.Module, rows: int, device: torch.device) -> Iterator[None]:
     finally:
         for layer in layers:
             vars(layer).pop("forward", None)
-        net.train(training)
+        net.train(modes[0][1])  # for what a network does in a `train` of its own
+        for module, training in modes:
+            module.training = training
+
+
+def _is_swappable(layer: nn.Linear) -> bool:
+    """Whether it is in float32 and no other text that is being written, nor a user, has given it a forward."""
+    return layer.weight.dtype == torch.float32 and "forward" not in vars(layer)
 
 
 def _for_few_rows(layer: nn.Linear, rows: int) -> Callable[[Tensor], Tensor]:
@@ -162,13 +196,15 @@ def _for_few_rows(layer: nn.Linear, rows: int) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def _last_logits(net: Any, ids: Tensor, real: Tensor, memory: Any) -> Tensor:
-    """Logits (B, V) after a window (B, T) of the text, of which only what the cache lacks is read."""
-    if memory is not None and memory.length >= ids.size(1):  # the window has moved
-        memory.reset()
-    seen = 0 if memory is None else memory.length
-    mask = None if seen or real.all() else real  # the cache remembers it
-    return net.head(net.hidden(ids[:, seen:], attention_mask=mask, cache=memory)[:, -1])
+def _last_logits(net: Any, text: Iterable[Tensor], sizes: list[int], memory: Any) -> Tensor:
+    """Logits (B, V) after the last sizes[b] tokens of each row b, of which only what the cache lacks is read."""
+    longest, seen = max(sizes), 0 if memory is None else memory.length
+    ids = torch.stack(list(text)[seen - longest :], dim=1)  # (B, T)
+    mask = None
+    if not seen and min(sizes) < longest:  # later the cache remembers it
+        place = torch.arange(longest, 0, -1, device=ids.device)  # 1 is the last token
+        mask = place <= torch.tensor(sizes, device=ids.device)[:, None]  # (B, T)
+    return net.head(net.hidden(ids, attention_mask=mask, cache=memory)[:, -1])
 
 
 def _uncompiled(net: nn.Module) -> Callable[[], AbstractContextManager[Any]]:

@@ -19,6 +19,9 @@ from torch import nn
 from datamodules.errors import UserError, check_at_least
 from lit_gpt.decode import Sampling, decode
 
+#: Texts that are written side by side. Even a cache of 4 KB for each then takes 256 MB.
+MOST_ROWS = 2**16
+
 
 class Tokenizer(Protocol):
     """What generation needs of a tokenizer; those of `datamodules.tokenizers` have it."""
@@ -80,6 +83,14 @@ class _Text:
         return next((n for n in sizes if any(s.startswith(self.held[-n:]) for s in self.stop)), 0)
 
 
+def _check_rows(prompts: int, num_samples: int) -> None:
+    """Refuse what no memory holds before a list of that length is made."""
+    check_at_least(1, "num_samples", num_samples)
+    rows = prompts * num_samples
+    if rows > MOST_ROWS:
+        raise UserError(f"num_samples is {num_samples}, in all {rows} texts: ask for at most {MOST_ROWS} at once.")
+
+
 class TextModel:
     """A network and its tokenizer: text in, text out. `lit_gpt.load` makes one from a checkpoint."""
 
@@ -127,8 +138,8 @@ class TextModel:
             UserError: For a number out of range, a character that the tokenizer does not know, or a new document where
                 the vocabulary has no end mark.
         """
-        check_at_least(1, "num_samples", num_samples)
         prompts = [prompt] if isinstance(prompt, str) else prompt
+        _check_rows(len(prompts), num_samples)
         rows = [ids for ids in (self._encode(p, new_document) for p in prompts) for _ in range(num_samples)]
         texts = [_Text(self.tokenizer, stop, p) for p in prompts for _ in range(num_samples)]
         if not rows:

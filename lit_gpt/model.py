@@ -301,7 +301,8 @@ class GPT(nn.Module):
         return rotation(T, self.config.head_size, self.config.rope_base, past=past, device=device)
 
     def _run_blocks(self, x: Tensor, by: Rotation | None, mask: Mask, cache: KVCache | None) -> Tensor:
-        recompute = self.config.activation_checkpointing and self.training
+        # A cache is for decoding, and a block that runs again in the backward pass would append its keys twice.
+        recompute = self.config.activation_checkpointing and self.training and cache is None
         for i, block in enumerate(self.blocks):
             if recompute:
                 x = checkpoint(block, x, by, mask, use_reentrant=False)

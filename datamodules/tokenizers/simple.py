@@ -77,7 +77,8 @@ class CharTokenizer(Tokenizer):
         character, around = text[position], text[max(position - 12, 0) : position + 13]  # long texts come in pieces
         raise UserError(
             f"The character {character!r} (U+{ord(character):04X}), as in {around!r}, is not among the "
-            f"{len(self.chars)} of this vocabulary; choose unknown='unk', or a byte-level tokenizer."
+            f"{len(self.chars)} of this vocabulary: leave it out of the text, or use a model trained with "
+            "--data.unknown unk or with a byte-level tokenizer."
         )
 
 

@@ -63,8 +63,8 @@ def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=name).item()  # the meta device computes, but has no values to read
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise UserError(f"device {name!r} cannot be used here: try --device cpu.") from error
     return name
 

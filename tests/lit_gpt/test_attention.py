@@ -87,6 +87,35 @@ def test_cached_logits_equal_uncached(architecture: dict[str, Any], pads: int, s
     assert cache.length == 13
 
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "autocast": None}
+
+
+MODES = [{}, {"attention_dropout": 1e-9}, {"n_kv_head": 2}, {"activation_checkpointing": True}]
+
+
+@pytest.mark.parametrize("pads", [0, 3])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("options", MODES)
+def test_a_cache_changes_no_logits_whatever_the_mode(
+    options: dict[str, Any], grad: bool, training: bool, precision: str, pads: int
+) -> None:
+    """A dropout of 1e-9 drops nothing, and takes the ways through the code that dropout takes."""
+    dtype = PRECISIONS[precision]
+    net, ids = small(**options).to(dtype or torch.float32).train(training), tokens(2, 13)
+    real = torch.arange(13) >= torch.tensor([[0], [pads]])
+    exact = small(**options).eval()(ids, attention_mask=real)
+    cache, parts, done = net.new_cache(2), [], 0
+    with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16, enabled=dtype is None):
+        for size in (6, 1, 4, 1, 1):
+            new = slice(done, done + size)
+            parts.append(net(ids[:, new], attention_mask=real[:, new] if pads else None, cache=cache))
+            done += size
+    difference = (torch.cat(parts, dim=1).float() - exact)[real]
+    assert difference.norm() < (1e-5 if dtype == torch.float32 else 0.03) * exact[real].norm()
+
+
 def test_a_cache_has_the_models_dtype_and_the_size_of_the_grouped_heads() -> None:
     cache = small(n_kv_head=2).bfloat16().new_cache(3)
     assert cache.layers[0].keys.shape == (3, 2, 32, 8)
@@ -120,6 +149,22 @@ def test_attention_is_the_textbook_formula() -> None:
     q, k, v = torch.randn(3, 1, 2, 6, 4)
     scores = (q @ k.mT / 4**0.5).masked_fill(torch.ones(6, 6).triu(1).bool(), -torch.inf)
     close(attention(q, k, v), F.softmax(scores, -1) @ v)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dropout", [0.0, 1e-9])
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("T", [1, 2, 5, 6])
+def test_the_last_queries_of_a_row_see_what_they_see_in_the_whole_row(
+    T: int, grad: bool, dropout: float, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, 6, 4).to(dtype)
+    scores = (q @ k.mT / 4**0.5).masked_fill(torch.ones(6, 6).triu(1).bool(), -torch.inf)
+    with torch.set_grad_enabled(grad):
+        y = attention(q[:, :, -T:], k, v, dropout=dropout)
+    expected = (F.softmax(scores, -1) @ v)[:, :, -T:]
+    torch.testing.assert_close(y, expected, atol=0.03 if dtype == torch.bfloat16 else 1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
@@ -161,10 +206,14 @@ def test_positions_in_documents_do_not_count_pads() -> None:
     assert found.min() == 0
 
 
-def test_dropout_applies_to_attention_weights() -> None:
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("T", [16, 5, 1])
+def test_dropout_applies_to_attention_weights(T: int, grad: bool) -> None:
     torch.manual_seed(0)
-    q, v = torch.zeros(8, 2, 16, 16), torch.eye(16).expand(8, 2, 16, 16)  # so the weights themselves come out
-    weights, whole = attention(q, q, v, dropout=0.25), attention(q, q, v)
+    k, v = torch.zeros(64, 2, 16, 16), torch.eye(16).expand(64, 2, 16, 16)  # so the weights themselves come out
+    q = k[:, :, -T:]
+    with torch.set_grad_enabled(grad):
+        weights, whole = attention(q, k, v, dropout=0.25), attention(q, k, v)
     kept = weights > 0
     torch.testing.assert_close(weights[kept], whole[kept] / 0.75)
     assert kept.sum() / (whole > 0).sum() == pytest.approx(0.75, abs=0.03)

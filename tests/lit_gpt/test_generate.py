@@ -4,6 +4,7 @@ import io
 import math
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import torch
 from torch import nn
 
 from datamodules.errors import UserError
+from datamodules.tokenizers import CharTokenizer
 from lit_gpt.bigram import BigramConfig, NeuralBigram
 from lit_gpt.commands import generate as verb
 from lit_gpt.decode import Sampling, decode
 from lit_gpt.generate import TextModel
-from tests.lit_gpt.test_model import EVERY_ARCHITECTURE, small
+from tests.lit_gpt.test_model import EVERY_ARCHITECTURE, small, tokens
 
 LETTERS = "\nabcdefghijklmnopqrstuvwxyz .,é€"
 
@@ -91,6 +93,55 @@ def test_prompts_of_different_length_continue_as_if_alone(architecture: dict[str
     assert greedy(net, prompts, 20) == [greedy(net, [prompt], 20)[0] for prompt in prompts]
 
 
+UNEQUAL = [[1, 2, 3], list(range(1, 18)), [5] * 30 + [6, 7], [4, 9] * 25]  # 3, 17, 32 and 50 tokens; the block has 32
+
+
+class Dice(Sampling):
+    """Every row draws with the same number, which depends on the step alone."""
+
+    def pick(self, logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        number = torch.rand((), generator=generator)
+        return (logits.softmax(-1).cumsum(-1) < number).sum(-1).clamp(max=logits.size(-1) - 1)
+
+
+def reread(net: Any, prompt: list[int], n: int, sampling: Sampling) -> list[int]:
+    """What `decode` should write: every token from a whole forward pass over the row's own window."""
+    generator, window = torch.Generator().manual_seed(3), prompt[-net.config.block_size :]
+    for _ in range(n):
+        with torch.no_grad():
+            token = int(sampling.pick(net(torch.tensor([window]))[:, -1], generator))
+        window = [*(window if len(window) < net.config.block_size else window[1 - net.config.block_size // 2 :]), token]
+        prompt = [*prompt, token]
+    return prompt[-n:]
+
+
+@EVERY_ARCHITECTURE
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("sampling", [Sampling(0), Dice()])
+def test_rows_of_unequal_length_outgrow_the_block_each_as_if_alone(
+    architecture: dict[str, Any], cache: bool, sampling: Sampling
+) -> None:
+    net, generator = small(**architecture).eval(), torch.Generator().manual_seed(3)
+    steps = decode(net, UNEQUAL, max_new_tokens=50, sampling=sampling, generator=generator, cache=cache)
+    rows = [list(row) for row in zip(*steps, strict=True)]
+    assert rows == [reread(net, prompt, 50, sampling) for prompt in UNEQUAL]
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 3])
+@pytest.mark.parametrize("cache", [True, False])
+def test_the_smallest_blocks_outgrow_themselves_too(block_size: int, cache: bool) -> None:
+    net = small(block_size=block_size).eval()
+    rows = greedy(net, UNEQUAL[:2], 9, cache)
+    assert rows == [greedy(net, [prompt], 9)[0] for prompt in UNEQUAL[:2]]
+
+
+@pytest.mark.parametrize("size", [31, 32, 33, 50])
+def test_the_first_token_after_a_long_prompt_sees_a_whole_block(size: int) -> None:
+    net, prompt = small().eval(), tokens(1, size)
+    first = int(net(prompt[:, -32:])[0, -1].argmax())
+    assert greedy(net, prompt.tolist(), 1) == [[first]]
+
+
 def test_at_the_end_of_the_block_its_last_half_is_read_again() -> None:
     net = small().eval()  # block_size 32
     first = greedy(net, [[1, 2]], 31)[0]  # 33 tokens: the last one was drawn from a full block
@@ -116,6 +167,21 @@ def test_the_network_is_left_as_it_was() -> None:
     assert all(torch.equal(state[k], v) for k, v in net.state_dict().items())
     assert torch.equal(rng, torch.get_rng_state())
     net(torch.tensor([[1, 2]])).sum().backward()
+
+
+def test_every_part_of_the_network_keeps_its_own_mode_and_forward() -> None:
+    net = small(dropout=0.5).train()
+    net.blocks[0].eval()  # frozen, inside a network that trains
+    own = net.blocks[1].mlp.fc
+    own.forward = forward = partial(nn.Linear.forward, own)
+    modes = [m.training for m in net.modules()]
+    greedy(net, [[1, 2]], 3)
+    assert [m.training for m in net.modules()] == modes
+    assert own.forward is forward
+    net.eval().blocks[0].train()
+    greedy(net, [[1, 2]], 3)
+    assert net.blocks[0].mlp.training
+    assert not net.training
 
 
 def test_a_seed_repeats_a_text_and_samples_differ() -> None:
@@ -214,16 +280,25 @@ def test_limits_keep_what_they_should() -> None:
         (3, 0.8, None): [0, 1],
     }
     generator = torch.Generator().manual_seed(0)
-    for (top_k, top_p, min_p), tokens in kept.items():
+    for (top_k, top_p, min_p), ids in kept.items():
         drawn = Sampling(1.0, top_k, top_p, min_p).pick(logits.expand(2000, -1), generator)
-        assert drawn.unique().tolist() == tokens, (top_k, top_p, min_p)
+        assert drawn.unique().tolist() == ids, (top_k, top_p, min_p)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_top_k_keeps_exactly_k_of_equal_tokens_and_all_that_are_likelier(k: int) -> None:
+    rows = torch.tensor([[0.0, 1.0, 1.0, 1.0, -1.0], [2.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 3.0], [1.0] * 5])
+    generator = torch.Generator().manual_seed(0)
+    for row in rows:
+        kept = Sampling(1.0, top_k=k).pick(row.expand(1000, -1), generator).unique()
+        assert row[kept].sort().values.tolist() == row.sort().values[-k:].tolist()
 
 
 @pytest.mark.parametrize("limit", [{"top_p": 0.7}, {"min_p": 0.4}])
 def test_limits_look_at_what_the_temperature_made(limit: dict[str, float]) -> None:
     logits, generator = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log().expand(2000, -1), torch.Generator().manual_seed(0)
-    for temperature, tokens in ((0.5, [0]), (1.0, [0, 1])):  # 0.72 0.18 0.07 0.03, and as they are
-        assert Sampling(temperature, **limit).pick(logits, generator).unique().tolist() == tokens
+    for temperature, ids in ((0.5, [0]), (1.0, [0, 1])):  # 0.72 0.18 0.07 0.03, and as they are
+        assert Sampling(temperature, **limit).pick(logits, generator).unique().tolist() == ids
 
 
 def test_temperature_sharpens_and_flattens() -> None:
@@ -239,6 +314,14 @@ def test_temperature_sharpens_and_flattens() -> None:
     ("options", "message"),
     [
         ({"temperature": -1}, "temperature is -1: give 0"),
+        ({"temperature": math.nan}, "temperature is nan: give 0"),
+        ({"temperature": math.inf}, "temperature is inf: give 0"),
+        ({"top_k": math.nan}, "top_k is nan: give at least 1"),
+        ({"top_p": math.nan}, "top_p is nan: give a probability"),
+        ({"min_p": math.nan}, "min_p is nan: give a probability"),
+        ({"max_new_tokens": math.nan}, "max_new_tokens is nan: give at least 1"),
+        ({"num_samples": 10**9}, "num_samples is 1000000000, in all 1000000000 texts: ask for at most 65536"),
+        ({"num_samples": 40_000, "prompt": ["a", "b"]}, "num_samples is 40000, in all 80000 texts"),
         ({"top_k": 0}, "top_k is 0: give at least 1"),
         ({"top_p": 0}, "top_p is 0: give a probability"),
         ({"min_p": 1.5}, "min_p is 1.5: give a probability"),
@@ -252,6 +335,20 @@ def test_temperature_sharpens_and_flattens() -> None:
 def test_a_wrong_request_is_one_sentence(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         model().generate(**options)
+
+
+def test_a_cache_that_memory_cannot_hold_is_one_sentence() -> None:
+    net = small(n_layer=1)
+    net.new_cache = lambda rows: torch.empty(2**57)  # no machine has that much, and the allocator says so
+    with pytest.raises(UserError, match="3 texts at once need more memory than the cpu has: lower num_samples"):
+        TextModel(net, Letters()).generate("a", num_samples=3)
+
+
+def test_the_number_of_new_tokens_takes_no_memory() -> None:
+    text = TextModel(small().eval(), Letters(eos_id=None))
+    few = "".join(text.stream("a", max_new_tokens=40, temperature=0))
+    pieces = text.stream("a", max_new_tokens=10**12, temperature=0)
+    assert "".join(next(pieces) for _ in range(40)) == few
 
 
 def test_no_prompts_give_no_texts() -> None:
@@ -319,6 +416,13 @@ def test_the_prompt_loop_survives_a_wrong_character(say: Any) -> None:
     assert say.expected("the ") in out
 
 
-def test_an_unusable_device_is_one_sentence(say: Any) -> None:
-    with pytest.raises(UserError, match="device 'abacus' cannot be used here: try --device cpu"):
-        verb.generate("some.ckpt", prompt="a", device="abacus")
+@pytest.mark.parametrize("device", ["abacus", "meta", "cuda:99", "hpu", "cpu:x", ""])
+def test_an_unusable_device_is_one_sentence(say: Any, device: str) -> None:
+    with pytest.raises(UserError, match=f"device '{device}' cannot be used here: try --device cpu"):
+        verb.generate("some.ckpt", prompt="a", device=device)
+
+
+def test_a_character_that_the_model_does_not_know_gets_advice_that_generate_can_take() -> None:
+    text = TextModel(small(vocab_size=3), CharTokenizer("abc"))
+    with pytest.raises(UserError, match=r"'#' \(U\+0023\), as in 'a#c', .* leave it out of the text, or use a model"):
+        text.generate("a#c")
