@@ -25,6 +25,7 @@ from datamodules.batches import (
     Windows,
 )
 from datamodules.errors import UserError, check_at_least
+from datamodules.options import RemembersOptions
 from datamodules.prepare import NewTokenizer, Recipe, load_tokenizer_of, prepare, store_folder
 from datamodules.resampling import ResampledRows
 from datamodules.scoring import ScoredText, scored_split, scored_targets
@@ -37,7 +38,7 @@ RowKind = Literal["windows", "padded", "packed"]
 _DEFAULT_ROWS = 32
 
 
-class TextDataModule(LightningDataModule):
+class TextDataModule(RemembersOptions, LightningDataModule):
     """Text to batches of fixed shape; a subclass says which text, which tokenizer and which rows.
 
     Batches are dicts of ``input_ids``, ``targets`` (shifted, -100 where nothing is scored) and ``attention_mask``,
@@ -185,6 +186,13 @@ class TextDataModule(LightningDataModule):
                 else scored_split(self.stores[split], self.tokenizer)
             )
         return self._scored[split]
+
+    def text_name(self, split: str) -> str:
+        """What people are shown of the text that a split is of; ``split`` is val, test or predict."""
+        if split == "predict":
+            return str(self.predict_source or self.text_name("val"))
+        own = {"val": self._recipe.val_source, "test": self._recipe.test_source}[split]
+        return (own or self._recipe.source).name
 
     # Stores
 

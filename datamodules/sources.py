@@ -172,6 +172,11 @@ def open_source(
     return FileSource(", ".join(specs), files, documents, column, strip)
 
 
+def is_place(spec: str) -> bool:
+    """Whether ``spec`` names a file, folder or glob, not one of the sources that have a name."""
+    return not _on_hub(spec) and spec.partition(":")[0] not in NAMES
+
+
 def _on_hub(spec: str) -> bool:
     return spec == "hacker_news" or spec.startswith("hf:")
 

@@ -19,15 +19,34 @@ HERE = Path(__file__).parent
 
 def preset(arguments: list[str]) -> str | None:
     """The preset named by the command line or a config file; it sets defaults, so it is needed before parsing."""
+    found = value_of("preset", arguments)
+    if found is not None and str(found) not in PRESETS:
+        raise unknown("preset", str(found), PRESETS)
+    return found
+
+
+def value_of(key: str, arguments: list[str]) -> Any:
+    """What the command line or a config file gives for a key, before parsing; None where neither does."""
     found = None
     for name, value in pairs(arguments):
-        if name == "--preset":
+        if name == f"--{key}":
             found = value
         elif name in CONFIG and Path(value).is_file():
             loaded = _load_yaml(Path(value))
-            found = loaded.get("preset", found) if isinstance(loaded, dict) else found
-    if found is not None and str(found) not in PRESETS:
-        raise unknown("preset", str(found), PRESETS)
+            found = loaded.get(key, found) if isinstance(loaded, dict) else found
+    return found
+
+
+def data_of_configs(arguments: list[str]) -> dict[str, Any]:
+    """The ``data`` of the config files, what a later one gives over what an earlier one does."""
+    found: dict[str, Any] = {}
+    for name, value in pairs(arguments):
+        if name in CONFIG and Path(value).is_file():
+            loaded = _load_yaml(Path(value))
+            data = loaded.get("data") if isinstance(loaded, dict) else None
+            data = {"class_path": data} if isinstance(data, str) else dict(data or {})
+            options = {**(found.get("init_args") or {}), **(data.pop("init_args", None) or {})}
+            found |= {**data, "init_args": options}
     return found
 
 

@@ -8,12 +8,16 @@ They have the interface of `lit_gpt.model.GPT`: `hidden`, `head` and `forward`.
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from datamodules.errors import UserError
 from lit_gpt.bounds import check_fits, wrong_numbers
 from lit_gpt.loss import IGNORE
+
+#: Tokens that are counted at once: 8 MB of ids, whatever the length of the text.
+_CHUNK = 2**20
 
 
 @dataclass
@@ -88,9 +92,16 @@ class CountBigram(Bigram):
         super().__init__(config)
         self.register_buffer("counts", torch.zeros(self.vocab_size, self.vocab_size, dtype=torch.int64))
 
+    def count(self, tokens: np.ndarray) -> None:
+        """Set the counts to those of a text, (n,): each token with the one after it."""
+        self.counts.zero_()
+        for start in range(0, len(tokens) - 1, _CHUNK):
+            ids = torch.from_numpy(tokens[start : start + _CHUNK + 1].astype(np.int64)).to(self.counts.device)
+            self.counts += self.pairs(ids[:-1], ids[1:])
+
     @torch.no_grad()
     def pairs(self, input_ids: Tensor, targets: Tensor) -> Tensor:
-        """How often each pair occurs in a batch, (B, T) each to (V, V); targets of -100 are not counted."""
+        """How often each pair occurs, (B, T) each to (V, V); targets of -100 are not counted."""
         scored = targets != IGNORE
         V = self.counts.size(0)
         found = input_ids[scored] * V + targets[scored]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from datamodules.errors import UserError
 from lit_gpt.composed import ComposedEmbedding
 from lit_gpt.config import as_typed
+from lit_gpt.run_data import described
 from lit_gpt.version import CHECKPOINT_FORMAT
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def describe(net: nn.Module, config: dict[str, Any], data: Any) -> dict[str, Any
     Args:
         net: The network, whose class name is stored.
         config: Its configuration as plain values.
-        data: The datamodule; its ``tokenizer`` and ``fingerprints`` are stored when it has them.
+        data: The datamodule; its class and options are stored, and its ``tokenizer`` and ``fingerprints`` when it has
+            them.
     """
     tokenizer = getattr(data, "tokenizer", None)
     return {
@@ -88,6 +90,7 @@ def describe(net: nn.Module, config: dict[str, Any], data: Any) -> dict[str, Any
         "config": config,
         "tokenizer": None if tokenizer is None else tokenizer.to_dict(),
         "fingerprints": dict(getattr(data, "fingerprints", {})),
+        "data": described(data),
     }
 
 

@@ -22,9 +22,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from datamodules import BPEDataModule, CharDataModule, HeadlinesDataModule
 from datamodules.errors import UserError, is_refusal, refusal
 from datamodules.tokenizers import tokenizer_from_dict
-from lit_gpt import LitBigram, LitGPT, checkpoint
+from lit_gpt import LitBigram, LitGPT, checkpoint, run_data
 from lit_gpt import run as runs
-from lit_gpt.arguments import check_values, pairs, preset, with_packaged_configs
+from lit_gpt.arguments import check_values, pairs, preset, value_of, with_packaged_configs
 from lit_gpt.bounds import is_out_of_memory, out_of_memory
 from lit_gpt.callbacks.artifacts import LogArtifacts
 from lit_gpt.callbacks.checkpoints import AtomicCheckpointIO, Interrupted, RunCheckpoints
@@ -33,6 +33,7 @@ from lit_gpt.callbacks.predictions import WritePredictions
 from lit_gpt.callbacks.progress import RunProgress
 from lit_gpt.callbacks.resume import ExactResume
 from lit_gpt.callbacks.samples import SampleText
+from lit_gpt.callbacks.scored import NameText
 from lit_gpt.callbacks.start import EvaluateAtStart
 from lit_gpt.callbacks.summary import RunSummary
 from lit_gpt.callbacks.throughput import Throughput
@@ -192,12 +193,22 @@ class LitCLI(LightningCLI):
             key = argument.removeprefix("--").split("=")[0]
             if argument.startswith("--") and key.split(".")[0] in self._others():
                 raise UserError(f"--{key} is no option of {self.verb}: leave it out (in a config file it may stay).")
+        self.stored: dict[str, Any] = {}
+        path = None if self.verb == "fit" else value_of("ckpt_path", args)
+        if path is not None:
+            self.stored = checkpoint.read(checkpoint.file_of(path))[checkpoint.KEY]
+        self.config, line = run_data.parsed(self._parsed, self.verb, self.stored.get("data"), args[1:])
+        if line:
+            _say(line)
+        check_values(self.verb, self.config[self.verb])
+
+    def _parsed(self, args: list[str]) -> Namespace:
+        """The configuration of a command line, or what is wrong with it."""
         try:
-            self.config = parser.parse_args(args)
+            return self.parser.parse_args([self.verb, *args])
         except ArgumentError as error:
             classes = {"model": _names(MODULES), "data": _names(DATAMODULES)}
             raise UserError(sentence(str(error), self._known_options(args), classes)) from error
-        check_values(self.verb, self.config[self.verb])
 
     def _known_options(self, given: list[str]) -> list[str]:
         """Dotted names of every option, those of the classes chosen on the command line included."""
@@ -216,7 +227,6 @@ class LitCLI(LightningCLI):
 
         Here `fit` obeys the command line; the other verbs obey the checkpoint, which they need.
         """
-        self.stored: dict[str, Any] = {}
         config = self.config[self.verb]
         if self.verb == "fit":
             self._choose_folder()
@@ -226,7 +236,6 @@ class LitCLI(LightningCLI):
             )
         else:
             config.ckpt_path = str(checkpoint.file_of(config.ckpt_path))
-            self.stored = checkpoint.read(config.ckpt_path)[checkpoint.KEY]
             path = checkpoint.module_of(self.stored["network"], config.model.class_path)
             if issubclass(module := resolve_name(path), LitLanguageModel):
                 checkpoint.config_of(module.config_class, self.stored["config"])  # refuses an option of a newer version
@@ -313,6 +322,8 @@ class LitCLI(LightningCLI):
             self.trainer_defaults = {**TRAINER_DEFAULTS, "callbacks": self._callbacks()}
             if self.config[self.verb].val_at_start:
                 chosen["num_sanity_val_steps"] = -1  # the sanity check, over the whole split: see EvaluateAtStart
+        else:
+            self.trainer_defaults = {**TRAINER_DEFAULTS, "callbacks": [NameText(self.stored["fingerprints"])]}
         try:
             return super().instantiate_trainer(**chosen, **kwargs)
         except (ValueError, TypeError) as error:  # a strategy or an accelerator of no such name, devices of no number

@@ -82,8 +82,9 @@ def per_text(nats: float, tokens: float, text: ScoredText) -> dict[str, float]:
 
 
 def _challenge(nats: float, text: ScoredText, coverage: float) -> dict[str, float]:
-    """Nats per character where each end mark, as ``<eos>``, is 5 characters long: over every token, and as the
-    challenge first counted, where the share ``coverage`` of the tokens is scored but all characters divide.
+    """Nats per character where each end mark, as ``<eos>``, is 5 characters long, over every token; and the share of
+    the tokens that the challenge's own figure scores. That figure is not among them: it is a sum over those tokens
+    alone, which are not as hard as the others on average.
     """
     loss = nats / (text.chars + 4 * text.end_marks)  # text.chars holds one newline for each mark
-    return {"challenge_loss": loss, "challenge_loss_uncovered": loss * coverage, "challenge_coverage": coverage}
+    return {"challenge_loss": loss, "challenge_coverage": coverage}

@@ -26,7 +26,7 @@ from datamodules.errors import UserError
 from lit_gpt import checkpoint
 from lit_gpt.loss import IGNORE, Softmax, as_multiplied, score, summed_nats
 from lit_gpt.metrics import TokenMetrics, per_text
-from lit_gpt.optim import OptimizerConfig, StepSchedule, build_optimizer, describe_groups
+from lit_gpt.optim import OptimizerConfig, StepSchedule, build_optimizer, describe_groups, learning_rates
 from lit_gpt.orthogonal import has_bfloat16
 from lit_gpt.sync import sent_to_cpu, summed_over_processes
 
@@ -42,7 +42,6 @@ class LitLanguageModel(LightningModule):
     """
 
     config_class: type[Any]
-    passes: int = 1  # times that the network reads a batch in a step
     net: Any  # an nn.Module: ``hidden(input_ids, document_ids=...)``, ``head(hidden, weights=None)``, ``head_weights``
     scores: Any  # nn.ModuleDict of TokenMetrics by split
 
@@ -108,6 +107,12 @@ class LitLanguageModel(LightningModule):
         self._capacity, self._step_names = batch["targets"].numel(), tuple(sums)
         self._step_sums = self._step_sums + torch.stack((*sums.values(), scored.float()))
         return loss / self._capacity
+
+    def flops_per_token(self, T: int) -> float:
+        """Floating-point operations that the last training step took for each token of rows of T; 0 where the network
+        does not say.
+        """
+        return float(self.net.flops_per_token(T)) if hasattr(self.net, "flops_per_token") else 0.0
 
     def learners(self) -> list[Any]:
         """The networks inside ``net`` that learn each as if alone."""
@@ -192,9 +197,11 @@ class LitLanguageModel(LightningModule):
         if (logged or self.device.type == "cpu") and not math.isfinite(self.step_loss):
             raise self._non_finite(f"the loss became {float(self.step_loss)} at step {self.global_step + 1}")
         if logged:
-            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             figures = {f"train/{name}": value for name, value in self.step_figures.items()}
-            self.log_now({**figures, "lr": rate, "grad_norm": self.grad_norm}, self.global_step + 1)
+            self.log_now(
+                {**figures, **learning_rates(self.trainer.optimizers[0]), "grad_norm": self.grad_norm},
+                self.global_step + 1,
+            )
 
     def _step_is_logged(self) -> bool:
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]

@@ -34,14 +34,25 @@ class LitBigram(LitLanguageModel):
         """The table of ``self.config``."""
         return bigram(self.config)
 
+    def on_fit_start(self) -> None:
+        """Count the training text, each pair of neighbours once, whatever the epochs and the windows are.
+
+        Rows cannot be counted instead: windows overlap, steps may end inside an epoch, and another epoch repeats them.
+        """
+        stores = getattr(self._data(), "stores", None)
+        self._counts_batches = stores is None  # data of the user's own, whose text nobody else knows
+        if isinstance(self.net, CountBigram) and stores is not None:
+            self.net.count(stores["train"].tokens)
+
     def batch_nats(self, batch: Batch, net: Bigram) -> Tensor:
-        """Summed nats; the counting kind then counts the batch."""
+        """Summed nats; the counting kind then counts the batch where it has no text to count, in the first epoch."""
         nats = super().batch_nats(batch, net)
-        if isinstance(net, CountBigram) and self.nothing is not None:
+        if not isinstance(net, CountBigram) or self.nothing is None:
+            return nats
+        if self._counts_batches and self.current_epoch == 0:
             pairs = net.pairs(batch["input_ids"], batch["targets"])
             net.counts += summed_over_processes(pairs, self.trainer.world_size)
-            return nats + 0 * self.nothing
-        return nats
+        return nats + 0 * self.nothing
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The base's, or for counts one that changes nothing."""

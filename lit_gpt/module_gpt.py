@@ -75,6 +75,7 @@ class LitGPT(LitLanguageModel):
         self._parts: list[list[int]] = []
         self.passes = 2 if r_drop else 1
         self._full_step = math.inf  # where all tokens begin
+        self._head_rows: int | None = None  # of the head, that the last step multiplied; None for all
 
     def complete_config(self, data: Any) -> None:
         """Take the vocabulary from the data, and the parts of its tokens."""
@@ -121,6 +122,14 @@ class LitGPT(LitLanguageModel):
         """Read the batch twice under R-Drop."""
         self.passes = 2 if self.options["r_drop"] and self.global_step >= self._r_drop_step else 1
 
+    def flops_per_token(self, T: int) -> float:
+        """See `LitLanguageModel`: every pass over the batch counts, and of the head what was multiplied."""
+        flops = super().flops_per_token(T)
+        if self._head_rows is not None:
+            left_out = self.config.vocab_rows - self._head_rows
+            flops -= 6 * len(self.learners()) * self.config.n_embd * left_out  # as `GPT.flops_per_token` counts them
+        return self.passes * flops
+
     def learners(self) -> list[GPT]:
         """The members of an ensemble."""
         return members_of(self.net)
@@ -137,8 +146,10 @@ class LitGPT(LitLanguageModel):
     def softmax(self, targets: Tensor, net: GPT) -> Softmax:
         """See `LitLanguageModel`; over a sample of the vocabulary when asked for."""
         if not self.options["sampled_softmax"] or self.global_step >= self._full_step:
+            self._head_rows = None
             return super().softmax(targets, net)
         found = sample(targets, self.config.vocab_size, self.options["sampled_softmax"], MULTIPLE)
+        self._head_rows = len(found.ids)
         weights = net.head_weights(found.ids)
         return Softmax(partial(net.head, weights=weights), weights, found.targets, len(found.ids), found.shift)
 

@@ -146,7 +146,7 @@ def build_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Opti
     groups = [_group(name, members, config) for name, members in parameter_groups(net).items() if members]
     if "." in config.kind:
         for group in groups:
-            del group["rule"], group["name"]
+            del group["rule"]
         try:
             return _class_at(config.kind)(groups, lr=config.lr, **config.args)
         except (TypeError, ValueError) as error:
@@ -188,6 +188,13 @@ def describe_groups(optimizer: torch.optim.Optimizer) -> list[str]:
         rules = (f"{g['name']} {g['rule']} lr {g['lr']:g} decay {g['weight_decay']:g}" for g in optimizer.param_groups)
         lines.append("; ".join(rules))
     return lines
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The rate of each group as a metric, ``lr/NAME`` with the name that ``group_lr`` has for it; of a group without a
+    name, of an optimizer of the user's own, ``lr/NUMBER``.
+    """
+    return {f"lr/{group.get('name', number)}": group["lr"] for number, group in enumerate(optimizer.param_groups)}
 
 
 def _count(parameters: Iterable[Tensor]) -> str:

@@ -11,8 +11,8 @@ The challenge: 100,000 titles, the first 90,000 to train on for 7 epochs, the la
 other text and no trained weights. titles.txt is not the challenge's own file but another 100,000 titles of the same
 site, so figures are given as a share of the challenge's baseline on this file. The figure is `val/challenge_loss`: nats
 of all validation tokens over the characters of all titles, an end mark counted as 5. Every token is scored, every title
-comes back exactly from its tokens, and the tokenizer has read the training titles alone. `val/challenge_loss_uncovered`
-is the challenge's first convention, which leaves out some tokens but not their characters.
+comes back exactly from its tokens, and the tokenizer has read the training titles alone. The challenge's first
+convention leaves out some tokens but not their characters; `val/challenge_coverage` is the share of tokens that it has.
 
     python -m lit_gpt fit --config configs/headlines_cpu.yaml --data.source titles.txt
     python -m lit_gpt validate --ckpt_path logs/headlines_cpu/version_0/checkpoints/last.ckpt \\

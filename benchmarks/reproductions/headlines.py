@@ -56,7 +56,8 @@ def losses(logs: Path, docs: Path) -> dict[str, Any] | None:
             share = f"{values[1] / of_sgd[last['step']]:.4f}" if last["step"] in of_sgd else ""
             table.append([f"`{name}`", str(last["step"]), *(f"{value:.4f}" for value in values), share])
     about = (
-        "The last evaluation of each run; `challenge_coverage` is the share of the targets that the uncovered loss has."
+        "The last evaluation of each run; `challenge_coverage` is the share of the targets that the published figures "
+        "count."
     )
     columns = ["run", "step", *(f"`{metric}`" for metric in METRICS), "uncovered, of the SGD run's at that step"]
     return {"about": about, "columns": columns, "table": table} if table else None

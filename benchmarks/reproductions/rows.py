@@ -66,7 +66,7 @@ def _scores(step: int, top1: float, top5: float) -> tuple[Published, ...]:
     return Published(step, "val/top1", top1), Published(step, "val/top5", top5)
 
 
-_UNCOVERED = "val/challenge_loss_uncovered"
+UNCOVERED = "val/challenge_loss_uncovered"
 _OTHER_TITLES = "other titles: ours come from the same site, but are not the challenge's 100,000"
 _HONEST_SPLIT = (
     "another novel; and its test windows also occur in its training text, ours are from the last tenth of the text"
@@ -95,16 +95,16 @@ _HEADLINES = (
         987,
         "titles",
         _OTHER_TITLES,
-        _losses(_UNCOVERED, {1: 2.098, 44: 1.950, 132: 1.842, 264: 1.788, 528: 1.760, 938: 1.7533}),
+        _losses(UNCOVERED, {1: 2.098, 44: 1.950, 132: 1.842, 264: 1.788, 528: 1.760, 938: 1.7533}),
         same_text=_losses(
-            _UNCOVERED,
+            UNCOVERED,
             {1: 2.1345, 47: 1.9653, 94: 1.8889, 141: 1.8364, 282: 1.7750, 423: 1.7542, 564: 1.7432, 705: 1.7372}
             | {846: 1.7347, 987: 1.7343},
         ),
-        metric=_UNCOVERED,
+        metric=UNCOVERED,
     ),
-    Row("headlines_adamw", 987, "titles", _OTHER_TITLES, _losses(_UNCOVERED, {938: 1.3239}), metric=_UNCOVERED),
-    Row("headlines_rope", 924, "titles", _OTHER_TITLES, _losses(_UNCOVERED, {938: 1.2525}), metric=_UNCOVERED),
+    Row("headlines_adamw", 987, "titles", _OTHER_TITLES, _losses(UNCOVERED, {938: 1.3239}), metric=UNCOVERED),
+    Row("headlines_rope", 924, "titles", _OTHER_TITLES, _losses(UNCOVERED, {938: 1.2525}), metric=UNCOVERED),
 )
 
 _NOVEL = (
@@ -196,8 +196,10 @@ PROJECTS = (
     ),
     Project(
         "The Hacker News headline challenge",
-        "`challenge_loss` counts every target and every character; `challenge_loss_uncovered`, which the published "
-        "figures are, leaves the targets of unfinished batches out and their characters in.",
+        "`challenge_loss` counts every target and every character. The published figures leave the targets of "
+        "unfinished batches out and their characters in; ours beside them, `challenge_loss_uncovered`, is an estimate, "
+        "`challenge_loss` times the share of the targets that they count. Counted one by one for a small model, the "
+        "sum was 0.13 % larger.",
         _HEADLINES,
         ("headlines_losses", "headlines_pictures"),
     ),

@@ -19,8 +19,6 @@ SHOWN = (
     ("*/nats_per_char", "{:.4f} nats/char"),
     ("*/bpb", "{:.4f} bits/byte"),
     ("*/challenge_loss", "challenge {:.4f}"),
-    ("*/challenge_loss_uncovered", "as first counted {:.4f}"),
-    ("*/challenge_coverage", "at {:.1%} of the tokens"),
 )
 
 

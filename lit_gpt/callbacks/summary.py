@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+import lit_gpt
 from datamodules.errors import UserError
 from datamodules.files import write_json
 from lit_gpt.callbacks.checkpoints import RunCheckpoints
@@ -88,8 +89,8 @@ class RunSummary(Callback):
     @rank_zero_only
     def _write(self, trainer: Trainer, pl_module: LightningModule, finished: bool) -> None:
         path = self.folder / SUMMARY
-        started = read_json(path).get("started_at_commit", _commit())
-        write_json(path, self._summary(trainer, pl_module, finished) | {"started_at_commit": started})
+        started = read_json(path).get("started_in", _started_in())
+        write_json(path, self._summary(trainer, pl_module, finished) | {"started_in": started})
 
     def _summary(self, trainer: Trainer, pl_module: LightningModule, finished: bool) -> dict[str, Any]:
         speed = next(iter(_of(trainer, Throughput)), Throughput())
@@ -188,9 +189,11 @@ def _rounded(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
     return {k: v if isinstance(v, int) else round(float(v), 6) for k, v in sorted(metrics.items())}
 
 
-def _versions() -> dict[str, str]:
+def _versions() -> dict[str, str | None]:
+    package = Path(lit_gpt.__file__).parent
     return {
         "lit_gpt": __version__,
+        "lit_gpt_commit": _commit(package) if _git(package, "ls-files", "__init__.py") else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "lightning": lightning.__version__,
@@ -198,16 +201,25 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _commit() -> str | None:
-    """The commit of the source tree, when it is one."""
+def _started_in() -> dict[str, str | None]:
+    """The folder that the run was started in, and its commit."""
+    folder = Path.cwd()
+    return {"folder": str(folder), "commit": None if _git(folder, "check-ignore", ".") else _commit(folder)}
+
+
+def _commit(folder: Path) -> str | None:
+    """The commit of the repository that the folder is a part of, None where it is of none.
+
+    A folder that a repository contains need not be a part of it (site-packages of an environment inside a project): see
+    the callers.
+    """
+    return _git(folder, "describe", "--always", "--dirty")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git prints about a folder; None where it prints nothing, fails or is not there."""
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
     except OSError:
         return None
     return done.stdout.strip() or None

@@ -43,8 +43,9 @@ class Throughput(Callback):
     """Logs ``train/tokens_per_second``, ``train/step_seconds``, ``train/data_wait``, ``train/mfu`` and
     ``train/peak_memory_gb``.
 
-    Counted are all places of a batch, padding too, over all processes; time spent in validation is left out. The share
-    that is waited is what lies between two steps: fetching, and saving where a checkpoint is due.
+    Counted are all places of a batch, padding too, over all processes. The intervals between two reports add up to the
+    time of the whole loop but for validations: steps, fetching, logging and saving. The share that is waited is that
+    of fetching alone.
     """
 
     def __init__(self) -> None:
@@ -54,9 +55,9 @@ class Throughput(Callback):
         self._runs = False
         self._clear()
 
-    def _clear(self) -> None:
-        self._mark = time.perf_counter()
-        self._paused = self._waited = 0.0
+    def _clear(self, now: float | None = None) -> None:
+        self._mark = time.perf_counter() if now is None else now
+        self._paused = self._waited = self._flops = 0.0
         self._steps = self._batch_tokens = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -80,12 +81,24 @@ class Throughput(Callback):
         """Start the clock."""
         self._clear()
         self._runs = True
-        self._handed_back = time.perf_counter()
         self._peak = peak_flops(pl_module.device)
+        self._time_fetches(trainer.fit_loop.epoch_loop)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Everything since the last batch went into fetching this one."""
-        self._waited += time.perf_counter() - self._handed_back
+    def _time_fetches(self, loop: Any) -> None:
+        """Look at the clock before and after the loop asks for a batch; of the hooks none lies right before that, and
+        what lies between two steps is logging and saving too.
+        """
+        before, after = type(loop)._on_before_fetch, type(loop)._on_after_fetch
+
+        def begin() -> None:
+            before(loop)
+            self._fetch_start = time.perf_counter()
+
+        def end() -> None:
+            self._waited += time.perf_counter() - self._fetch_start
+            after(loop)
+
+        loop._on_before_fetch, loop._on_after_fetch = begin, end
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
@@ -93,8 +106,7 @@ class Throughput(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on; what the pause took is not training."""
-        self._handed_back = time.perf_counter()
-        pause = self._handed_back - self._pause_start
+        pause = time.perf_counter() - self._pause_start
         self._paused += pause
         self.validation_seconds += pause
 
@@ -102,9 +114,10 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count; report when the module logs."""
-        self._handed_back = time.perf_counter()
-        self._batch_tokens += batch["input_ids"].numel() * trainer.world_size
-        self._row = batch["input_ids"].size(1)
+        tokens = batch["input_ids"].numel() * trainer.world_size
+        self._batch_tokens += tokens
+        if self._peak and isinstance(pl_module, LitLanguageModel):
+            self._flops += tokens * pl_module.flops_per_token(batch["input_ids"].size(1))
         if trainer.fit_loop._should_accumulate():
             return
         self._steps += 1
@@ -134,13 +147,11 @@ class Throughput(Callback):
             "train/data_wait": self._waited / seconds,
             "train/peak_memory_gb": _peak_memory(pl_module.device) / 1e9,
         }
-        net: Any = getattr(pl_module, "net", None)
-        if self._peak and hasattr(net, "flops_per_token"):
-            flops = net.flops_per_token(self._row) * getattr(pl_module, "passes", 1)
-            values["train/mfu"] = rate * flops / (self._peak * trainer.world_size)
+        if self._peak and self._flops:
+            values["train/mfu"] = self._flops / seconds / (self._peak * trainer.world_size)
+        self._clear(self._mark + self._paused + seconds)  # the next interval begins where this one ended
         if isinstance(pl_module, LitLanguageModel):
             pl_module.log_now(values, trainer.global_step)
-        self._clear()
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -70,6 +70,17 @@ def test_utilisation_counts_every_pass_over_a_batch(fit: Fit, monkeypatch: pytes
             assert float(row["train/mfu"]) == pytest.approx(float(row["train/tokens_per_second"]) * flops / 1e12)
 
 
+@pytest.mark.parametrize("kind", ["muon", "torch.optim.NAdam"])
+def test_each_group_of_parameters_has_its_own_curve_of_rates(kind: str, fit: Fit) -> None:
+    rates = ("--model.optimizer.lr", "0.004", "--model.optimizer.group_lr", "{matrices: 0.02}")
+    folder = fit("--model.optimizer.kind", kind, *rates, "--model.optimizer.schedule", "linear", "--preset", "gpt2")
+    logged = rows(folder)
+    assert {name for name in logged[0] if name.startswith("lr")} == {"lr/matrices", "lr/embeddings", "lr/vectors"}
+    for name, peak in (("matrices", 0.02), ("embeddings", 0.004), ("vectors", 0.004)):
+        curve = [float(row[f"lr/{name}"]) for row in logged if row[f"lr/{name}"]]
+        assert curve == pytest.approx([peak * (1 - step / 6) for step in range(6)])
+
+
 @pytest.fixture
 def offline_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     """Runs of Weights & Biases that this test made."""

@@ -6,7 +6,6 @@ import signal
 import string
 from collections.abc import Iterator
 from contextlib import nullcontext
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,8 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from datamodules import CharDataModule
 from datamodules.errors import UserError
-from lit_gpt import LitBigram, LitGPT
-from lit_gpt.bigram import BigramConfig
+from lit_gpt import LitGPT
 from lit_gpt.callbacks.checkpoints import Interrupted, RunCheckpoints
 from lit_gpt.callbacks.resume import ExactResume
 from lit_gpt.config import GPTConfig
@@ -395,18 +393,6 @@ class Stop(RunCheckpoints):
         if trainer.global_step == self.step and self.step < 12:
             trainer.save_checkpoint(self.folder.parent / "part.ckpt")
             trainer.should_stop = True
-
-
-def test_counting_bigrams_counts_every_pair_of_an_epoch(tmp_path: Path, text: Path) -> None:
-    data = CharDataModule(str(text), tokens_per_step=128)
-    model = LitBigram(BigramConfig(kind="counts", block_size=16))
-    trainer(tmp_path, max_epochs=1).fit(model, datamodule=data)
-    written = text.read_text()
-    ids = data.tokenizer.encode(written[: int(len(written) * 0.9)])
-    expected = torch.zeros_like(model.net.counts)
-    for pair in pairwise(ids):
-        expected[pair] += 1
-    assert torch.equal(model.net.counts, expected)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""Which text an evaluation outside of `fit` scores."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class NameText(Callback):
+    """Prints one line: the split, its text, and whether text and splits are those of the checkpoint's run.
+
+    Args:
+        fingerprints: The checkpoint's.
+    """
+
+    def __init__(self, fingerprints: Mapping[str, str]) -> None:
+        self.fingerprints = fingerprints
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Name the validation split."""
+        self._say(trainer, "val")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Name the test split."""
+        self._say(trainer, "test")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Name the text to predict: a source of its own, or the validation split."""
+        self._say(trainer, "predict")
+
+    @rank_zero_only
+    def _say(self, trainer: Trainer, split: str) -> None:
+        data: Any = getattr(trainer, "datamodule", None)
+        if not hasattr(data, "text_name"):
+            return
+        if split == "predict" and data.predict_source is not None:
+            print(f"scoring {data.text_name(split)}, a text of its own beside the run's", flush=True)
+            return
+        part = "test" if split == "test" else "val"
+        print(f"scoring the {part} split of {data.text_name(part)}, {self._relation(data)}", flush=True)
+
+    def _relation(self, data: Any) -> str:
+        there, here = self.fingerprints.get("data"), data.fingerprints["data"]
+        if there is None:
+            return "and the checkpoint does not say what it was trained on"
+        return "as in the run" if there == here else "which is not the run's text, or not split as there"
