@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Kind = Literal["bpe", "unigram", "char", "byte"]
 
 _SMALLEST = 257
+_LARGEST = 10_000_000
 #: Of no byte's visible form: see `_whole_words`.
 _AFTER_WORD = "\ue000"
 #: Words seen so often may become tokens whole. Of 2, 3, 5, 8, 12 and 20, 5 gave held-out titles the fewest nats.
@@ -63,6 +64,8 @@ def train_tokenizer(
         return CharTokenizer.from_texts(texts, eos=eos) if kind == "char" else ByteTokenizer(eos)
     if vocab_size is None or vocab_size < _SMALLEST:
         raise UserError(f"vocab_size={vocab_size} is too small for {kind}: give at least {_SMALLEST}, for 256 bytes.")
+    if vocab_size > _LARGEST:  # the library reserves room for all at once, and would end the process
+        raise UserError(f"vocab_size={vocab_size} is too large for {kind}: give at most {_LARGEST}.")
     if prefix_space:
         texts = (f" {text}" for text in texts if text)
     vocab = _trained_vocabulary(kind, texts, vocab_size - eos, PATTERNS[pattern])

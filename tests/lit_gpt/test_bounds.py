@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 
 from datamodules import CharDataModule, HeadlinesDataModule
 from datamodules.errors import UserError
+from datamodules.tokenizers import train_tokenizer
 from lit_gpt import LitBigram, LitGPT, bounds
 from lit_gpt.arguments import check_values
 from lit_gpt.bigram import BigramConfig, bigram
@@ -189,6 +190,11 @@ def test_a_batch_larger_than_the_memory(text: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr("datamodules.batches.Share.positions", refuse)
     with pytest.raises(UserError, match=r"not enough memory \(Unable to allocate 46\.6 GiB\): lower --data.micro"):
         run("fit", [*TINY, "--data.source", str(text)])
+
+
+def test_a_vocabulary_larger_than_any() -> None:
+    with pytest.raises(UserError, match="vocab_size=100000000000 is too large for bpe"):
+        train_tokenizer("bpe", ["the cat"], 10**11)
 
 
 def test_weights_that_overflow_end_in_one_sentence(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
