@@ -4,6 +4,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,6 +13,10 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from datamodules.errors import FULL, UserError
+
+#: How the names of temporary files end, and what they are wholly: the file's, eight signs of mkstemp's.
+TEMPORARY = ".tmp"
+LEFTOVER = re.compile(r"\..+\.(link|[a-z0-9_]{8})\.tmp")
 
 
 def expanded(path: str | Path) -> Path:
@@ -58,13 +63,14 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
     path = Path(path)
     with writing(path, lambda: _size(write)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
         try:
             _fill(handle, write)
             os.chmod(name, 0o644)  # mkstemp's 0600 would hide it from colleagues
             os.replace(name, path)
         except BaseException:
-            os.unlink(name)
+            with suppress(OSError):  # the folder has been moved away
+                os.unlink(name)
             raise
 
 
@@ -121,6 +127,13 @@ def _fill(handle: int, write: Callable[[IO[bytes]], object]) -> None:
         write(file)
         file.flush()
         os.fsync(file.fileno())
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files of `write_atomically` that a kill has left in a folder in which nobody writes now."""
+    for path in folder.glob(f".*{TEMPORARY}"):
+        if LEFTOVER.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -6,8 +6,6 @@ loads under ``weights_only=True``.
 """
 
 import importlib
-import pickle
-import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.errors import UserError
+from lit_gpt import integrity
 from lit_gpt.composed import ComposedEmbedding
 from lit_gpt.config import as_typed
 from lit_gpt.run_data import described
@@ -102,21 +101,16 @@ def read(path: str | Path, mmap: bool = False) -> dict[str, Any]:
         mmap: Leave tensors on the disk until they are used.
 
     Raises:
-        UserError: When the file is missing, cut short, not ours or of a newer format.
+        UserError: When the file is missing, damaged (its checksums are compared), not ours or of a newer format.
     """
     path = file_of(path)
     if not path.is_file():
         raise UserError(
             f"checkpoint {str(path)!r} does not exist: check --ckpt_path, or list logs/*/version_*/checkpoints."
         )
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, LookupError) as error:
-        if "Unsupported global" in str(error):  # whole, and with objects that ours never hold
-            raise _foreign(path) from error
-        reason = "is cut short or damaged" if zipfile.is_zipfile(path) or _starts_like_zip(path) else "is no checkpoint"
-        raise UserError(f"file {str(path)!r} {reason}: use another one, such as last.ckpt beside it.") from error
+    checkpoint: dict[str, Any] = integrity.load(path, mmap)
     check(checkpoint, path)
+    _check_weights(checkpoint, path)
     return checkpoint
 
 
@@ -137,13 +131,50 @@ def is_ours(source: str | Path) -> bool:
 def check(checkpoint: Any, path: str | Path = "the checkpoint") -> None:
     """Raise a UserError unless ``checkpoint`` is ours and of a format that this version reads."""
     ours = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
-    if not isinstance(ours, dict) or "format" not in ours:
+    if not isinstance(ours, dict) or not isinstance(ours.get("format"), int):
         raise _foreign(path)
     if ours["format"] > CHECKPOINT_FORMAT:
         raise UserError(
             f"checkpoint {str(path)!r} has format {ours['format']} and this version reads up to {CHECKPOINT_FORMAT}: "
             "upgrade lit-gpt."
         )
+    integrity.check_kinds(ours, integrity.ENTRY, path)
+
+
+def _check_weights(checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Refuse weights that do not fit the stored configuration, before memory is taken for what it says; and NaNs."""
+    integrity.check_kinds(checkpoint, integrity.FILE, path)
+    state, ours = checkpoint["state_dict"], checkpoint[KEY]
+    integrity.check_kinds(state, dict.fromkeys(state, Tensor), path)
+    if ours["network"] not in NETWORKS:
+        return
+    net = _on_paper(ours, len(state), path)
+    if not _same_shapes(state, net):
+        raise UserError(
+            f"checkpoint {str(path)!r} has other weights than its configuration describes: give one that `fit` saved."
+        )
+    for name, _ in net.named_parameters():
+        if not all(end.isfinite() for end in state[PREFIX + name].aminmax()):  # no copy, one pass
+            raise UserError(
+                f"checkpoint {str(path)!r} has weights that are not finite, in {name}: give an earlier one of its run."
+            )
+
+
+def _on_paper(ours: dict[str, Any], tensors: int, path: str | Path) -> nn.Module:
+    """The network that a configuration describes, without memory for its weights."""
+    try:
+        if max(ours["config"].get(name) or 0 for name in ("n_layer", "members")) > tensors:
+            raise ValueError(f"more layers than the file's {tensors} tensors")
+        with torch.device("meta"), integrity.Undrawn():
+            return _untrained(ours)
+    except UserError:
+        raise
+    except Exception as error:  # values of every kind end in errors of every kind
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise UserError(
+            f"checkpoint {str(path)!r} has a configuration that describes no network ({reason}): give a file that "
+            "`fit` saved."
+        ) from error
 
 
 def text_changed(checkpoint: dict[str, Any], data: Any) -> bool:
@@ -178,6 +209,7 @@ def check_resumable(checkpoint: dict[str, Any], kind: str) -> None:
             "the checkpoint holds weights alone, so there is no run to go on with: start a new one from them with "
             "--model.init_from instead of --ckpt_path."
         )
+    integrity.check_kinds(checkpoint, integrity.RUN, "the checkpoint")
     stored = checkpoint.get("hyper_parameters", {}).get("optimizer", {}).get("kind")
     if stored not in (None, kind) and "." in stored + kind:
         raise UserError(
@@ -254,11 +286,6 @@ def _same_shapes(state: dict[str, Tensor], net: nn.Module) -> bool:
     return all(PREFIX + name in state and state[PREFIX + name].shape == p.shape for name, p in net.named_parameters())
 
 
-def _starts_like_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"
-
-
 def load(path: str | Path, device: str = "cpu") -> "TextModel":
     """The network and tokenizer of a checkpoint, ready to generate: needs no configuration, data or network.
 
@@ -273,22 +300,32 @@ def load(path: str | Path, device: str = "cpu") -> "TextModel":
     from lit_gpt.generate import TextModel
 
     checkpoint = read(path, mmap=True)
-    tokenizer = checkpoint[KEY]["tokenizer"]
-    if tokenizer is None:
+    if checkpoint[KEY]["tokenizer"] is None:
         raise UserError(f"checkpoint {str(path)!r} holds no tokenizer: it was trained on ready-made token ids.")
+    tokenizer = tokenizer_from_dict(checkpoint[KEY]["tokenizer"])
+    if tokenizer.vocab_size > (known := checkpoint[KEY]["config"]["vocab_size"]):
+        have = f"a tokenizer of {tokenizer.vocab_size} tokens and a network that knows {known}"
+        raise UserError(f"checkpoint {str(path)!r} has {have}: give a file that `fit` saved.")
     net = build_network(checkpoint)
     for part in list(net.modules()):
         if isinstance(embedding := getattr(part, "wte", None), ComposedEmbedding):
             part.wte = embedding.plain()
-    return TextModel(net.to(device), tokenizer_from_dict(tokenizer))
+    return TextModel(net.to(device), tokenizer)
 
 
 def build_network(checkpoint: dict[str, Any]) -> nn.Module:
     """The network of a checkpoint with its weights, in eval mode."""
-    ours = checkpoint[KEY]
+    net = _untrained(checkpoint[KEY])
+    weights = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError("the checkpoint has other tensors than its network: give a file that `fit` saved.") from error
+    return net.eval()
+
+
+def _untrained(ours: dict[str, Any]) -> nn.Module:
     module, builder, config, _ = _of(ours["network"])
     home = importlib.import_module(module)
     net: nn.Module = getattr(home, builder)(config_of(getattr(home, config), ours["config"]))
-    weights = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
-    net.load_state_dict(weights)
-    return net.eval()
+    return net

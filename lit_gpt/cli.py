@@ -1,11 +1,10 @@
 """fit, validate, test and predict: Lightning's command line with our run folders, callbacks, presets and sentences."""
 
 import os
-import shutil
 import signal
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal
@@ -38,6 +37,7 @@ from lit_gpt.callbacks.start import EvaluateAtStart
 from lit_gpt.callbacks.summary import RunSummary
 from lit_gpt.callbacks.throughput import Throughput
 from lit_gpt.config import PRESETS
+from lit_gpt.integrity import step_of, to_go_on_from
 from lit_gpt.loggers import run_loggers
 from lit_gpt.module import LitLanguageModel
 from lit_gpt.parse_errors import sentence
@@ -84,6 +84,7 @@ class LitCLI(LightningCLI):
         self.preset = preset(arguments)
         self.claimed: Path | None = None
         self.folder = Path("logs")  # until the run's own is known
+        self.run_folder: RunFolder | None = None
         with self._in_sentences():
             super().__init__(
                 LightningModule,
@@ -123,10 +124,8 @@ class LitCLI(LightningCLI):
         except SIGTERMException:  # where RunCheckpoints does not listen: before the first step, and in the other verbs
             raise Interrupted(signal.SIGTERM) from None
         finally:
-            if self.claimed and not (self.claimed / runs.CONFIG).is_file():
-                shutil.rmtree(self.claimed, ignore_errors=True)
-                with suppress(OSError):  # other runs are there
-                    self.claimed.parent.rmdir()
+            if self.claimed and not (self.run_folder and self.run_folder.began):
+                runs.give_up(self.claimed)
 
     # ---- options
 
@@ -249,13 +248,21 @@ class LitCLI(LightningCLI):
         obstacles = runs.obstacles(root / config.name, self.settings, self._read) if config.resume else {}
         unfinished = next((folder for folder, obstacle in obstacles.items() if obstacle is None), None)
         if unfinished:
-            config.ckpt_path = str(unfinished / runs.LAST)
-            _say(f"going on with {unfinished}")
-        self.folder = self._folder_of_checkpoint() or self._new_folder(root / config.name)
+            self._go_on_with(unfinished)
+        self.folder = self._folder_of_checkpoint() or unfinished or self._new_folder(root / config.name)
         if self.claimed and obstacles:
             newest, obstacle = next(iter(obstacles.items()))
             _say(f"{newest} {obstacle}: a new run starts in {self.folder}")
         os.environ[runs.FOLDER_VARIABLE] = str(self.folder)
+
+    def _go_on_with(self, folder: Path) -> None:
+        saved = to_go_on_from(folder / runs.LAST)
+        self.config[self.verb].ckpt_path = str(saved)
+        _say(f"going on with {folder}")
+        if saved and saved.name != runs.LAST.name:
+            _say(
+                f"its last.ckpt is damaged or gone: going on from step {step_of(saved)}, {saved}, the newest whole one"
+            )
 
     def _folder_of_checkpoint(self) -> Path | None:
         """That of the run that the checkpoint is of; a copy that lies elsewhere begins a new one."""
@@ -278,7 +285,7 @@ class LitCLI(LightningCLI):
         """The settings of a run's own file; options that did not exist then have their defaults."""
         try:
             return runs.settings_of(self._parser(self.verb).parse_path(path))
-        except ArgumentError:
+        except (ArgumentError, OSError, TypeError, ValueError):  # options that are gone, no file, no text
             return None
 
     # ---- objects
@@ -338,7 +345,8 @@ class LitCLI(LightningCLI):
         fresh = config.clone()  # the file starts such a run, not this one again, and after a flag takes nothing back
         del fresh["ckpt_path"], fresh["resume"]
         resolved = self._parser(self.verb).dump(fresh, skip_unset=False)
-        callbacks: list[Callback] = [RunFolder(self.folder, resolved), Throughput(), ExactResume()]
+        self.run_folder = RunFolder(self.folder, resolved, runs.hash_of(self.settings))
+        callbacks: list[Callback] = [self.run_folder, Throughput(), ExactResume()]
         callbacks += [summary, LogArtifacts()]
         if config.val_at_start:
             callbacks.append(EvaluateAtStart())

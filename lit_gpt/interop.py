@@ -9,6 +9,7 @@ Needs the ``hf`` extra. What their architectures have to do with ours is in hugg
 
 import importlib.metadata
 import json
+import zipfile
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from lit_gpt.checkpoint import FREE, KEY, PREFIX, check, config_of, differing_fi
 from lit_gpt.config import as_typed
 from lit_gpt.ensemble import GPTEnsemble
 from lit_gpt.huggingface import Config, State, from_huggingface, shapes_of, to_huggingface, without_padding
+from lit_gpt.integrity import is_damaged
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.version import CHECKPOINT_FORMAT
 
@@ -161,6 +163,8 @@ def _translated(folder: Path, tensors: State) -> tuple[GPTConfig, State]:
 def _read_tensors(file: Path) -> State:
     try:
         if file.suffix == ".bin":
+            if zipfile.is_zipfile(file) and is_damaged(file):  # an old one is no zip, and has no checksums
+                raise zipfile.BadZipFile
             tensors = torch.load(file, map_location="cpu", weights_only=True)
         else:
             tensors = _safetensors().load_file(file)

@@ -4,6 +4,7 @@ resumed run.
 
 import csv
 import io
+import re
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,8 +28,8 @@ class MetricsCSV(Logger):
         self.folder = Path(folder)
         self.path = self.folder / "metrics.csv"
         self.columns = ["step", "epoch"]
-        if self.path.is_file():
-            self.columns = self._rows()[0]
+        if (lines := self._lines()) and _is_header(lines[0]):
+            self.columns = lines[0]
 
     @property
     def name(self) -> str:
@@ -55,27 +56,61 @@ class MetricsCSV(Logger):
         row = {"step": step, **metrics}
         new = [name for name in row if name not in self.columns]
         if new or not self.path.is_file():
+            rows = self._rows()
             self.columns += new
-            self._rewrite(self._rows()[1:])
+            self._rewrite(rows)
         with writing(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow([row.get(name, "") for name in self.columns])
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Drop rows after ``step``: a resumed run writes them again."""
-        self._rewrite([row for row in self._rows()[1:] if row and int(row[0]) <= step])
+        """Drop rows after ``step``, which a resumed run writes again, and damaged ones, which are named."""
+        rows = self._rows()
+        damaged = [
+            str(n) for n, line in enumerate(self._lines(), 1) if not self._is_whole(line) and line != self.columns
+        ]
+        if damaged:
+            kept = self.path.replace(self.path.with_name(f"{self.path.name}.damaged"))
+            print(f"{self.path}: damaged rows are dropped (lines {', '.join(damaged)}); the file as it was is {kept}")
+        self._rewrite([row for row in rows if int(row[0]) <= step])
 
     def _rows(self) -> list[list[str]]:
+        return [line for line in self._lines() if self._is_whole(line)]
+
+    def _is_whole(self, line: list[str]) -> bool:
+        """Whether it is a row: a step and numbers, as many as there are columns."""
+        return len(line) == len(self.columns) and line[0].isdecimal() and all(_is_number(value) for value in line[1:])
+
+    def _lines(self) -> list[list[str]]:
+        """The file, line by line, each split at its commas; a last line without its end was cut, and is empty."""
         if not self.path.is_file():
             return []
-        with self.path.open(newline="", encoding="utf-8") as file:
-            return list(csv.reader(file))
+        *lines, cut = re.split("\r?\n", self.path.read_bytes().decode("utf-8", errors="replace"))
+        return [_split(line) for line in lines] + ([[]] if cut else [])
 
     def _rewrite(self, rows: list[list[str]]) -> None:
         text = io.StringIO()
         padded = [row + [""] * (len(self.columns) - len(row)) for row in rows]
         csv.writer(text).writerows([self.columns, *padded])
         write_text(self.path, text.getvalue())
+
+
+def _split(line: str) -> list[str]:
+    try:
+        return next(csv.reader([line], strict=True), [])
+    except csv.Error:
+        return []
+
+
+def _is_header(names: list[str]) -> bool:
+    return names[:1] == ["step"] and len(set(names)) == len(names) and not any(set("\0\ufffd") & set(n) for n in names)
+
+
+def _is_number(value: str) -> bool:
+    try:
+        return not value or float(value) is not None
+    except ValueError:
+        return False
 
 
 def run_loggers(folder: Path, given: Any) -> list[Logger]:

@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -24,6 +23,8 @@ from torch import Tensor, nn
 
 from datamodules.errors import UserError
 from lit_gpt import checkpoint
+from lit_gpt.checked import CheckedModule
+from lit_gpt.integrity import way_on
 from lit_gpt.loss import IGNORE, Softmax, as_multiplied, score, summed_nats
 from lit_gpt.metrics import TokenMetrics, per_text
 from lit_gpt.optim import OptimizerConfig, StepSchedule, build_optimizer, describe_groups, learning_rates
@@ -33,7 +34,7 @@ from lit_gpt.sync import sent_to_cpu, summed_over_processes
 Batch = dict[str, Tensor]
 
 
-class LitLanguageModel(LightningModule):
+class LitLanguageModel(CheckedModule):
     """Base of our modules. A subclass names its configuration class and builds its network; one with another loss
     overrides ``objective_of``.
 
@@ -315,11 +316,11 @@ class LitLanguageModel(LightningModule):
         """
         if not all(bool(p.isfinite().all()) for p in self.parameters()):
             raise self._non_finite(f"weights are no numbers any more at step {self.global_step}")
-        data = self._data()
-        checkpoint_[checkpoint.KEY] = checkpoint.describe(self.net, asdict(self.config), data)
+        checkpoint_[checkpoint.KEY] = checkpoint.describe(self.net, asdict(self.config), self._data())
 
     def on_load_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
         """Refuse files that are not ours, of a newer format, or of another tokenizer or network."""
+        super().on_load_checkpoint(checkpoint_)
         checkpoint.check(checkpoint_)
         if self._trainer is not None and self._trainer.state.fn == "fit":
             checkpoint.check_resumable(checkpoint_, self.optimizer_config.kind)
@@ -331,10 +332,9 @@ class LitLanguageModel(LightningModule):
             checkpoint.check_network(checkpoint_, self.net, self.config)
 
     def _non_finite(self, what: str) -> UserError:
-        folder = self.trainer.log_dir or "logs/NAME/version_N"
         return UserError(
             f"{what}: lower --model.optimizer.lr, raise --model.optimizer.warmup or set --trainer.gradient_clip_val "
-            f"1.0, and go on from the last checkpoint with --ckpt_path {folder}."
+            f"1.0, and {way_on(self.trainer.log_dir)}."
         )
 
 

@@ -5,15 +5,19 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 from weakref import WeakSet
 
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.errors import UserError
+from lit_gpt.integrity import to_go_on_from
 
 Settings: TypeAlias = dict[str, Any]
 
@@ -65,6 +69,16 @@ def _claim(parent: Path) -> Path:
             return folder
 
 
+def give_up(folder: Path) -> None:
+    """Remove the folder of a run that never began, unless it holds more than loggers write before the first step."""
+    files = [path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()]
+    if any("tfevents" not in path.name and path.name != "hparams.yaml" for path in files):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # other runs are there
+        folder.parent.rmdir()
+
+
 def _version(folder: Path) -> int:
     match = re.fullmatch(r"version_(\d+)", folder.name)
     return int(match[1]) if match else -1
@@ -86,7 +100,7 @@ def obstacles(parent: Path, settings: Settings, read: Callable[[Path], Settings 
     `obstacle`.
     """
     if told := chosen_by_rank_0():  # which may hold it by now
-        return {told: None} if (told / LAST).is_file() else {}
+        return {told: None} if to_go_on_from(told / LAST) else {}
     found: dict[Path, str | None] = {}
     for folder in sorted(parent.glob("version_*"), key=_version, reverse=True):
         found[folder] = obstacle(folder, settings, read)
@@ -101,24 +115,37 @@ def obstacle(folder: Path, settings: Settings, read: Callable[[Path], Settings |
     Args:
         folder: The run's.
         settings: The value of every option that decides the weights, by its name.
-        read: The same of a run's configuration file; None where options of that file are gone.
+        read: The same of a run's configuration file; None where it cannot be read, or options of it are gone.
     """
-    summary = read_json(folder / SUMMARY)
-    if summary.get("finished"):
+    if read_summary(folder).get("finished"):
         return "is finished"
     if is_held(folder):
         return "is still running"
-    if not summary or not (folder / LAST).is_file():
+    if not any((folder / LAST).parent.glob("*.ckpt")):
         return "has saved no checkpoint"
     theirs = read(folder / CONFIG)
-    if theirs is None:
-        return "is of another version"
-    apart = [name for name in sorted(settings | theirs) if settings.get(name) != theirs.get(name)]
+    if theirs is not None and (difference := _difference(settings, theirs)):
+        return f"has another configuration ({difference})"
+    saved = to_go_on_from(folder / LAST)
+    if saved is None:
+        return "has no whole checkpoint"
+    if theirs is None and hash_in(saved) != hash_of(settings):
+        return f"is of another version, or its {CONFIG} is damaged"
+    return None
+
+
+def _difference(here: Settings, there: Settings) -> str | None:
+    apart = [name for name in sorted(here | there) if here.get(name) != there.get(name)]
     if not apart:
         return None
     more = f" and {len(apart) - 1} more" if len(apart) > 1 else ""
-    values = f"{theirs.get(apart[0])} there, {settings.get(apart[0])} here"
-    return f"has another configuration ({apart[0]} is {values}{more})"
+    return f"{apart[0]} is {there.get(apart[0])} there, {here.get(apart[0])} here{more}"
+
+
+def hash_in(saved: Path) -> str | None:
+    """The hash of the settings that a checkpoint was saved under, None where it is not known."""
+    callbacks = torch.load(saved, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {})
+    return callbacks.get("RunFolder", {}).get("settings")  # its state_key
 
 
 class Hold:
@@ -129,6 +156,7 @@ class Hold:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._file: int | None = os.open(folder, os.O_RDONLY)  # the folder itself, so that no file is left behind
         _HOLDS.add(self)
         try:
@@ -142,11 +170,30 @@ class Hold:
         except OSError:  # a file system without locks
             self.release()
 
+    @property
+    def is_held(self) -> bool:
+        """Whether no other process can have it: not on a file system without locks, nor when it was released."""
+        return self._file is not None
+
+    def moved_to(self) -> str | None:
+        """Where the folder is now, where that is not what its path names any more."""
+        if self._file is None or _is_same(self._file, self._folder):
+            return None
+        place = os.path.realpath(f"/proc/self/fd/{self._file}")  # of Linux alone
+        return place if _is_same(self._file, Path(place)) else "nowhere"
+
     def release(self) -> None:
         """Let go of it."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def _is_same(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except OSError:  # nothing is there
+        return False
 
 
 _HOLDS: "WeakSet[Hold]" = WeakSet()
@@ -174,14 +221,28 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # JSON's, or bytes that are no UTF-8
         raise UserError(f"file {str(path)!r} is damaged ({error}): delete it.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"file {str(path)!r} is damaged (it holds no object): delete it.")
     return value
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """A run's summary, an empty one where it is missing or damaged: the run goes on without it, and writes it anew."""
+    try:
+        return read_json(folder / SUMMARY)
+    except UserError:
+        return {}
 
 
 def folder_of(checkpoint: Path) -> Path | None:
     """The run's folder of one of its checkpoints, None for a file that lies elsewhere."""
     checkpoints = checkpoint.resolve().parent
     folder = checkpoints.parent
-    return folder if checkpoints.name == LAST.parent.name and (folder / CONFIG).is_file() else None
+    return folder if checkpoints.name == LAST.parent.name and _is_run(folder) else None
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (CONFIG, SUMMARY))

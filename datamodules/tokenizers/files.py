@@ -21,12 +21,21 @@ _CLASSES: dict[str, type[Tokenizer]] = {
 
 
 def tokenizer_from_dict(state: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that `Tokenizer.to_dict` described: same ids, no file and no network needed."""
+    """The tokenizer that `Tokenizer.to_dict` described: same ids, no file and no network needed.
+
+    Raises:
+        UserError: `state` describes none.
+    """
     options = dict(state)
-    kind = options.pop("kind", None)
+    kind = str(options.pop("kind", None))
     if kind not in _CLASSES:
         raise UserError(f"The tokenizer kind {kind!r} is not known; it must be one of {', '.join(_CLASSES)}.")
-    return _CLASSES[kind](**options)
+    try:
+        return _CLASSES[kind](**options)
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"The tokenizer is damaged ({type(error).__name__}: {error}); use a whole copy.") from None
 
 
 def open_tokenizer(spec: str) -> Tokenizer:

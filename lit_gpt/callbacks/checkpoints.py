@@ -6,7 +6,6 @@ for the boundary: the optimizer step is done, its validation too.
 """
 
 import os
-import pickle
 import signal
 from pathlib import Path
 from types import FrameType
@@ -19,6 +18,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from datamodules.errors import UserError, check_at_least
 from datamodules.files import write_atomically
+from lit_gpt.integrity import check_whole, is_whole, set_aside, step_of
 from lit_gpt.run import rank
 from lit_gpt.sync import any_process, cpu_group
 
@@ -29,6 +29,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Save ``checkpoint`` to ``path``."""
         write_atomically(path, lambda file: torch.save(checkpoint, file))
+
+    def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
+        """Read a file, once its checksums have been compared; one elsewhere than on this machine's disks as it is."""
+        if "://" not in str(path):
+            check_whole(Path(path))
+        return super().load_checkpoint(path, *args, **options)
 
 
 class Interrupted(SystemExit):
@@ -122,8 +128,10 @@ class RunCheckpoints(Checkpoint):
         """
         for name, ours in (("best.ckpt", self.best.get("step")), ("last.ckpt", step)):
             path = self.folder / name
-            theirs = _step_of(path)
-            if theirs not in (None, ours):
+            theirs = step_of(path)
+            if path.exists() and theirs != ours and not is_whole(path):
+                set_aside(path)
+            elif theirs not in (None, ours):
                 os.replace(path, self.folder / f"step_{theirs:06d}.ckpt")
                 path.unlink(missing_ok=True)  # to replace a name of the same file does nothing
         if resumed.resolve().parent == self.folder.resolve() and not (self.folder / "last.ckpt").exists():
@@ -232,16 +240,8 @@ class RunCheckpoints(Checkpoint):
         raise Interrupted(self._signal or signal.SIGTERM)
 
 
-def _step_of(path: Path) -> int | None:
-    """The optimizer steps of a checkpoint, None where there is none to read."""
-    try:
-        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-    except (OSError, RuntimeError, ValueError, LookupError, pickle.UnpicklingError):
-        return None
-
-
 def _link(source: Path, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.link")
+    temporary = target.with_name(f".{target.name}.link.tmp")
     temporary.unlink(missing_ok=True)
     try:
         os.link(source, temporary)

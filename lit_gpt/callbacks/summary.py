@@ -22,7 +22,7 @@ from datamodules.errors import UserError
 from datamodules.files import write_json
 from lit_gpt.callbacks.checkpoints import RunCheckpoints
 from lit_gpt.callbacks.throughput import Throughput
-from lit_gpt.run import SUMMARY, read_json
+from lit_gpt.run import SUMMARY, read_summary
 from lit_gpt.version import __version__
 
 #: A page of TensorBoard (Custom Scalars) where curves that belong together share a chart.
@@ -53,7 +53,7 @@ class RunSummary(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run's folder, on all ranks: the Trainer broadcasts it."""
         self.folder = Path(trainer.log_dir or trainer.default_root_dir)
-        self._found = read_json(self.folder / SUMMARY)
+        self._found = read_summary(self.folder)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the network; leave a first summary for ``--resume auto`` to find."""
@@ -89,7 +89,7 @@ class RunSummary(Callback):
     @rank_zero_only
     def _write(self, trainer: Trainer, pl_module: LightningModule, finished: bool) -> None:
         path = self.folder / SUMMARY
-        started = read_json(path).get("started_in", _started_in())
+        started = read_summary(self.folder).get("started_in", _started_in())
         write_json(path, self._summary(trainer, pl_module, finished) | {"started_in": started})
 
     def _summary(self, trainer: Trainer, pl_module: LightningModule, finished: bool) -> dict[str, Any]:

@@ -271,7 +271,10 @@ MISTAKES = {
     "a number for a preset": (["--config", "preset5.yaml"], "preset '5' is unknown"),
     "no trainer": (["--config", "no_trainer.yaml"], "trainer is null: leave it out"),
     "a precision that is none": (["--trainer.precision", "fp16"], "16-true, 16-mixed, bf16-true, bf16-mixed, 32-true"),
-    "a foreign object": (["--ckpt_path", "object.ckpt"], "'object.ckpt' was not written by lit_gpt"),
+    "a foreign object": (
+        ["--ckpt_path", "object.ckpt"],
+        "'object.ckpt' names code, argparse.Namespace, which is never run",
+    ),
     "no patience": (["--early_stopping", "0"], "early_stopping is 0: give at least 1"),
     "a word for the optimizer": (["--model.optimizer", "muon"], "set them, such as --model.optimizer.kind."),
     "a choice of one": (["--resume", "yes"], "option 'resume' cannot be 'yes': use auto."),
