@@ -19,7 +19,10 @@ class RemembersOptions:
     def __new__(cls, *args: Any, **options: Any) -> Any:
         """Looks at the options before any ``__init__`` changes them."""
         made = super().__new__(cls)
-        given = inspect.signature(cls).bind_partial(*args, **options).arguments
+        given = (
+            inspect.signature(vars(cls).get("__init__", cls.__init__)).bind_partial(None, *args, **options).arguments
+        )
+        given.pop("self", None)
         given |= given.pop("options", {})  # every __init__ hands its ``**options`` on
         made.init_args = {name: plain for name, value in given.items() if (plain := _plain(value)) is not _OBJECT}
         return made

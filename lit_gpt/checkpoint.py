@@ -19,7 +19,6 @@ from datamodules.errors import UserError
 from lit_gpt import integrity
 from lit_gpt.composed import ComposedEmbedding
 from lit_gpt.config import as_typed
-from lit_gpt.run_data import described
 from lit_gpt.version import CHECKPOINT_FORMAT
 
 if TYPE_CHECKING:
@@ -82,6 +81,10 @@ def describe(net: nn.Module, config: dict[str, Any], data: Any) -> dict[str, Any
         data: The datamodule; its class and options are stored, and its ``tokenizer`` and ``fingerprints`` when it has
             them.
     """
+    # Imported here: before Lightning, the modules behind it decide the order in a Union that Python caches, and then
+    # `--trainer.limit_val_batches 1` is read as 1.0, all batches.
+    from lit_gpt.described import described
+
     tokenizer = getattr(data, "tokenizer", None)
     return {
         "format": CHECKPOINT_FORMAT,

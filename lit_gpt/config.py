@@ -240,3 +240,17 @@ class GPTConfig:
             yield "a tied head has no bias of its own: set bias_head or tied_head to false."
         if self.tied_head and self.init == "torch":
             yield "init torch draws embeddings from N(0, 1), too large for a tied head: choose init gpt2."
+
+
+def vocabulary(wanted: int | None, found: int | None) -> int:
+    """The size that a configuration wants for its vocabulary, or that of the data that was found."""
+    size = wanted or found
+    if size is None:
+        raise UserError(
+            "the vocabulary is unknown: set model.config.vocab_size, or fit with a datamodule that has vocab_size."
+        )
+    if found is not None and size < found:
+        raise UserError(
+            f"model.config.vocab_size {size} is smaller than the data's {found} symbols: leave it out, or raise it."
+        )
+    return size

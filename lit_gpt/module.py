@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from datamodules.errors import UserError
 from lit_gpt import checkpoint
 from lit_gpt.checked import CheckedModule
+from lit_gpt.config import vocabulary
 from lit_gpt.integrity import way_on
 from lit_gpt.loss import IGNORE, Softmax, as_multiplied, score, summed_nats
 from lit_gpt.metrics import TokenMetrics, per_text
@@ -84,7 +85,7 @@ class LitLanguageModel(CheckedModule):
 
     def complete_config(self, data: Any) -> None:
         """Take from the data what ``self.config`` leaves to it."""
-        self.config.vocab_size = _vocabulary(self.config.vocab_size, getattr(data, "vocab_size", None))
+        self.config.vocab_size = vocabulary(self.config.vocab_size, getattr(data, "vocab_size", None))
 
     def _data(self) -> Any:
         return getattr(self._trainer, "datamodule", None)
@@ -336,19 +337,6 @@ class LitLanguageModel(CheckedModule):
             f"{what}: lower --model.optimizer.lr, raise --model.optimizer.warmup or set --trainer.gradient_clip_val "
             f"1.0, and {way_on(self.trainer.log_dir)}."
         )
-
-
-def _vocabulary(wanted: int | None, found: int | None) -> int:
-    size = wanted or found
-    if size is None:
-        raise UserError(
-            "the vocabulary is unknown: set model.config.vocab_size, or fit with a datamodule that has vocab_size."
-        )
-    if found is not None and size < found:
-        raise UserError(
-            f"model.config.vocab_size {size} is smaller than the data's {found} symbols: leave it out, or raise it."
-        )
-    return size
 
 
 @rank_zero_only

@@ -1,6 +1,5 @@
 """The data that a checkpoint's run was trained on, for the verbs that only read the checkpoint."""
 
-import glob
 import json
 from collections.abc import Callable, Mapping
 from pkgutil import resolve_name
@@ -12,7 +11,8 @@ from datamodules.errors import UserError
 from datamodules.files import expanded
 from datamodules.options import option_names
 from datamodules.sources import is_place
-from lit_gpt.arguments import data_of_configs, pairs
+from lit_gpt.arguments import CONFIG, data_of_configs, pairs
+from lit_gpt.described import SOURCES, is_there, kept
 
 #: The classes that a file may name; a file from a stranger must not choose what else is imported.
 OURS = (
@@ -20,37 +20,6 @@ OURS = (
     "datamodules.char.CharDataModule",
     "datamodules.headlines.HeadlinesDataModule",
 )
-#: Options that name a text.
-SOURCES = ("source", "val_source", "test_source", "predict_source")
-
-
-def described(data: Any) -> dict[str, Any] | None:
-    """Class and options of a datamodule as plain values; None where there is none, options None where they are unknown.
-
-    Places of texts and of a tokenizer are made absolute, so that the verbs may be typed in another folder.
-    """
-    if data is None:
-        return None
-    options = getattr(data, "init_args", None)
-    path = f"{type(data).__module__}.{type(data).__name__}"
-    return {"class_path": path, "init_args": None if options is None else {k: _kept(k, options[k]) for k in options}}
-
-
-def _kept(name: str, value: Any) -> Any:
-    if name in SOURCES or name == "tokenizer":
-        return [_absolute(one) for one in value] if isinstance(value, list) else _absolute(value)
-    return value
-
-
-def _absolute(spec: Any) -> Any:
-    """A file, folder or glob from the root on; a name, such as ``embedded``, as it is."""
-    if not isinstance(spec, str) or not is_place(spec) or not _is_there(spec):
-        return spec
-    return str(expanded(spec).absolute())
-
-
-def _is_there(spec: str) -> bool:
-    return bool(glob.glob(glob.escape(str(expanded(spec))))) or bool(glob.glob(str(expanded(spec)), recursive=True))
 
 
 def parsed(
@@ -105,7 +74,7 @@ def _usable(stored: Mapping[str, Any], typed: set[str], verb: str) -> dict[str, 
     for name in SOURCES if verb == "predict" else SOURCES[:-1]:
         value = options.get(name)
         for spec in value if isinstance(value, list) else [value]:
-            if spec is not None and is_place(spec) and not _is_there(spec):
+            if spec is not None and is_place(spec) and not is_there(spec):
                 raise UserError(f"the run's {name} {spec!r} is gone: give the text as --data.{name}.")
     if verb != "predict":
         options.pop("predict_source", None)
@@ -120,7 +89,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     data: list[str] = []
     goal = rest
     for argument in arguments:
-        if argument.startswith("-"):
+        if argument.startswith("--") or argument in CONFIG:  # a number may begin with a single one
             goal = data if argument.startswith("--data.") and not argument.startswith("--data.help") else rest
         goal.append(argument)
     return rest, data
@@ -143,7 +112,7 @@ def _left_out(configs: Mapping[str, Any], used: Mapping[str, Any], typed: set[st
     there: dict[str, Any] = {"class": configs.get("class_path"), **configs, **(configs.get("init_args") or {})}
     here = {"class": used["class_path"], **used["init_args"]}
     for name in sorted(there.keys() - typed - {"class_path", "init_args"}):
-        ours, theirs = _kept(name, there[name]), here.get(name)
+        ours, theirs = kept(name, there[name]), here.get(name)
         same = str(theirs).endswith(f".{str(ours).rpartition('.')[2]}") if name == "class" else ours == theirs
         if ours is not None and not same:
             option = "--data CLASS" if name == "class" else f"--data.{name}"

@@ -168,10 +168,15 @@ def test_a_test_says_what_a_validation_says(fit: Fit, text: Path, capsys: pytest
     capsys.readouterr()
     run("validate", [*flags, "--data.train_eval_rows", "0"])
     validated = capsys.readouterr().out
-    assert re.fullmatch(r"val [\d.]+  top-1 [\d.]+%  top-5 [\d.]+%  [\d.]+ nats/char  [\d.]+ bits/byte\n", validated)
+    line = r"scoring the val split of .*my text\.txt, as in the run\n"
+    assert re.fullmatch(
+        line + r"val [\d.]+  top-1 [\d.]+%  top-5 [\d.]+%  [\d.]+ nats/char  [\d.]+ bits/byte\n", validated
+    )
     text.with_name("held out.txt").write_text(text.read_text()[-len(text.read_text()) // 10 :])
     run("test", [*flags, "--data.test_source", "held out.txt"])
-    assert capsys.readouterr().out.startswith("test ")
+    named, found = capsys.readouterr().out.splitlines()
+    assert named == "scoring the test split of held out.txt, which is not the run's text, or not split as there"
+    assert found.startswith("test ")
 
 
 def test_predict_writes_every_token_of_a_text(fit: Fit, text: Path, tmp_path: Path) -> None:

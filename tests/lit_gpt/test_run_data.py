@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules import BPEDataModule, CharDataModule
+import datamodules
 from datamodules.errors import UserError
 from lit_gpt import checkpoint
 from lit_gpt.cli import LitCLI, run
-from lit_gpt.run_data import described
+from lit_gpt.described import described
 from tests.conftest import TINY
 from tests.lit_gpt.test_cli import rows
 
@@ -35,7 +35,9 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("once")
     lines = (f"the model {n * n % 89} reads a token and stops" for n in range(160))
     (home / "titles.txt").write_text("\n".join(lines), encoding="utf-8")
-    with contextlib.chdir(home):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
         run("fit", [*TINY, *TITLES, "--data.source", "titles.txt"])
     return home / "logs" / "run" / "version_0"
 
@@ -74,6 +76,8 @@ def test_a_checkpoint_is_scored_on_its_own_text_from_anywhere(
     assert f"scoring the val split of {titles}, as in the run\n" in capsys.readouterr().out
     scored(trained, verb="predict")
     assert f"scoring the val split of {titles}, as in the run\nwrote 20 documents" in capsys.readouterr().out
+    with pytest.raises(UserError, match="seed is -1: give at least 0"):
+        scored(trained, "--data.seed", "-1")
     with pytest.raises(UserError, match="There is no test split"):
         scored(trained, verb="test")
 
@@ -154,7 +158,9 @@ def test_a_file_chooses_no_class_that_is_not_ours(
 def test_data_is_described_by_plain_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("a")
-    found = described(BPEDataModule(["a.txt", "embedded"], tokenizer="byte", block_size=8, val_source=Path("a.txt")))
+    found = described(
+        datamodules.BPEDataModule(["a.txt", "embedded"], tokenizer="byte", block_size=8, val_source=Path("a.txt"))
+    )
     assert found == {
         "class_path": "datamodules.bpe.BPEDataModule",
         "init_args": {
@@ -162,7 +168,7 @@ def test_data_is_described_by_plain_values(tmp_path: Path, monkeypatch: pytest.M
             **{"tokenizer": "byte", "block_size": 8},
         },
     }
-    assert described(CharDataModule()) == {"class_path": "datamodules.char.CharDataModule", "init_args": {}}
+    assert described(datamodules.CharDataModule()) == {"class_path": "datamodules.char.CharDataModule", "init_args": {}}
     assert described(None) is None
     assert described(object()) == {"class_path": "builtins.object", "init_args": None}
 
