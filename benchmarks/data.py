@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks import report
 from datamodules import BPEDataModule, HeadlinesDataModule, TextDataModule
-from datamodules.base import RowKind
+from datamodules.cutting import RowKind
 from datamodules.sources import open_source
 from datamodules.tokenizers import UnigramTokenizer, train_tokenizer
 from datamodules.tokenizers.sampling import SampledTexts

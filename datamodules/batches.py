@@ -19,7 +19,7 @@ from datamodules.tokens import TokenStream
 
 IGNORED = -100
 Batch = dict[str, torch.Tensor]
-_ROW_ORDER, _OFFSET, _DOCUMENT_ORDER = 0, 1, 2  # independent random streams of one epoch
+_ROW_ORDER, _OFFSET, DOCUMENT_ORDER = 0, 1, 2  # independent random streams of one epoch
 
 
 class Rows(ABC):
@@ -99,6 +99,8 @@ class Windows(StreamRows):
             windows side by side, with a seed from another offset in each epoch: every target is scored exactly once.
         seed: as in `Rows`.
         mask_first: as in `StreamRows`, of each window.
+        once: whether a target that an earlier window holds too is scored there alone (evaluation): each is then scored
+            with at least T - ``stride`` tokens before it, but for the first T.
     """
 
     def __init__(
@@ -108,11 +110,11 @@ class Windows(StreamRows):
         stride: int | None = None,
         seed: int | None = None,
         mask_first: int = 0,
+        once: bool = False,
     ) -> None:
         super().__init__(store, block_size, seed, mask_first)
-        self.stride = stride
-        behind = max(self.last - block_size, 0)
-        self.count = self.tiling_rows() if stride is None else -(-behind // stride) + 1
+        self.stride, self.once = stride, once
+        self.count = self.tiling_rows() if stride is None else int(pieces(self.last, block_size, stride))
 
     def slices(self, epoch: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """First input and number of targets (B,) of each window."""
@@ -125,73 +127,54 @@ class Windows(StreamRows):
         """input_ids, targets, attention_mask (B, T)."""
         low, length = self.slices(epoch, rows)
         tokens = self.gather(low[:, None] + np.arange(self.block_size + 1))
-        unscored = self.columns[None] < self.mask_first if self.mask_first else None
+        seen = self.block_size - self.stride if self.once and self.stride else 0  # targets of an earlier window
+        unscored = self.columns < np.where(rows > 0, seen, 0)[:, None] + self.mask_first
         return self.finish(tokens, length, unscored)
 
 
-class Padded(StreamRows):
-    """One document a row, ``E document E``; a longer one goes on in further rows. Pads are on the right."""
+def pieces(length: Any, block_size: int, stride: int) -> Any:
+    """How many rows that start ``stride`` apart, and are full but for the last, hold ``length`` targets (n,)."""
+    return 1 + -(-np.maximum(length - block_size, 0) // stride)
 
-    def __init__(self, store: TokenStream, block_size: int, seed: int | None = None, mask_first: int = 0) -> None:
+
+class Padded(StreamRows):
+    """One document a row, ``E document E``; a longer one goes on in further rows. Pads are on the right.
+
+    Args:
+        store: the split.
+        block_size: T.
+        seed: as in `Rows`.
+        mask_first: as in `StreamRows`, of each document.
+        val_stride: distance of the rows of one document; a target that an earlier row holds too is scored there alone.
+            None puts them side by side.
+    """
+
+    def __init__(
+        self,
+        store: TokenStream,
+        block_size: int,
+        seed: int | None = None,
+        mask_first: int = 0,
+        val_stride: int | None = None,
+    ) -> None:
         super().__init__(store, block_size, seed, mask_first)
+        self.stride = val_stride or block_size
         self.length = np.diff(store.starts) - (store.eos_id is None)  # targets of each document
-        self.first_row = np.concatenate([[0], np.cumsum(-(-self.length // block_size))])
+        rows = np.where(self.length > 0, pieces(self.length, block_size, self.stride), 0)
+        self.first_row = np.concatenate([[0], np.cumsum(rows)])
         self.count = int(self.first_row[-1])
 
     def batch(self, epoch: int, rows: np.ndarray) -> dict[str, np.ndarray]:
         """input_ids, targets, attention_mask (B, T), and document (B,): its number, -1 for an empty row."""
         document = np.searchsorted(self.first_row, rows, side="right") - 1
-        done = (rows - self.first_row[document]) * self.block_size  # targets of the document in earlier rows
+        done = (rows - self.first_row[document]) * self.stride  # where the row begins in its document
         length = np.where(rows < 0, 0, np.minimum(self.length[document] - done, self.block_size))
         tokens = self.gather(
             np.maximum(self.store.starts[document] + done, 0)[:, None] + np.arange(self.block_size + 1)
         )
-        unscored = done[:, None] + self.columns < self.mask_first if self.mask_first else None
+        seen = np.where(done > 0, self.block_size - self.stride, 0)  # targets of an earlier row
+        unscored = (self.columns < seen[:, None]) | (done[:, None] + self.columns < self.mask_first)
         return {**self.finish(tokens, length, unscored), "document": document}
-
-
-class Packed(StreamRows):
-    """The epoch's shuffled documents end to end, one mark between two, cut into rows; pads only at either end.
-
-    A mark is the target that ends one document and the input that starts the next, so a packed document and the same
-    one alone in a padded row see the same inputs.
-    """
-
-    def __init__(self, store: TokenStream, block_size: int, seed: int | None = None, mask_first: int = 0) -> None:
-        super().__init__(store, block_size, seed, mask_first)
-        self.count = self.tiling_rows()
-        self._plan: tuple[int, np.ndarray, np.ndarray] | None = None
-
-    def plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where the k-th document of the epoch lies in the store and in the packed stream; (documents + 1,) each.
-
-        16 bytes a document, kept for one epoch.
-        """
-        if self._plan is None or self._plan[0] != epoch:
-            documents = len(self.store.starts) - 1
-            order = np.arange(documents)
-            if self.seed is not None:
-                order = permute(order, documents, random_words(self.seed, epoch, _DOCUMENT_ORDER))
-            source = np.append(self.store.starts[order], self.last)
-            goal = np.concatenate([[0], np.cumsum(np.diff(self.store.starts)[order])])
-            self._plan = epoch, source, goal
-        return self._plan[1:]
-
-    def prepare(self, epoch: int) -> None:
-        """See `Rows`."""
-        self.plan(epoch)
-
-    def batch(self, epoch: int, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """input_ids, targets, attention_mask and document_ids (B, T): 0, 1, ... within each row, -1 on pads."""
-        source, goal = self.plan(epoch)
-        low, length = self.slices(epoch, rows)
-        position = np.minimum(low[:, None] + np.arange(self.block_size + 1), self.last)
-        slot = np.searchsorted(goal, position, side="right") - 1  # the final mark has the slot behind the last document
-        inside = position - goal[slot]
-        unscored = inside[:, :-1] < self.mask_first if self.mask_first else None
-        batch = self.finish(self.gather(source[slot] + inside), length, unscored)
-        local = (slot - slot[:, :1])[:, :-1]
-        return {**batch, "document_ids": np.where(batch["attention_mask"], local, -1).astype(np.int32)}
 
 
 @dataclass(frozen=True)

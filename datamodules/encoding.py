@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
+from datamodules.cores import cores
 from datamodules.errors import UserError
 from datamodules.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer, tokenizer_from_dict
 
@@ -47,7 +48,7 @@ def useful_workers(tokenizer: Tokenizer, chars: int) -> int:
     """How many processes make it faster: none for characters and bytes, which are one numpy look-up."""
     if isinstance(tokenizer, CharTokenizer | ByteTokenizer):
         return 0
-    workers = min(_cores(), chars // _CHARS_PER_WORKER)
+    workers = min(cores(), chars // _CHARS_PER_WORKER)
     return workers if workers > 1 else 0
 
 
@@ -131,7 +132,3 @@ def serve() -> None:
 def _send(pipe: Any, value: object) -> None:
     pickle.dump(value, pipe, protocol=5)
     pipe.flush()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

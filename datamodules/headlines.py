@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any, Literal
 
-from datamodules.base import RowKind
+from datamodules.cutting import RowKind
 from datamodules.errors import UserError
 from datamodules.prepare import Recipe
 from datamodules.scoring import ScoredText, challenge_coverage

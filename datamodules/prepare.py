@@ -1,14 +1,15 @@
 """Text to token store, once: whoever asks first prepares, everyone else waits and opens what is there.
 
 The text is streamed, twice where a split must know how long it is, and is never held whole. A store is written
-into a folder beside its place and renamed when it is complete, so a store that exists is a whole one: a process that is
-killed leaves a folder that the next one removes. Imports no torch.
+into a folder beside its place and renamed when it is complete: a process that is killed leaves a folder that the next
+one removes. A store whose files are no longer what was written (see `integrity`) is prepared anew. Imports no torch.
 """
 
 import errno
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,7 @@ from typing import Literal
 from datamodules.encoding import Encoded, Job, encode_all, useful_workers
 from datamodules.errors import FULL, UserError, is_refusal
 from datamodules.files import cache_folder, locked
+from datamodules.integrity import damage, is_whole, write_meta
 from datamodules.progress import progress
 from datamodules.sources import Source
 from datamodules.splitting import PIECE, Scan, Scanner, Split, SplitPiece, scan, split_documents, split_text
@@ -32,7 +34,7 @@ from datamodules.tokenizers import (
     save_tokenizer,
     train_tokenizer,
 )
-from datamodules.tokens import STORE_VERSION, TOKENIZER, TokenWriter, is_complete, token_dtype, write_meta
+from datamodules.tokens import STORE_VERSION, TOKENIZER, TokenWriter, token_dtype
 
 Kind = Literal["char", "bpe", "unigram"]
 _JOB_CHARS = 1 << 20
@@ -184,32 +186,46 @@ def store_folder(recipe: Recipe, cache_dir: str | Path | None = None) -> Path:
     return cache_folder(cache_dir) / recipe.key
 
 
-def prepare(recipe: Recipe, cache_dir: str | Path | None = None) -> Path:
-    """The folder of the recipe's store, prepared now if it is not there whole.
+def prepare(recipe: Recipe, cache_dir: str | Path | None = None, verify: bool = False) -> Path:
+    """The folder of the recipe's store, prepared now if it is not there whole; a line on stderr says what was damaged.
 
     Safe to call from several processes at once, and after one of them was killed.
 
     Args:
         recipe: what goes into the store.
         cache_dir: parent of all stores; None for `files.default_cache_dir`.
+        verify: whether all of a store that is there is read, and not only what looks touched.
 
     Raises:
         UserError: what the source or the tokenizer refuses, or a cache that cannot be written.
     """
     folder = store_folder(recipe, cache_dir)
-    if is_complete(folder):
+    if is_whole(folder, verify):
         return folder
     with _writable(folder.parent), locked(folder.with_suffix(".lock")):
-        if not is_complete(folder):
-            part = folder.with_suffix(".part")
-            _remove(part, folder)
-            try:
-                with recipe.unchanging():
-                    _build(recipe, part)
-                part.rename(folder)
-            finally:
-                _remove(part)
+        fault = damage(folder, verify) if folder.exists() else None
+        if fault is not None:
+            print(f"The tokens in {folder} are damaged ({fault}): preparing them anew.", file=sys.stderr, flush=True)
+        if fault is not None or not folder.exists():  # another process may have prepared them meanwhile
+            _put_in_place(recipe, folder)
     return folder
+
+
+def _put_in_place(recipe: Recipe, folder: Path) -> None:
+    """Builds the store beside its place, compares it with what was to be written, and renames it."""
+    part = folder.with_suffix(".part")
+    _remove(part, folder)
+    try:
+        with recipe.unchanging():
+            _build(recipe, part)
+        if (fault := damage(part, wholly=True)) is not None:
+            raise UserError(
+                f"The disk of the cache {folder.parent} does not keep what is written to it ({fault}): set cache_dir "
+                "to another one."
+            )
+        part.rename(folder)
+    finally:
+        _remove(part)
 
 
 def load_tokenizer_of(folder: Path) -> Tokenizer:
@@ -229,15 +245,13 @@ def _build(recipe: Recipe, folder: Path) -> None:
             if name not in writers:
                 writers[name] = TokenWriter(folder, name, dtype, tokenizer.eos_id)
             writers[name].add(*encoded, end)
-        counts = {name: writer.close() for name, writer in writers.items()}
+        prints = {"data": recipe.data_fingerprint, "tokenizer": tokenizer.fingerprint}
+        facts = {"eos_id": tokenizer.eos_id, "source": recipe.source.name, "fingerprints": prints}
+        write_meta(folder, writers, dtype=dtype.name, **facts)
     finally:
         for writer in writers.values():
             with suppress(OSError):
                 writer.abandon()
-    prints = {"data": recipe.data_fingerprint, "tokenizer": tokenizer.fingerprint}
-    write_meta(
-        folder, counts, dtype=dtype.name, eos_id=tokenizer.eos_id, source=recipe.source.name, fingerprints=prints
-    )
 
 
 def _encoded(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[tuple[str, bool, Encoded]]:

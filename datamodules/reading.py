@@ -7,8 +7,9 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -93,11 +94,35 @@ def without_gz(path: Path) -> Path:
     return path.with_suffix("") if _is_gz(path) else path
 
 
+#: How files begin that hold text only after some program has opened them: the place, the bytes, what it is.
+_BEGINNINGS = (
+    (257, b"ustar", "a tar archive"),
+    (0, b"PK\x03\x04", "a zip archive (or a .docx, .odt, .epub or .xlsx)"),
+    (0, b"\x1f\x8b", "gzipped, and its name does not end in .gz or it is so twice"),
+    (4, b"1AY&SY", "a bzip2 file"),
+    (0, b"\xfd7zXZ\x00", "an xz file"),
+    (0, b"\x28\xb5\x2f\xfd", "a zstd file"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (0, b"Rar!\x1a\x07", "a rar archive"),
+    (0, b"%PDF-", "a PDF"),
+    (0, b"PAR1", "a parquet table, to read with documents='column'"),
+)
+
+
+def _refuse_archive(data: bytes, name: str) -> None:
+    """Some of these decode as UTF-8, headers and all; for the others, converting would be the wrong advice."""
+    for at, mark, what in _BEGINNINGS:
+        if data[at : at + len(mark)] == mark:
+            raise UserError(f"{name} is {what}, and no text: give the texts in it, unpacked, as .txt (or .txt.gz).")
+
+
 def _decoded(stream: io.BufferedIOBase, name: str, size: int) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0  # of the first byte that the decoder has not turned into text
     while True:
         data = _read(stream, name, size)
+        if offset == 0:
+            _refuse_archive(data, name)
         try:
             text = decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
@@ -186,8 +211,7 @@ def _csv_values(file: TextFile, column: str, delimiter: str) -> Iterator[str]:
     rows = csv.reader((line + "\n" for line in file.lines()), delimiter=delimiter, strict=True)
     try:
         header = next(rows, [])
-        if column not in header:
-            raise unknown_column(file.name, column, header)
+        _check_column(file.name, column, header)
         index = header.index(column)
         for row in filter(None, rows):  # a blank line is no row
             if len(row) != len(header):
@@ -208,7 +232,9 @@ def _jsonl_values(file: TextFile, column: str) -> Iterator[str]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=partial(_row, f"{file.name}, line {number}", column))
+        except UserError:
+            raise
         except (ValueError, RecursionError) as error:  # thousands of digits or brackets are refused too
             raise UserError(f"{file.name}, line {number} is not JSON that can be read: {error}.") from None
         if not isinstance(row, dict) or column not in row:
@@ -227,10 +253,24 @@ def _parquet_values(file: TextFile, column: str) -> Iterator[str]:
         table = parquet.ParquetFile(file.path)
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"{file.name} is not a parquet file: {error}") from None
-    if column not in table.schema_arrow.names:
-        raise unknown_column(file.name, column, table.schema_arrow.names)
+    _check_column(file.name, column, table.schema_arrow.names)
     for batch in table.iter_batches(columns=[column]):
         yield from (as_text(v, column, file.name) for v in batch.column(0).to_pylist() if v is not None)
+
+
+def _check_column(where: str, column: str, names: Sequence[str]) -> None:
+    """Refuses a column that is not there, and a name that two have: a choice between them would be a guess."""
+    if column not in names:
+        raise unknown_column(where, column, names)
+    if names.count(column) > 1:
+        raise UserError(f"{where} has {names.count(column)} columns named {column!r}: rename all but one.")
+
+
+def _row(where: str, column: str, pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A row of JSON as Python's, which takes the last of two equal keys."""
+    if sum(name == column for name, _ in pairs) > 1:
+        _check_column(where, column, [name for name, _ in pairs])
+    return dict(pairs)
 
 
 def as_text(value: object, column: str, where: str) -> str:

@@ -1,4 +1,8 @@
-"""How much text an evaluation scores: the denominators of bits per byte and nats per character."""
+r"""How much text an evaluation scores: the denominators of bits per byte and nats per character.
+
+Text is counted as it is read (see `reading`): UTF-8, without a byte order mark, with ``\n`` for every line end. A file
+with ``\r\n`` has more bytes than that. Divided by them the loss would look lower, for characters that no model saw.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,10 +18,11 @@ BEGINNING = -1
 
 @dataclass(frozen=True)
 class ScoredText:
-    """What one evaluation pass scores: ``tokens`` targets, ``end_marks`` of them end marks, and the text behind them.
+    r"""What one evaluation pass scores: ``tokens`` targets, ``end_marks`` of them end marks, and the text behind them.
 
-    ``chars`` and ``bytes`` (UTF-8) are of the raw text, with one newline for each end mark. ``coverage`` is the share
-    of the split that the headline challenge's original convention would score (see `challenge_coverage`), or None.
+    ``chars`` and ``bytes`` (UTF-8) are of the normalised text (no byte order mark, line ends ``\n``), before any
+    tokenizer, with one newline for each end mark. ``coverage`` is the share of the split that the headline challenge's
+    original convention would score (see `challenge_coverage`), or None.
     """
 
     tokens: int
@@ -37,7 +42,7 @@ def challenge_coverage(tokens: int, step: int) -> float:
 
 
 def scored_split(store: TokenStore, tokenizer: Tokenizer) -> ScoredText:
-    """A whole split: every token but the first, before which nothing comes, counted in the raw text as it was read."""
+    """A whole split: every token but the first, before which nothing comes, counted in the text as it was read."""
     counts, marks = store.counts, store.counts.end_marks
     if marks:  # the first token is a mark, and no text
         return ScoredText(counts.tokens - 1, counts.chars + marks, counts.bytes + marks, marks)

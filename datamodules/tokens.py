@@ -7,17 +7,19 @@ of text. Files are memory-mapped, so a corpus larger than memory costs no more t
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from datamodules.files import SummedFile
+
 #: Raised by one when the files of older code can no longer be read, or tokenizers are trained otherwise than by it.
 #: Part of the cache's key.
-STORE_VERSION = 2
+STORE_VERSION = 3
 META = "meta.json"
 TOKENIZER = "tokenizer.json"
 SPLITS = ("train", "val", "test")
@@ -92,21 +94,25 @@ TokenStream = TokenStore | TokenArrays
 
 
 class TokenWriter:
-    """Appends the documents of one split to its two files."""
+    """Appends the documents of one split to its two files.
+
+    Attributes:
+        files: the two, by name.
+    """
 
     def __init__(self, folder: Path, split: str, dtype: np.dtype, eos_id: int | None) -> None:
         self.dtype, self.eos_id = dtype, eos_id
         self.tokens = self.documents = self.chars = self.bytes = 0
         self._inside = False
-        self._ids: BinaryIO = (folder / f"{split}.bin").open("wb")
-        self._starts: BinaryIO = (folder / f"{split}.starts").open("wb")
+        self.files = {name: SummedFile(folder / name) for name in (f"{split}.bin", f"{split}.starts")}
+        self._ids, self._starts = self.files.values()
 
     def add(self, ids: np.ndarray, chars: int, n_bytes: int, end: bool) -> None:
         """Appends a piece of a document; ``end`` says that it is the last one."""
         if not self._inside:
             self._start()
             self.documents += 1
-        self._ids.write(ids.astype(self.dtype, copy=False).data)
+        self._ids.write(ids.astype(self.dtype, copy=False).tobytes())
         self.tokens += len(ids)
         self.chars += chars
         self.bytes += n_bytes
@@ -133,29 +139,6 @@ class TokenWriter:
             self.tokens += 1
 
 
-def write_meta(folder: Path, counts: dict[str, Counts], **facts: Any) -> None:
-    """Writes the file that makes a folder a finished store: it comes last."""
-    meta = {"version": STORE_VERSION, **facts, "splits": {split: asdict(count) for split, count in counts.items()}}
-    (folder / META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
-
-
 def read_meta(folder: Path) -> dict[str, Any]:
     """What the writer said about the store."""
     return json.loads((folder / META).read_text(encoding="utf-8"))
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether the folder holds a store of this version whose files have the sizes they should have."""
-    try:
-        meta = read_meta(folder)
-        if meta["version"] != STORE_VERSION:
-            return False
-        width = np.dtype(meta["dtype"]).itemsize
-        return all(_sizes_agree(folder, split, Counts(**count), width) for split, count in meta["splits"].items())
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _sizes_agree(folder: Path, split: str, counts: Counts, width: int) -> bool:
-    tokens, starts = (folder / f"{split}.bin").stat().st_size, (folder / f"{split}.starts").stat().st_size
-    return tokens == counts.tokens * width and starts == (counts.documents + 1) * 8

@@ -33,6 +33,8 @@ from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.version import CHECKPOINT_FORMAT
 
 WEIGHTS = "model.safetensors"
+#: What an export writes.
+FILES = (WEIGHTS, "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 #: What of a model on the hub is downloaded; files of weights in other formats would double the size.
 WANTED = ["config.json", "tokenizer.json", "model*.safetensors"]
 
@@ -207,6 +209,14 @@ def _read_metadata(file: Path) -> dict[str, str]:
         return opened.metadata() or {}
 
 
+def written_here(folder: Path) -> bool:
+    """Whether the weights in a folder are of an export of ours."""
+    try:
+        return _read_metadata(folder / WEIGHTS).get("written_by") == "lit_gpt"
+    except Exception:  # damaged; the library's errors have nothing else in common
+        return False
+
+
 def _read_config(folder: Path) -> Config:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -306,7 +316,8 @@ def _parts(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], State]:
 
 def _write_tensors(state: State, metadata: dict[str, str], out: Path) -> None:
     data = _safetensors().save(
-        {name: tensor.contiguous() for name, tensor in state.items()}, {"format": "pt", **metadata}
+        {name: tensor.contiguous() for name, tensor in state.items()},
+        {"format": "pt", "written_by": "lit_gpt", **metadata},
     )
     write_atomically(out / WEIGHTS, lambda file: file.write(data))
 

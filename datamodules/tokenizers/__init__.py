@@ -2,7 +2,13 @@
 
 from datamodules.tokenizers.base import END_MARK, Tokenizer
 from datamodules.tokenizers.bpe import ENCODINGS, PATTERNS, BPETokenizer, PatternName
-from datamodules.tokenizers.files import load_tokenizer, open_tokenizer, save_tokenizer, tokenizer_from_dict
+from datamodules.tokenizers.files import (
+    is_written_here,
+    load_tokenizer,
+    open_tokenizer,
+    save_tokenizer,
+    tokenizer_from_dict,
+)
 from datamodules.tokenizers.huggingface import from_huggingface, to_huggingface
 from datamodules.tokenizers.parts import token_parts
 from datamodules.tokenizers.simple import ByteTokenizer, CharTokenizer
@@ -20,6 +26,7 @@ __all__ = [
     "Tokenizer",
     "UnigramTokenizer",
     "from_huggingface",
+    "is_written_here",
     "load_tokenizer",
     "open_tokenizer",
     "save_tokenizer",

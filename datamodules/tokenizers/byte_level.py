@@ -2,7 +2,7 @@
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +40,11 @@ class ByteLevelTokenizer(Tokenizer):
         eos: str | None = None,
         prefix_space: bool = False,
     ) -> None:
+        _check_types(tokens, pattern, specials, prefix_space)
         if missing := {chr(byte) for byte in range(256)}.difference(tokens):
             raise UserError(f"The vocabulary lacks {len(missing)} of the 256 bytes, so some text would have no ids.")
+        if eos is not None and eos not in specials:
+            raise UserError(f"The end mark {str(eos)[:40]!r} is none of the {len(specials)} special marks.")
         self.tokens = tokens
         self.pattern = pattern
         self.specials = specials
@@ -89,6 +92,30 @@ class ByteLevelTokenizer(Tokenizer):
     @cached_property
     def _name_by_id(self) -> dict[int, str]:
         return {token_id: name for name, token_id in self.specials.items()}
+
+
+def _check_types(tokens: list[str], pattern: str, specials: dict[str, int], prefix_space: bool) -> None:
+    """Refuses what a damaged or forged file may hold, before anything is made of it."""
+    if not (isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)):
+        raise UserError("The vocabulary is not a list of texts.")
+    if (beyond := max("".join(tokens), default="")) > "\xff":
+        raise UserError(f"The vocabulary holds the character {beyond!r}, which is no byte.")
+    if not (isinstance(pattern, str) and isinstance(prefix_space, bool) and isinstance(specials, dict)):
+        raise UserError("The pattern, prefix_space or the special marks are of another type than text, bool and dict.")
+    check_ids(specials, len(tokens))
+    if taken := [name for name, token_id in specials.items() if tokens[token_id]]:
+        raise UserError(f"The special mark {taken[0][:40]!r} has the id {specials[taken[0]]}, which is a token's.")
+
+
+def check_ids(ids: Mapping[str, object], size: int) -> None:
+    """Refuses ids by name that are no whole numbers from 0 up to ``size`` - 1.
+
+    Raises:
+        UserError: names the first.
+    """
+    for name, token_id in ids.items():
+        if type(token_id) is not int or not 0 <= token_id < size:
+            raise UserError(f"The token {str(name)[:40]!r} has the id {token_id!r}, and ids must be 0 to {size - 1}.")
 
 
 def _visible_bytes() -> str:

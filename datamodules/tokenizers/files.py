@@ -8,6 +8,7 @@ from datamodules.errors import UserError
 from datamodules.files import expanded, write_text
 from datamodules.tokenizers.base import Tokenizer
 from datamodules.tokenizers.bpe import ENCODINGS, BPETokenizer
+from datamodules.tokenizers.byte_level import huggingface_state
 from datamodules.tokenizers.huggingface import from_huggingface
 from datamodules.tokenizers.simple import ByteTokenizer, CharTokenizer
 from datamodules.tokenizers.unigram import UnigramTokenizer
@@ -24,18 +25,18 @@ def tokenizer_from_dict(state: dict[str, Any]) -> Tokenizer:
     """The tokenizer that `Tokenizer.to_dict` described: same ids, no file and no network needed.
 
     Raises:
-        UserError: `state` describes none.
+        UserError: what no tokenizer of ours would have described, such as ids without a place in the vocabulary.
     """
     options = dict(state)
-    kind = str(options.pop("kind", None))
-    if kind not in _CLASSES:
+    kind = options.pop("kind", None)
+    if not isinstance(kind, str) or kind not in _CLASSES:
         raise UserError(f"The tokenizer kind {kind!r} is not known; it must be one of {', '.join(_CLASSES)}.")
     try:
         return _CLASSES[kind](**options)
     except UserError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"The tokenizer is damaged ({type(error).__name__}: {error}); use a whole copy.") from None
+    except (LookupError, TypeError, ValueError, AttributeError) as error:  # options of another type, too few or more
+        raise UserError(f"The {kind} tokenizer is damaged ({error}); make or download it again.") from None
 
 
 def open_tokenizer(spec: str) -> Tokenizer:
@@ -56,6 +57,20 @@ def open_tokenizer(spec: str) -> Tokenizer:
 def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
     """Writes a JSON file, whole or not at all, that `load_tokenizer` reads."""
     write_text(path, json.dumps(tokenizer.to_dict(), ensure_ascii=False))
+
+
+def is_written_here(path: Path) -> bool:
+    """Whether a file is of `save_tokenizer`, or a ``tokenizer.json`` as `to_huggingface` makes it: those of published
+    byte-level models have a post-processor.
+    """
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    if not isinstance(state, dict):
+        return False
+    exported = state.keys() == huggingface_state({}, "", {}).keys() and state["post_processor"] is None
+    return exported or state.get("kind") in list(_CLASSES)
 
 
 def load_tokenizer(path: str | Path, *, tried: bool = True) -> Tokenizer:
@@ -85,5 +100,5 @@ def load_tokenizer(path: str | Path, *, tried: bool = True) -> Tokenizer:
         return tokenizer
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); make or download it again.") from None

@@ -8,6 +8,7 @@ from datamodules.tokenizers.bpe import PATTERNS, BPETokenizer
 from datamodules.tokenizers.byte_level import (
     PREPEND,
     ByteLevelTokenizer,
+    check_ids,
     from_visible,
     huggingface_state,
     library_tokenizer,
@@ -18,6 +19,9 @@ from datamodules.tokenizers.unigram import UnigramTokenizer
 
 #: Names of end marks in published tokenizers, looked for in this order.
 _END_MARKS = (END_MARK, "<|end_of_text|>", "</s>", "<eos>")
+
+#: Ids without a token that a small vocabulary may have; in a large one there may be as many as tokens.
+_UNUSED = 1024
 
 #: What an imported tokenizer must encode as Hugging Face does, besides tokens of its own vocabulary: cases,
 #: digits, contractions, runs of white space, scripts, combining marks, emoji.
@@ -89,6 +93,8 @@ def from_huggingface(state: dict[str, Any]) -> Tokenizer:
 
 
 def _tokens(vocab: dict[str, int], specials: dict[str, int]) -> list[str]:
+    ids = {**vocab, **specials}
+    check_ids(ids, 2 * len(ids) + _UNUSED)  # a forged id of a billion would take the memory of a billion tokens
     tokens = [""] * (1 + max([*vocab.values(), *specials.values()]))
     for token, token_id in vocab.items():
         if token not in specials:

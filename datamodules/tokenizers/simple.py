@@ -25,6 +25,10 @@ class CharTokenizer(Tokenizer):
     """
 
     def __init__(self, chars: Iterable[str], unknown: Literal["error", "unk"] = "error", eos: bool = False) -> None:
+        if unknown not in ("error", "unk") or not isinstance(eos, bool):
+            raise UserError(
+                f"A character vocabulary has unknown 'error' or 'unk', not {unknown!r}, and eos true or false."
+            )
         self.chars = "".join(sorted(set("".join(chars))))
         if not self.chars:
             raise UserError("A character vocabulary needs at least one character; the text it was made from is empty.")
@@ -86,6 +90,8 @@ class ByteTokenizer(Tokenizer):
     """One id a byte of UTF-8, 0 to 255; the end mark, where asked for, is 256."""
 
     def __init__(self, eos: bool = False) -> None:
+        if not isinstance(eos, bool):
+            raise UserError(f"The eos of a byte tokenizer is {eos!r}: give true or false.")
         self.vocab_size = 257 if eos else 256
         self.eos_id = 256 if eos else None
 

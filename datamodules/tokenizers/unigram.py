@@ -1,5 +1,6 @@
 """Byte-level Unigram: the likeliest segmentation under a table of token probabilities; see `sampling` for others."""
 
+import math
 from array import array
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,8 @@ class UnigramTokenizer(ByteLevelTokenizer):
         super().__init__(tokens, pattern, specials, eos, prefix_space)
         if len(scores) != len(tokens):
             raise UserError(f"The vocabulary has {len(tokens)} tokens and {len(scores)} scores, which must be as many.")
+        if not all(isinstance(score, int | float) and math.isfinite(score) for score in scores):
+            raise UserError("The vocabulary has scores that are no finite numbers.")
         self.scores = scores
 
     def words(self, text: str) -> list[str]:

@@ -1,7 +1,9 @@
 """``predict`` writes what the model thought of every token, one document a line."""
 
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from datamodules.errors import UserError
 from datamodules.files import write_atomically
 from lit_gpt.loss import IGNORE
+from lit_gpt.outputs import check_output
 
 
 class WritePredictions(Callback):
@@ -26,9 +29,10 @@ class WritePredictions(Callback):
         self._documents: dict[int, list[dict[str, Any]]] = {}
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse several processes: the documents would be spread over them."""
+        """Refuse several processes, over which the documents would be spread, and a file that is something else."""
         if trainer.world_size > 1:
             raise UserError("predict writes one file from one process: give --trainer.devices 1.")
+        check_output("--predictions.path", self.path, "predictions", _is_ours)
         self._documents = {}
 
     def on_predict_batch_end(
@@ -59,6 +63,12 @@ class WritePredictions(Callback):
 
     def _lines(self) -> Iterator[bytes]:
         return (_line(document, tokens) for document, tokens in sorted(self._documents.items()))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file begins as `_line` does."""
+    with path.open("rb") as file:
+        return re.match(rb'\{"document": \d+, "nats": [^,]+, "tokens": \[', file.read(100)) is not None
 
 
 def _token(tokenizer: Any, token: int, nats: float, rank: int) -> dict[str, Any]:

@@ -26,6 +26,9 @@ class DataCLI(LitCLI):
         super().add_arguments_to_parser(parser)
         parser.add_argument("--batches", type=int, default=1, help="How many batches to print.")
         parser.add_argument("--rows", type=int, default=3, help="How many rows of each.")
+        parser.add_argument(
+            "--verify", action="store_true", help="Read all tokens in the cache, and prepare damaged ones anew."
+        )
 
     def _parse_ckpt_path(self) -> None:
         """No run, no folder."""
@@ -38,8 +41,10 @@ class DataCLI(LitCLI):
         config = self.config_init[subcommand]
         module: TextDataModule = config.data
         module.block_size = module.block_size or getattr(getattr(config.model, "config", None), "block_size", None)
-        module.prepare_data()
+        module.prepare_data(config.verify)
         module.setup("fit")
+        if config.verify:
+            print("the cache of this text is checked: all of it is what was written")
         show(module, config.batches, config.rows)
 
 

@@ -1,9 +1,11 @@
 """`python -m lit_gpt export`: turn a checkpoint into files that others read."""
 
+from pathlib import Path
 from typing import Literal
 
 from lit_gpt.checkpoint import KEY, read
-from lit_gpt.interop import export_huggingface, export_safetensors
+from lit_gpt.interop import FILES, export_huggingface, export_safetensors, written_here
+from lit_gpt.outputs import check_output
 
 
 def export(ckpt_path: str, out: str, format: Literal["huggingface", "safetensors"] = "huggingface") -> None:
@@ -15,6 +17,9 @@ def export(ckpt_path: str, out: str, format: Literal["huggingface", "safetensors
         format: huggingface is a model and tokenizer that transformers loads without code of ours (GPT-2's shape or
             Llama's); safetensors is the tensors of any model, with its configuration in the file's metadata.
     """
+    folder = Path(out)
+    for file in FILES if format == "huggingface" else FILES[:1]:
+        check_output("--out", folder / file, "part of an export", lambda path: written_here(path.parent))
     checkpoint = read(ckpt_path)
     if format == "safetensors":
         export_safetensors(checkpoint, out)

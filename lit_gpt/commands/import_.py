@@ -1,10 +1,14 @@
 """`python -m lit_gpt import`: turn a Hugging Face model into a checkpoint of ours."""
 
+from pathlib import Path
+
 import torch
 
+from datamodules.errors import UserError
 from datamodules.files import write_atomically
-from lit_gpt.checkpoint import build_network
+from lit_gpt.checkpoint import build_network, read
 from lit_gpt.interop import import_checkpoint
+from lit_gpt.outputs import check_output
 
 
 def import_(source: str, out: str) -> None:
@@ -14,6 +18,7 @@ def import_(source: str, out: str) -> None:
         source: A folder with config.json, weights and tokenizer.json, or the name of a model on the hub, such as gpt2.
         out: The checkpoint to write.
     """
+    check_output("--out", out, "imported checkpoint", _is_imported)
     checkpoint = import_checkpoint(source)
     parameters = sum(p.numel() for p in build_network(checkpoint).parameters())
     write_atomically(out, lambda file: torch.save(checkpoint, file))
@@ -23,3 +28,11 @@ def import_(source: str, out: str) -> None:
     print(
         "                (that config is for the small GPT-2: another shape is a --preset or --model.config of its own)"
     )
+
+
+def _is_imported(path: Path) -> bool:
+    """Whether a file holds weights alone, which can be imported again; a run's has its optimizer too."""
+    try:
+        return "optimizer_states" not in read(path, mmap=True)
+    except UserError:
+        return False

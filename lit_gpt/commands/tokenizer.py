@@ -8,16 +8,18 @@ from typing import Literal
 
 import numpy as np
 
-from datamodules.files import write_text
+from datamodules.files import expanded, write_text
 from datamodules.sources import Documents, open_source
 from datamodules.tokenizers import (
     PatternName,
     Tokenizer,
+    is_written_here,
     open_tokenizer,
     save_tokenizer,
     to_huggingface,
     train_tokenizer,
 )
+from lit_gpt.outputs import check_output
 
 
 def train(
@@ -47,16 +49,18 @@ def train(
     """
     if vocab_size is None and kind != "char":
         vocab_size = 16_000
-    texts = (piece.text for piece in open_source(source, documents=documents, column=column).pieces())
+    text = open_source(source, documents=documents, column=column)
+    check_output("--out", out, "tokenizer", is_written_here, text.places)
+    texts = (piece.text for piece in text.pieces())
     start = time.perf_counter()
     tokenizer = train_tokenizer(kind, texts, vocab_size, pattern=pattern, prefix_space=prefix_space)
     print(f"{kind} tokenizer of {tokenizer.vocab_size:,} tokens, trained in {time.perf_counter() - start:.1f} s: {out}")
     if vocab_size is not None and tokenizer.vocab_size < vocab_size:
         print(f"That is fewer than {vocab_size:,}: the text has no more to merge.")
     save_tokenizer(tokenizer, out)
-    text = {"source": source, "documents": None if documents == "file" else documents, "column": column}
-    print(f"Judge it:  python -m lit_gpt tokenizer eval {_typed('', tokenizer=out, **text)}")
-    print(f"Use it:    python -m lit_gpt fit --data BPEDataModule {_typed('data.', **text, tokenizer=out)}")
+    read = {"source": source, "documents": None if documents == "file" else documents, "column": column}
+    print(f"Judge it:  python -m lit_gpt tokenizer eval {_typed('', tokenizer=out, **read)}")
+    print(f"Use it:    python -m lit_gpt fit --data BPEDataModule {_typed('data.', **read, tokenizer=out)}")
 
 
 def evaluate(tokenizer: str, source: str, documents: Documents = "file", column: str | None = None) -> None:
@@ -81,6 +85,7 @@ def export(tokenizer: str, out: str) -> None:
         tokenizer: a file of ``tokenizer train``, or gpt2, cl100k_base, o200k_base, byte.
         out: the file to write.
     """
+    check_output("--out", out, "tokenizer", is_written_here, [expanded(tokenizer).resolve()])
     write_text(out, json.dumps(to_huggingface(open_tokenizer(tokenizer)), ensure_ascii=False))
     print(f"Read it with transformers.PreTrainedTokenizerFast(tokenizer_file={out!r})")
     print(f"or with {_typed('data.', tokenizer=out)}")

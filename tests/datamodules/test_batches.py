@@ -10,13 +10,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.batches import IGNORED, Batch, MicroBatches, Packed, Padded, Rows, Share, Windows
+from datamodules.batches import IGNORED, Batch, MicroBatches, Padded, Rows, Share, StreamRows, Windows
+from datamodules.cutting import Cutting
+from datamodules.integrity import write_meta
+from datamodules.packing import Packed, WholePacked
 from datamodules.permutation import permute, random_words
-from datamodules.tokens import TokenStore, TokenWriter, write_meta
+from datamodules.synthetic import headlines
+from datamodules.tokens import TokenStore, TokenWriter
 from lit_gpt.model import GPT, GPTConfig
 
 E = 0  # the end mark
-KINDS = {"windows": Windows, "padded": Padded, "packed": Packed}
+KINDS: dict[str, type[StreamRows]] = {"windows": Windows, "padded": Padded, "packed": Packed}
 
 
 def store_of(folder: Path, lengths: list[int], eos_id: int | None = E) -> TokenStore:
@@ -26,7 +30,7 @@ def store_of(folder: Path, lengths: list[int], eos_id: int | None = E) -> TokenS
     bounds = np.cumsum([0, *lengths])
     for low, high in pairwise(bounds):
         writer.add(np.arange(low, high) + 1, int(high - low), int(high - low), True)
-    write_meta(folder, {"train": writer.close()}, dtype="uint32", eos_id=eos_id)
+    write_meta(folder, {"train": writer}, dtype="uint32", eos_id=eos_id)
     return TokenStore(folder, "train")
 
 
@@ -200,6 +204,71 @@ def test_packed_rows_name_documents_and_share_the_mark_between_two(tmp_path: Pat
     assert batch["targets"].tolist() == [[1, 2, E, 3, E], [4, 5, 6, E, -100], [-100] * 5]
     assert batch["document_ids"].tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 0, -1], [-1] * 5]
     assert batch["document_ids"].dtype == np.int32
+
+
+def evaluated(kind: str, store: TokenStore, block_size: int, val_stride: int | None = None) -> Rows:
+    return Cutting(kind, block_size, seed=1, val_stride=val_stride).evaluation_rows(store)  # type: ignore[arg-type]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    lengths=st.lists(st.integers(1, 23), min_size=1, max_size=25),
+    block_size=st.integers(1, 17),
+    val_stride=st.none() | st.integers(1, 17),
+    kind=st.sampled_from(sorted(KINDS)),
+)
+def test_evaluation_scores_every_target_once_with_the_context_that_val_stride_promises(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], block_size: int, val_stride: int | None, kind: str
+) -> None:
+    store = store_of(tmp_path_factory.mktemp("store"), lengths)
+    stride = block_size if val_stride is None else min(val_stride, block_size)
+    rows = evaluated(kind, store, block_size, val_stride and stride)
+    batch = rows.batch(0, np.arange(-1, rows.count))
+    assert (batch["targets"][0] == IGNORED).all()
+    place = 0  # of the next target: the store's order is that of the rows
+    for row in range(1, rows.count + 1):
+        mask, targets = batch["attention_mask"][row], batch["targets"][row]
+        documents = batch.get("document_ids", np.zeros_like(batch["input_ids"]))[row]
+        assert mask.tolist() == sorted(mask, reverse=True)
+        for column in np.flatnonzero(targets != IGNORED):
+            place += 1
+            assert targets[column] == store.tokens[place]
+            begin = 0 if kind == "windows" else int(store.starts[store.starts < place].max())
+            seen = int((documents[: column + 1] == documents[column]).sum())  # tokens that it is predicted from
+            assert batch["input_ids"][row, column + 1 - seen : column + 1].tolist() == (
+                store.tokens[place - seen : place].tolist()
+            )
+            assert seen >= min(place - begin, block_size - stride + 1)
+            if place - begin <= block_size:
+                assert seen == place - begin
+    assert place == len(store) - 1
+
+
+@settings(deadline=None, max_examples=60)
+@given(lengths=st.lists(st.integers(1, 23), min_size=1, max_size=40), block_size=st.integers(1, 17))
+def test_whole_documents_are_packed_as_one_by_one_they_would_be(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], block_size: int
+) -> None:
+    filled: list[int] = []
+    for targets in (length + 1 for length in lengths):  # the end mark too
+        if filled and filled[-1] + targets <= block_size:
+            filled[-1] += targets
+        else:
+            filled += [min(block_size, targets - done) for done in range(0, targets, block_size)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datamodules.packing._CHUNK", 7)
+        rows = evaluated("packed", store_of(tmp_path_factory.mktemp("store"), lengths), block_size)
+    assert rows.batch(0, np.arange(rows.count))["attention_mask"].sum(1).tolist() == filled
+
+
+@pytest.mark.parametrize("block_size", [128, 256])
+def test_whole_titles_take_at_most_a_tenth_more_rows(tmp_path: Path, block_size: int) -> None:
+    lengths = [len(title.split()) for title in headlines(10_000)]
+    store = store_of(tmp_path, lengths)
+    cut, whole = Packed(store, block_size), WholePacked(store, block_size)
+    assert cut.count <= whole.count <= 1.1 * cut.count
+    ids = whole.batch(0, np.arange(whole.count))["document_ids"]
+    assert (ids.max(1) + 1).sum() == 10_000  # none in two rows
 
 
 def test_a_packed_document_gives_the_logits_of_the_same_one_alone(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch import seed_everything
 
-from datamodules import CharDataModule
+from datamodules import CharDataModule, HeadlinesDataModule
 from datamodules.batches import IGNORED
 from datamodules.errors import UserError
 from datamodules.tokenizers import CharTokenizer
@@ -82,6 +83,20 @@ def test_scored_text_counts_what_the_loaders_score(text: str) -> None:
     assert data.scored_text("train_eval").tokens == 40
 
 
+@pytest.mark.parametrize("split", ["val", "train_eval"])
+def test_bytes_are_those_of_the_text_as_it_is_read(tmp_path: Path, split: str) -> None:
+    lines = [f"line {i} é" for i in range(60)]
+
+    def scored_bytes(name: str, content: bytes) -> tuple[int, int]:
+        (tmp_path / name).write_bytes(content)
+        data = CharDataModule(str(tmp_path / name), block_size=8)
+        data.setup()
+        return data.scored_text(split).bytes, data.scored_text(split).chars
+
+    plain = scored_bytes("plain.txt", "\n".join(lines).encode())
+    assert scored_bytes("marked.txt", "\ufeff".encode() + "\r\n".join(lines).encode()) == plain
+
+
 def test_the_evaluated_part_of_train_is_spread_over_it_and_never_moves(text: str) -> None:
     data = CharDataModule(text, val_fraction=0.25, block_size=8, tokens_per_step=32, train_eval_rows=5)
     data.setup("fit")
@@ -130,6 +145,62 @@ def test_without_shuffling_training_follows_the_text_in_every_epoch(
     for i, batch in enumerate(module.seen["train"][:half]):
         starts = [(i * 4 + row) * 8 for row in range(4) if (i * 4 + row) * 8 < 359]
         assert batch["input_ids"][: len(starts), 0].tolist() == [ids[start] for start in starts]
+
+
+def batches(text: str, stage: str = "fit", **options: object) -> list[torch.Tensor]:
+    data = CharDataModule(text, block_size=8, **options)  # type: ignore[arg-type]
+    data.setup(stage)
+    return [batch["input_ids"] for batch in data.train_dataloader()]
+
+
+def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_the_runs_seed_decides_the_order_unless_the_data_has_its_own(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    by_default = batches(text)
+    by_seed = {}
+    for seed in (1, 2, 1337):
+        monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # to be put back
+        seed_everything(seed, verbose=False)
+        by_seed[seed] = batches(text)
+        assert equal(by_seed[seed], batches(text, seed=seed))
+        assert equal(batches(text, seed=5), batches(text, seed=5))
+    assert not equal(by_seed[1], by_seed[2])
+    assert equal(by_seed[1337], by_default)
+    assert equal(batches(text, seed=2), by_seed[2])
+
+
+def test_the_runs_seed_leaves_splits_and_stores_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "titles.txt").write_text("\n".join(f"title {i}" for i in range(100)))
+
+    def splits(seed: int) -> list[list[int]]:
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+        data = HeadlinesDataModule(str(tmp_path / "titles.txt"), split="shuffle", tokenizer="byte", block_size=16)
+        data.setup()
+        return [data.stores[split].tokens.tolist() for split in ("train", "val")]
+
+    assert splits(1) == splits(2)
+
+
+@pytest.mark.parametrize("val_stride", [None, 8, 3, 1])
+def test_every_evaluation_scores_every_token_once_at_any_val_stride(
+    text: str, recorder: Callable, make_trainer: Callable, val_stride: int | None
+) -> None:
+    data = CharDataModule(text, val_fraction=0.25, test_fraction=0.25, tokens_per_step=32, val_stride=val_stride)
+    module, trainer = recorder(block_size=8), make_trainer(max_steps=1)
+    trainer.fit(module, datamodule=data)
+    ids = data.tokenizer.encode(LETTERS)
+    module.seen["val"].clear()
+    trainer.validate(module, datamodule=data, verbose=False)
+    assert scored(module.seen["val"]) == ids[201:300]
+    trainer.test(module, datamodule=data, verbose=False)
+    assert scored(module.seen["test"]) == ids[301:]
+    assert scored(trainer.predict(module, datamodule=data)) == ids[201:300]
+    assert data.scored_text("train_eval").tokens == len(scored(list(data.val_dataloader()[1])))
 
 
 def test_overfitting_sees_the_same_batches_in_each_epoch(text: str, recorder: Callable, make_trainer: Callable) -> None:
@@ -196,6 +267,9 @@ def test_characters_outside_a_checkpoints_vocabulary_are_named(text: str) -> Non
         ({"micro_batch_size": 0}, "micro_batch_size is 0: give at least 1"),
         ({"seed": -1}, "seed is -1: give at least 0"),
         ({"num_workers": -1}, "num_workers is -1: give at least 0"),
+        ({"num_workers": 1000}, r"num_workers is 1000, and this machine has \d+ cores: give at most \d+"),
+        ({"block_size": 8, "val_stride": 9}, "A val_stride of 9 .* choose 1 to block_size = 8"),
+        ({"block_size": 8, "val_stride": 0}, "A val_stride of 0 .* choose 1 to block_size = 8"),
         ({"block_size": 8, "val_fraction": math.nan}, "validation part of nan .* give 0 to 1"),
         ({"block_size": 8, "val_source": ""}, "A source is empty"),
         ({"block_size": 8, "rows": "packed"}, "rows 'packed' need a tokenizer with an end mark"),

@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules import BPEDataModule, HeadlinesDataModule, TextDataModule
-from datamodules.base import RowKind
 from datamodules.batches import IGNORED, Batch
+from datamodules.cutting import RowKind
 from datamodules.errors import UserError
 from datamodules.resampling import ResampledRows
 from datamodules.tokenizers import save_tokenizer, train_tokenizer

@@ -12,7 +12,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules import CharDataModule, HeadlinesDataModule
-from datamodules.batches import Batch, MicroBatches, Packed, Padded, Rows, Share, TrainLoader, Windows
+from datamodules.batches import Batch, MicroBatches, Padded, Rows, Share, TrainLoader, Windows
+from datamodules.packing import Packed
 from datamodules.tokens import TokenStore
 
 ROOT = Path(__file__).parents[2]

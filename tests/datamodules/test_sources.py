@@ -1,15 +1,20 @@
 """Sources: the same documents on every reading, in bounded memory, and one sentence for what cannot be read."""
 
+import bz2
 import gzip
 import json
+import lzma
 import subprocess
 import sys
+import tarfile
 import time
 import tracemalloc
+import zipfile
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -322,6 +327,13 @@ def test_not_utf8_names_the_byte(tmp_path: Path) -> None:
             "line 4: 2 fields .* 1;",
         ),
         (lambda p: write(p / "a.csv", 'a,b\n"1'), {"documents": "column", "column": "b"}, "line 2: unexpected end"),
+        (lambda p: write(p / "a.csv", "a,b,a\n1,2,3"), {"documents": "column", "column": "a"}, "2 columns named 'a'"),
+        (lambda p: write(p / "a.tsv", "a\ta\n1\t2"), {"documents": "column", "column": "a"}, "2 columns named 'a'"),
+        (
+            lambda p: write(p / "a.jsonl", '{"a": "1"}\n{"a": "1", "b": "", "a": "2"}'),
+            {"documents": "column", "column": "a"},
+            r"a\.jsonl, line 2 has 2 columns named 'a': rename all but one",
+        ),
         (lambda p: write(p / "a.tsv", 'a\n"x" y'), {"documents": "column", "column": "a"}, "line 2: .* quotes doubled"),
         (lambda p: write(p / "a.jsonl", '{"a": 1}'), {"documents": "column", "column": "b"}, "'b'; it has a"),
         (lambda p: write(p / "a.jsonl", '{"a": 1}'), {"documents": "column", "column": "a"}, "holds 1, which is not"),
@@ -448,3 +460,34 @@ def test_texts_need_no_torch() -> None:
         "print([m for m in ('torch', 'lightning', 'tokenizers', 'tiktoken') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def packed(path: Path, how: str) -> Path:
+    """A novel inside an archive or a compressed file."""
+    (path / "novel.txt").write_text("Call me Ishmael. " * 99)
+    data = (path / "novel.txt").read_bytes()
+    if how in ("tar", "tar.gz", "tgz"):
+        with tarfile.open(path / f"novel.{how}", "w:gz" if "g" in how else "w") as archive:
+            archive.add(path / "novel.txt", "novel.txt")
+    elif how == "zip":
+        with zipfile.ZipFile(path / "novel.zip", "w") as archive:
+            archive.write(path / "novel.txt", "novel.txt")
+    else:
+        pack = {"bz2": bz2.compress, "xz": lzma.compress, "gz.gz": lambda data: gzip.compress(gzip.compress(data))}
+        (path / f"novel.{how}").write_bytes(pack.get(how, gzip.compress)(data))
+    return path / f"novel.{how}"
+
+
+@pytest.mark.parametrize("how", ["tar", "tar.gz", "zip", "bz2", "xz", "gz.gz", "gz as.txt"])
+@pytest.mark.parametrize("documents", ["file", "line"])
+def test_an_archive_is_no_text(tmp_path: Path, how: str, documents: Literal["file", "line"]) -> None:
+    path = packed(tmp_path, how)
+    with pytest.raises(UserError, match=rf"{path.name} is .*, and no text: give the texts in it, unpacked"):
+        list(open_source(str(path), documents=documents).pieces())
+
+
+def test_a_tgz_is_no_text_and_a_text_that_tells_of_archives_is_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is gzipped"):
+        list(open_source(str(packed(tmp_path, "tgz"))).pieces())
+    text = write(tmp_path / "a.txt", "ustar, PK and %PDF- are what archives begin with")
+    assert "".join(piece.text for piece in open_source(text).pieces()).startswith("ustar")

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.tokens import TokenStore, TokenWriter, is_complete, token_dtype, write_meta
+from datamodules.integrity import is_whole, write_meta
+from datamodules.tokens import TokenStore, TokenWriter, token_dtype
 
 
 def write(folder: Path, eos_id: int | None, dtype: str = "uint16") -> TokenStore:
@@ -16,7 +17,7 @@ def write(folder: Path, eos_id: int | None, dtype: str = "uint16") -> TokenStore
     writer.add(np.array([1, 2]), 2, 2, end=False)
     writer.add(np.array([3]), 1, 2, end=True)
     writer.add(np.array([4]), 1, 1, end=True)
-    write_meta(folder, {"train": writer.close()}, dtype=dtype, eos_id=eos_id)
+    write_meta(folder, {"train": writer}, dtype=dtype, eos_id=eos_id)
     return TokenStore(folder, "train")
 
 
@@ -51,11 +52,11 @@ def test_a_store_pickles_as_its_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "damage", ["nothing written", "no meta", "cut short", "other version", "broken meta", "starts gone"]
 )
-def test_only_a_whole_store_of_this_version_is_complete(tmp_path: Path, damage: str) -> None:
+def test_only_a_whole_store_of_this_version_is_whole(tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "store"
     if damage != "nothing written":
         write(folder, eos_id=9)
-        assert is_complete(folder)
+        assert is_whole(folder)
     meta = folder / "meta.json"
     match damage:
         case "no meta":
@@ -68,4 +69,4 @@ def test_only_a_whole_store_of_this_version_is_complete(tmp_path: Path, damage: 
             meta.write_text(meta.read_text()[:50])
         case "starts gone":
             (folder / "train.starts").unlink()
-    assert not is_complete(folder)
+    assert not is_whole(folder)

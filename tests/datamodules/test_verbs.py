@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 import lit_gpt
 from lit_gpt.cli import LitCLI
+from tests.conftest import TINY
 
 
 def test_validate_scores_every_token_of_another_file_once_with_the_checkpoints_tokenizer(
@@ -25,12 +26,33 @@ def test_validate_scores_every_token_of_another_file_once_with_the_checkpoints_t
     found = LitCLI("validate", ["--config", str(tmp_path / "config.yaml"), *flags]).trainer.callback_metrics
 
     model = lit_gpt.load(path)
-    end, block_size, nats = model.tokenizer.eos_id, 16, 0.0
-    stream = torch.tensor([end, *(i for title in titles for i in [*model.tokenizer.encode(title), end])])
+    end, block_size, nats, count = model.tokenizer.eos_id, 16, 0.0, 0
     with torch.no_grad():
-        for place in range(1, len(stream)):
-            row, document = (place - 1) // block_size * block_size, int((stream[:place] == end).nonzero()[-1])
-            logits = model.net(stream[None, max(row, document) : place])[0, -1]
-            nats += float(cross_entropy(logits, stream[place]))
-    assert float(found["val/loss"]) == pytest.approx(nats / (len(stream) - 1), rel=1e-5)
+        for title in titles:  # each alone, whatever stands beside it in its row
+            ids = torch.tensor([end, *model.tokenizer.encode(title), end])
+            for place in range(1, len(ids)):
+                logits = model.net(ids[None, (place - 1) // block_size * block_size : place])[0, -1]
+                nats += float(cross_entropy(logits, ids[place]))
+            count += len(ids) - 1
+    assert float(found["val/loss"]) == pytest.approx(nats / count, rel=1e-5)
     assert float(found["val/nats_per_char"]) == pytest.approx(nats / sum(len(title) + 1 for title in titles), rel=1e-5)
+
+
+def test_the_runs_seed_decides_the_order_of_the_data_and_which_run_goes_on(
+    fit: Callable[..., Path], text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*TINY, "--data.source", str(text), "--trainer.max_steps", "1"]
+
+    def first_batch(*more: str) -> torch.Tensor:
+        data = LitCLI("fit", [*flags, *more]).datamodule
+        return next(iter(data.train_dataloader()))["input_ids"]
+
+    one, two = (first_batch("--seed_everything", seed) for seed in "12")
+    assert not torch.equal(one, two)
+    assert torch.equal(one, first_batch("--seed_everything", "1"))
+    assert torch.equal(one, first_batch("--seed_everything", "2", "--data.seed", "1"))
+    newest = Path("logs", "run", "version_3", "summary.json")
+    newest.write_text(newest.read_text().replace('"finished": true', '"finished": false'))
+    capsys.readouterr()
+    first_batch("--seed_everything", "3", "--data.seed", "1", "--resume", "auto")
+    assert "has another configuration (seed_everything is 2 there, 3 here)" in capsys.readouterr().out

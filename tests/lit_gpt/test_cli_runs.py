@@ -355,7 +355,7 @@ def test_resume_auto_goes_on_with_smaller_micro_batches(fit: Fit) -> None:
 def test_resume_auto_names_the_option_that_differs(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     unfinished(fit())
     fit("--resume", "auto", "--model.optimizer.lr", "0.5", "--data.seed", "3")
-    reason = "(data.init_args.seed is 1337 there, 3 here and 1 more)"
+    reason = "(data.init_args.seed is null there, 3 here and 1 more)"
     assert f"has another configuration {reason}: a new run starts in" in capsys.readouterr().out
 
 

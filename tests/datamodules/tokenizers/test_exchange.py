@@ -1,9 +1,11 @@
 """Published encodings, files, and Hugging Face's tokenizer.json: equal ids on both sides or a refusal."""
 
 import json
+import math
 import pickle
 import random
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -213,8 +215,16 @@ def test_both_regular_expression_engines_class_every_code_point_alike(pattern: s
         assert library.encode(text).ids == tokenizer.encode(text), hex(code)
 
 
+BOTH = ("bpe", "unigram")
+
+
 @pytest.mark.parametrize(
-    "state", [{"kind": "char"}, {"kind": "byte", "more": 1}, {"model": {"type": "BPE"}}, {"model": 3}]
+    "state",
+    [
+        *({"kind": "char"}, {"kind": "byte", "more": 1}, {"model": {"type": "BPE"}}, {"model": 3}),
+        *({"kind": ["char"]}, {"kind": "char", "chars": 5}, {"kind": "char", "chars": "ab", "eos": "no"}),
+        *({"kind": "char", "chars": "ab", "unknown": 3}, {"kind": "byte", "eos": 10**9}),
+    ],
 )
 def test_a_damaged_tokenizer_is_one_sentence(state: dict, tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text(json.dumps(state))
@@ -228,6 +238,18 @@ def test_a_damaged_tokenizer_is_one_sentence(state: dict, tmp_path: Path) -> Non
         ("bpe", {"pattern": "(("}, r"is damaged \(.*parenthesis"),
         ("unigram", {"pattern": "(("}, "cannot read it .*parenthesis"),
         ("unigram", {"scores": [0.0]}, "has 270 tokens and 1 scores"),
+        ("unigram", {"scores": [math.nan] * 270}, "scores that are no finite numbers"),
+        ("unigram", {"scores": ["high"] * 270}, "scores that are no finite numbers"),
+        *((kind, {"specials": {END_MARK: 10**9}}, r"has the id 1000000000, and ids must be 0 to 269") for kind in BOTH),
+        *((kind, {"specials": {END_MARK: -1}}, r"has the id -1, and ids must be 0 to 269") for kind in BOTH),
+        *((kind, {"specials": {END_MARK: "269"}}, r"has the id '269', and ids") for kind in BOTH),
+        *((kind, {"specials": {END_MARK: 97}}, r"has the id 97, which is a token's") for kind in BOTH),
+        *((kind, {"specials": {}}, r"end mark .* is none of the 0 special marks") for kind in BOTH),
+        *((kind, {"specials": [END_MARK]}, "special marks are of another type") for kind in BOTH),
+        *((kind, {"tokens": "".join(map(chr, range(256)))}, "is not a list of texts") for kind in BOTH),
+        *((kind, {"tokens": [3] * 270}, "is not a list of texts") for kind in BOTH),
+        *((kind, {"tokens": [*map(chr, range(256)), "\u4f60"]}, "which is no byte") for kind in BOTH),
+        *((kind, {"prefix_space": "yes"}, "prefix_space .* of another type") for kind in BOTH),
     ],
 )
 def test_a_tokenizer_that_could_not_encode_is_refused_when_it_is_opened(
@@ -237,6 +259,33 @@ def test_a_tokenizer_that_could_not_encode_is_refused_when_it_is_opened(
     (tmp_path / "t.json").write_text(json.dumps(state | change))
     with pytest.raises(UserError, match=rf"t\.json.*{message}"):
         open_tokenizer(str(tmp_path / "t.json"))
+
+
+@pytest.mark.parametrize("token_id", [10**9, 2**70, -1, "5", 1.5, None])
+@pytest.mark.parametrize("place", ["vocab", "added"])
+def test_a_tokenizer_json_with_a_forged_id_is_refused_before_it_takes_memory(
+    token_id: object, place: str, tmp_path: Path
+) -> None:
+    state = to_huggingface(train_tokenizer("bpe", TEXTS[:50], 270))
+    if place == "vocab":
+        state["model"]["vocab"]["th"] = token_id
+    else:
+        state["added_tokens"][0]["id"] = token_id
+    (tmp_path / "t.json").write_text(json.dumps(state))
+    tracemalloc.start()
+    with pytest.raises(UserError, match=rf"t\.json: The token .* has the id {token_id!r}, and ids must be 0 to"):
+        open_tokenizer(str(tmp_path / "t.json"))
+    assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("specials", [{END_MARK: 10**9}, {END_MARK: -1}, 3])
+def test_a_forged_tokenizer_of_a_checkpoint_is_one_sentence(specials: object) -> None:
+    state = train_tokenizer("bpe", TEXTS[:50], 270).to_dict()
+    with pytest.raises(UserError, match=r"special marks|ids must be 0 to 269"):
+        tokenizer_from_dict(state | {"specials": specials})
+    with pytest.raises(UserError, match="The bpe tokenizer is damaged"):
+        tokenizer_from_dict({"kind": "bpe"})
 
 
 def test_a_tokenizer_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

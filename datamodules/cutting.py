@@ -1,0 +1,121 @@
+"""How a datamodule's splits become rows, for training and for evaluation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from datamodules.batches import Padded, Rows, StreamRows, Windows
+from datamodules.errors import UserError
+from datamodules.packing import Packed, WholePacked
+from datamodules.resampling import ResampledRows
+from datamodules.tokenizers import Tokenizer, UnigramTokenizer
+from datamodules.tokenizers.sampling import SampledTexts
+from datamodules.tokens import TokenStore, TokenStream
+
+RowKind = Literal["windows", "padded", "packed"]
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """The options that decide rows.
+
+    Args:
+        kind: ``windows``, ``padded`` or ``packed``.
+        block_size: T.
+        seed: decides, with the epoch, the order and the cuts of training rows.
+        shuffle: whether there is such an order.
+        stride: distance of training windows.
+        val_stride: distance of evaluation windows, and of the pieces of a document longer than T.
+        mask_first: training targets at the start of each window (or document) that are left out of the loss.
+        sampling: smoothing of the segmentations of the training text, 0 for none.
+    """
+
+    kind: RowKind
+    block_size: int
+    seed: int
+    shuffle: bool = True
+    stride: int | None = None
+    val_stride: int | None = None
+    mask_first: int = 0
+    sampling: float = 0.0
+
+    def training_rows(self, store: TokenStore, tokenizer: Tokenizer) -> Rows:
+        """The rows of an epoch of training."""
+        kind = {"windows": Windows, "padded": Padded, "packed": Packed}[self.kind]
+        options: dict[str, Any] = {"block_size": self.block_size, "mask_first": self.mask_first}
+        options |= {"seed": self.seed if self.shuffle else None}
+        options |= {"stride": self.stride} if self.kind == "windows" else {}
+        cut: Callable[[TokenStream], StreamRows] = partial(kind, **options)
+        if not self.sampling:
+            return cut(store)
+        assert isinstance(tokenizer, UnigramTokenizer)  # by `check`
+        documents = (tokenizer.decode(ids.tolist()) for ids in store.documents())
+        return ResampledRows(SampledTexts(tokenizer, documents, self.sampling), cut, self.seed)
+
+    def evaluation_rows(self, store: TokenStore) -> Rows:
+        """Rows in which every token is scored exactly once."""
+        if self.kind == "windows":
+            return Windows(store, self.block_size, self.val_stride, once=True)
+        if self.kind == "packed":
+            return WholePacked(store, self.block_size, self.val_stride)
+        return self.documents(store)
+
+    def documents(self, store: TokenStore) -> Padded:
+        """Rows of one document each, in which every token is scored exactly once."""
+        return Padded(store, self.block_size, val_stride=self.val_stride)
+
+    def check(self, stores: dict[str, TokenStore], tokenizer: Tokenizer, source: str) -> None:
+        """Refuses options that contradict each other or the text.
+
+        Args:
+            stores: the splits.
+            tokenizer: theirs.
+            source: what people are told that the text is.
+
+        Raises:
+            UserError: names the option.
+        """
+        self._check_strides()
+        self._check_mask(stores["train"])
+        self._check_sampling(tokenizer)
+        if self.kind != "windows" and tokenizer.eos_id is None:
+            raise UserError(
+                f"rows {self.kind!r} need a tokenizer with an end mark, and this one has none; use windows."
+            )
+        for split, store in stores.items():
+            if self.kind == "windows" and len(store) <= self.block_size:
+                raise UserError(
+                    f"The {split} split of {source} has {len(store)} tokens, fewer than one row's "
+                    f"{self.block_size + 1} (block_size {self.block_size} + 1): give more text, a smaller block_size "
+                    "or another split."
+                )
+
+    def _check_strides(self) -> None:
+        if self.stride is not None and self.kind != "windows":
+            raise UserError(f"stride {self.stride} is the distance of windows, and rows are {self.kind}: leave it out.")
+        for name, stride in (("stride", self.stride), ("val_stride", self.val_stride)):
+            if stride is not None and not 1 <= stride <= self.block_size:
+                raise UserError(
+                    f"A {name} of {stride} leaves out text or repeats it: choose 1 to block_size = {self.block_size}."
+                )
+
+    def _check_mask(self, train: TokenStore) -> None:
+        windows = self.kind == "windows"
+        targets = self.block_size if windows or not self.mask_first else int(np.diff(train.starts).max())
+        if not 0 <= self.mask_first < targets:
+            what = f"a window of {targets}" if windows else f"the longest document to train on, of {targets} targets"
+            raise UserError(
+                f"mask_first {self.mask_first} leaves no target of {what}: choose 0 (off) to {targets - 1}."
+            )
+
+    def _check_sampling(self, tokenizer: Tokenizer) -> None:
+        if self.sampling < 0:
+            raise UserError(f"subword_sampling {self.sampling} is negative: choose 0 (off) or 0.1 to 1.")
+        if self.sampling and not isinstance(tokenizer, UnigramTokenizer):
+            raise UserError(
+                f"subword_sampling {self.sampling} draws the segmentations of a unigram tokenizer, and the data's is "
+                "of another kind: set tokenizer to unigram, or subword_sampling to 0."
+            )
