@@ -4,6 +4,7 @@ instant.
 
 import ctypes
 import os
+import re
 import sys
 import threading
 from contextlib import suppress
@@ -62,8 +63,17 @@ def _guarded(arguments: list[str]) -> None:
         sys.stdout.flush()  # here a full disk is one sentence
     except UserError as error:
         _say_and_exit(error)
+    except RuntimeError as error:
+        told = _lost_process(error)
+        if told is None:
+            raise
+        _say_and_exit(UserError(told))
     except KeyboardInterrupt:
         sys.exit(130)
+    except SystemExit as left:  # Lightning makes 1 of a Ctrl-C
+        if isinstance(left.__context__, KeyboardInterrupt):
+            sys.exit(128 + getattr(left.__context__, "number", 2))
+        raise
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -97,6 +107,23 @@ def _end_thread(args: Any) -> None:
 
     if not is_refusal(args.exc_value):
         threading.__excepthook__(args)
+
+
+def _lost_process(error: RuntimeError) -> str | None:
+    """What to say where another process of the run has gone; None for any other error."""
+    worker = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is (killed by signal)|exited)", str(error))
+    if worker:
+        return (
+            f"worker process {worker[1]} of the data loader {'was' if worker[2] else 'ended,'} "
+            f"{worker[2] or 'perhaps killed'}, often for want of memory: try a smaller --data.num_workers, and go on "
+            "with --resume auto."
+        )
+    if re.search(r"(gloo|NCCL).*(peer|remote|timed? ?out)|failed to recv", str(error), re.DOTALL | re.IGNORECASE):
+        return (
+            "another process of the run failed or was killed: see its own last lines, if it could write any, and go on "
+            "with --resume auto."
+        )
+    return None
 
 
 def keep_freed_memory() -> None:

@@ -26,13 +26,14 @@ from lit_gpt import run as runs
 from lit_gpt.arguments import check_values, pairs, preset, value_of, with_packaged_configs
 from lit_gpt.bounds import is_out_of_memory, out_of_memory
 from lit_gpt.callbacks.artifacts import LogArtifacts
-from lit_gpt.callbacks.checkpoints import AtomicCheckpointIO, Interrupted, RunCheckpoints
+from lit_gpt.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from lit_gpt.callbacks.folder import RunFolder
 from lit_gpt.callbacks.predictions import WritePredictions
 from lit_gpt.callbacks.progress import RunProgress
 from lit_gpt.callbacks.resume import ExactResume
 from lit_gpt.callbacks.samples import SampleText
 from lit_gpt.callbacks.scored import NameText
+from lit_gpt.callbacks.signals import Interrupted
 from lit_gpt.callbacks.start import EvaluateAtStart
 from lit_gpt.callbacks.summary import RunSummary
 from lit_gpt.callbacks.throughput import Throughput
@@ -332,9 +333,15 @@ class LitCLI(LightningCLI):
         else:
             self.trainer_defaults = {**TRAINER_DEFAULTS, "callbacks": [NameText(self.stored["fingerprints"])]}
         try:
-            return super().instantiate_trainer(**chosen, **kwargs)
+            built = super().instantiate_trainer(**chosen, **kwargs)
         except (ValueError, TypeError) as error:  # a strategy or an accelerator of no such name, devices of no number
             raise UserError(sentence(str(error), [])) from error
+        if getattr(built.strategy.launcher, "_start_method", "fork") != "fork":
+            raise UserError(
+                "trainer.strategy starts processes that are handed the run's loggers and callbacks, which cannot be "
+                "copied: use --trainer.strategy ddp, or ddp_notebook in a notebook."
+            )
+        return built
 
     def _loggers(self, given: Any) -> Any:
         return run_loggers(self.folder, given) if self.verb == "fit" else given or False

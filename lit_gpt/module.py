@@ -25,6 +25,7 @@ from datamodules.errors import UserError
 from lit_gpt import checkpoint
 from lit_gpt.checked import CheckedModule
 from lit_gpt.config import vocabulary
+from lit_gpt.epochs import inside_its_epoch
 from lit_gpt.integrity import way_on
 from lit_gpt.loss import IGNORE, Softmax, as_multiplied, score, summed_nats
 from lit_gpt.metrics import TokenMetrics, per_text
@@ -311,12 +312,10 @@ class LitLanguageModel(CheckedModule):
     # ---- checkpoints
 
     def on_save_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
-        """Add what a reader needs besides the weights: format, configuration, tokenizer, fingerprints.
-
-        Weights that are no numbers are not saved, so that the last checkpoint stays one to go on from.
-        """
+        """Add what a reader needs besides the weights. NaN is not saved: the last file stays one to go on from."""
         if not all(bool(p.isfinite().all()) for p in self.parameters()):
             raise self._non_finite(f"weights are no numbers any more at step {self.global_step}")
+        inside_its_epoch(checkpoint_, self.trainer)
         checkpoint_[checkpoint.KEY] = checkpoint.describe(self.net, asdict(self.config), self._data())
 
     def on_load_checkpoint(self, checkpoint_: dict[str, Any]) -> None:

@@ -1,14 +1,16 @@
-"""best.ckpt, last.ckpt and every N steps, each saved where a run can go on exactly; signals that save before they stop.
+"""best.ckpt, last.ckpt and every N steps, saved where a run can go on exactly, also when it is stopped or fails.
 
 Lightning's ModelCheckpoint saves before a validation that is due at the same step (its value is then lost by a resume),
 and after a resume with accumulation it saves in the middle of a step, over the file it came from. Here every save waits
 for the boundary: the optimizer step is done, its validation too.
 """
 
+import math
 import os
 import signal
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -18,8 +20,10 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from datamodules.errors import UserError, check_at_least
 from datamodules.files import write_atomically
+from lit_gpt.callbacks.boundary import StepEnd
+from lit_gpt.callbacks.signals import Interrupted, Signals
+from lit_gpt.callbacks.validations import Validations
 from lit_gpt.integrity import check_whole, is_whole, set_aside, step_of
-from lit_gpt.run import rank
 from lit_gpt.sync import any_process, cpu_group
 
 
@@ -35,13 +39,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if "://" not in str(path):
             check_whole(Path(path))
         return super().load_checkpoint(path, *args, **options)
-
-
-class Interrupted(SystemExit):
-    """The run was asked to stop, has saved, and leaves with 128 + the signal's number, as shells expect."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(128 + number)
 
 
 class RunCheckpoints(Checkpoint):
@@ -77,19 +74,26 @@ class RunCheckpoints(Checkpoint):
         self.keep_every_n_steps = keep_every_n_steps
         self.keep_every_n_epochs = keep_every_n_epochs
         self.best: dict[str, float] = {}
+        self.latest: dict[str, float] = {}
+        self.after_save: list[Callable[[], None]] = []
         self.folder = Path("checkpoints")
-        self._signal: int | None = None
-        self._stop_is_due = False
+        self._replaced: float | None = None  # step of the best before
+        self._names: list[str] = []
+        self._validated = self._owed = self._stop_is_due = False
         self._saved_step = -1
+        self._signals = Signals()
+        self._end: StepEnd | None = None
         self._group: torch.distributed.ProcessGroup | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The step and the metrics of the best validation so far."""
-        return {"best": self.best}
+        """The step and the metrics of the best validation and of the latest, and what the file is linked to."""
+        metrics = {"best": self.best, "replaced": self._replaced, "latest": self.latest}
+        return metrics | {"names": self._names, "validated": self._validated, "owed": self._owed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the best where the run left it."""
-        self.best = state_dict["best"]
+        """Take up the validations where the run left them."""
+        self.best, self._replaced, self.latest = (state_dict[key] for key in ("best", "replaced", "latest"))
+        self._names, self._validated, self._owed = (state_dict[key] for key in ("names", "validated", "owed"))
 
     @property
     def best_value(self) -> float | None:
@@ -101,112 +105,156 @@ class RunCheckpoints(Checkpoint):
         """Where the best checkpoint is (Lightning's ``ckpt_path="best"`` asks)."""
         return str(self.folder / "best.ckpt")
 
+    @best_model_path.setter
+    def best_model_path(self, path: str) -> None:
+        """Lightning hands it to the process that started the others by forking."""
+        self.folder = Path(path).parent
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run's folder."""
         self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+        self._saved_step = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen for Ctrl-C and SIGTERM, after Lightning has set its own handlers."""
+        """Put the folder's files in order, and listen for Ctrl-C, SIGTERM and SIGHUP."""
         self._saved_step, self._stop_is_due = trainer.global_step, False
-        if trainer.ckpt_path and trainer.is_global_zero:
-            self._leave_the_other_branch(Path(trainer.ckpt_path), trainer.global_step)
+        self._put_in_order(trainer)
         if not trainer.strategy.broadcast((self.folder / "best.ckpt").is_file()):
             self.best = {}  # of a run in another folder, or of a branch that was left
         self._group = cpu_group(trainer.world_size)
-        self._signal = None
-        self._handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        for number in self._handlers:
-            signal.signal(number, self._remember)
-        if trainer.received_sigterm:  # before this
-            self._signal = signal.SIGTERM
-        # Lightning asks all processes for SIGTERM at each micro-batch, where each GPU waits for its whole queue.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        self._signals.listen(trainer)
+        self._validations = Validations(trainer, self._validated, self._owed)
+        self._end = StepEnd(trainer, pl_module) if trainer.world_size == 1 else None
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the files of a run in order that was killed at its end: nothing was left to train."""
+        if self._saved_step < 0:
+            self._put_in_order(trainer)
+
+    def _put_in_order(self, trainer: Trainer) -> None:
+        if trainer.ckpt_path and trainer.is_global_zero:
+            self._leave_the_other_branch(Path(trainer.ckpt_path), trainer.global_step)
 
     def _leave_the_other_branch(self, resumed: Path, step: int) -> None:
         """A run that goes on from an earlier file keeps what came after it under its steps' names, so that best.ckpt
-        and last.ckpt are this run's.
+        and last.ckpt are this run's. Where it was killed between a save and its links, it links them now.
         """
         for name, ours in (("best.ckpt", self.best.get("step")), ("last.ckpt", step)):
             path = self.folder / name
             theirs = step_of(path)
+            replaced = name == "best.ckpt" and ours == step and theirs == self._replaced
             if path.exists() and theirs != ours and not is_whole(path):
                 set_aside(path)
-            elif theirs not in (None, ours):
+            elif theirs not in (None, ours) and not replaced:
                 os.replace(path, self.folder / f"step_{theirs:06d}.ckpt")
                 path.unlink(missing_ok=True)  # to replace a name of the same file does nothing
-        if resumed.resolve().parent == self.folder.resolve() and not (self.folder / "last.ckpt").exists():
-            _link(resumed, self.folder / "last.ckpt")
+        if resumed.resolve().parent == self.folder.resolve():
+            for name in ("last.ckpt", *self._names):
+                if not (self.folder / name).exists() or (name == "best.ckpt" and step_of(self.folder / name) != step):
+                    _link(resumed, self.folder / name)
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self._signal is not None:
-            raise KeyboardInterrupt
-        self._signal = number
-        # A handler may interrupt a print, so it writes to the file descriptor itself.
-        if rank() == 0:
-            os.write(
-                2, f"\n{signal.Signals(number).name}: finishing the step and saving; once more stops at once\n".encode()
-            )
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """From here on the weights are no longer those of the last step's end."""
+        if self._end:
+            self._end.forget()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """A boundary, unless micro-batches or a validation are still due at this step."""
-        loop = trainer.fit_loop.epoch_loop
-        if loop._should_accumulate() and trainer.should_stop:  # --trainer.max_time may ask between two micro-batches
-            trainer.should_stop, self._stop_is_due = False, True
-        fetcher = trainer.fit_loop._data_fetcher
-        assert fetcher is not None
-        if not loop._should_accumulate() and not (trainer.enable_validation and loop._should_check_val_fx(fetcher)):
+        if trainer.fit_loop._should_accumulate():
+            if trainer.should_stop:  # --trainer.max_time may ask between two micro-batches
+                trainer.should_stop, self._stop_is_due = False, True
+            return
+        trainer.should_stop |= self._stop_is_due
+        self._validated, self._names = False, []
+        if not self._validations.due():
             self._at_boundary(trainer)
+            return
+        self._validations.before()
+        if self._end:
+            self._end.note(owed=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A boundary with a fresh value of the monitored metric, unless time has made it fall inside a step."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.fit_loop._should_accumulate():
-            self._at_boundary(trainer, validated=True)
+            self._validations.after()
+            self._validated, self._saved_step = True, -1  # what was saved at this step has not seen the validation
+            self._at_boundary(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate the last step where it is the end of an epoch that has stopped the run."""
+        stops = trainer.should_stop and trainer.fit_loop._can_stop_early
+        if stops and trainer.enable_validation and self.latest.get("step") != trainer.global_step:
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of the run, and give the signals back."""
         self._renew_last(trainer)
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        self._signals.give_back()
+        self._end = None
 
-    def _at_boundary(self, trainer: Trainer, validated: bool = False) -> None:
-        step = trainer.global_step
-        if validated and self.monitor not in (None, *trainer.callback_metrics):
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save the end of the last step, where it is still there; whatever comes of that, the exception goes on."""
+        if self._end and isinstance(exception, Exception):
+            with suppress(Exception):
+                self._save_what_is_sound(trainer, self._end)
+        self._end = None
+
+    def _save_what_is_sound(self, trainer: Trainer, end: StepEnd) -> None:
+        if not end.go_back():
+            if not end.is_now():
+                return
+            self._validated, end.owed = False, self._validations.due()  # another callback failed before this one
+        self._owed = end.owed and self.latest.get("step") != trainer.global_step
+        if trainer.global_step != self._saved_step:
+            self._names = self._due_names(trainer)
+            self._renew_last(trainer)
+            self._link_names(trainer)
+            self._say_saved(trainer)
+
+    def _at_boundary(self, trainer: Trainer) -> None:
+        if self._validated and self.monitor not in (None, *trainer.callback_metrics):
             self._renew_last(trainer)
             raise self._unknown_monitor(trainer)
-        stop = any_process(self._signal is not None, self._group)
-        better = validated and self.remember_best(trainer)
-        # Not in on_train_end: by then Lightning counts the epoch as done, and a longer run could not go on in it.
-        trainer.should_stop |= self._stop_is_due
-        stops = trainer.should_stop and trainer.fit_loop._can_stop_early
-        ends = stop or stops or step == trainer.max_steps
-        if validated or ends or step % self.every_n_steps == 0:
+        stop = any_process(self._signals.received is not None, self._group)
+        if self._validated:
+            self.remember(trainer)
+        self._owed, self._names = False, self._due_names(trainer)
+        due = trainer.global_step % self.every_n_steps == 0 or self._validations.is_last_step()
+        if self._validated or stop or due or self._names:
+            # Not in on_train_end: a longer run could not go on in the epoch that Lightning counts as done by then.
             self._renew_last(trainer)
-        if better:
-            self._copy_last(trainer, "best.ckpt")
-        if self.keep_every_n_steps and step % self.keep_every_n_steps == 0:
-            self._keep(trainer, f"step_{step:06d}.ckpt")
-        epoch, whole = trainer.current_epoch + 1, trainer.fit_loop.epoch_loop._num_ready_batches_reached()
-        if self.keep_every_n_epochs and epoch % self.keep_every_n_epochs == 0 and whole:
-            self._keep(trainer, f"epoch_{epoch:04d}.ckpt")
+            self._link_names(trainer)
+        if self._end:
+            self._end.note(owed=False)
         if stop:
             self._leave(trainer)
 
-    def remember_best(self, trainer: Trainer) -> bool:
-        """Whether the validation at this step is the run's best so far; if so, keep its metrics.
+    def _due_names(self, trainer: Trainer) -> list[str]:
+        """The other names of the file that is saved at this step."""
+        step, epoch = trainer.global_step, trainer.current_epoch + 1
+        whole = trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+        steps, epochs = self.keep_every_n_steps, self.keep_every_n_epochs
+        names = {
+            "best.ckpt": self.best.get("step") == step,
+            f"step_{step:06d}.ckpt": steps and step % steps == 0,
+            f"epoch_{epoch:04d}.ckpt": epochs and epoch % epochs == 0 and whole,
+        }
+        return [name for name, due in names.items() if due]
+
+    def remember(self, trainer: Trainer) -> None:
+        """Keep the metrics of the validation at this step, twice where it is the run's best so far.
 
         It may be asked again at the same step: Lightning calls other callbacks before those that save.
         """
-        if self.monitor is None or self.monitor not in trainer.callback_metrics:
-            return False
-        value = trainer.callback_metrics[self.monitor]
-        if not torch.isfinite(value):
-            return False
-        if self.best_value is None or self.sign * float(value) < self.sign * self.best_value:
-            metrics = {name: float(metric) for name, metric in sorted(trainer.callback_metrics.items())}
-            self.best = {"step": trainer.global_step, **metrics}
-        return bool(self.best["step"] == trainer.global_step)
+        metrics = {name: float(metric) for name, metric in sorted(trainer.callback_metrics.items())}
+        self.latest = {"step": trainer.global_step, **metrics}
+        value = metrics.get(str(self.monitor), math.nan)
+        if math.isfinite(value) and (self.best_value is None or self.sign * value < self.sign * self.best_value):
+            self._replaced, self.best = self.best.get("step"), self.latest
 
     def _unknown_monitor(self, trainer: Trainer) -> UserError:
         names = ", ".join(sorted(trainer.callback_metrics))
@@ -214,30 +262,28 @@ class RunCheckpoints(Checkpoint):
 
     def _renew_last(self, trainer: Trainer) -> None:
         if trainer.global_step != self._saved_step:
-            self._save(trainer, "last.ckpt")
+            for logger in trainer.loggers:
+                logger.save()
+            trainer.save_checkpoint(self.folder / "last.ckpt")
             self._saved_step = trainer.global_step
+            for tell in self.after_save:
+                tell()
 
-    def _save(self, trainer: Trainer, name: str) -> None:
-        for logger in trainer.loggers:
-            logger.save()
-        trainer.save_checkpoint(self.folder / name)
-
-    def _keep(self, trainer: Trainer, name: str) -> None:
-        self._renew_last(trainer)
-        self._copy_last(trainer, name)
-
-    def _copy_last(self, trainer: Trainer, name: str) -> None:
-        """The same file under a second name: a hard link costs nothing, and files are replaced, never changed."""
-        if trainer.is_global_zero:
+    def _link_names(self, trainer: Trainer) -> None:
+        """The same file under other names: a hard link costs nothing, and files are replaced, never changed."""
+        for name in self._names if trainer.is_global_zero else ():
             _link(self.folder / "last.ckpt", self.folder / name)
         trainer.strategy.barrier()
 
     def _leave(self, trainer: Trainer) -> None:
-        assert self._signal is not None or trainer.world_size > 1
+        assert self._signals.received is not None or trainer.world_size > 1
+        self._say_saved(trainer)
+        raise Interrupted(self._signals.received or signal.SIGTERM)
+
+    def _say_saved(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
             print(f"saved step {trainer.global_step} to {self.folder / 'last.ckpt'}")
             print("to go on: the same command with --resume auto", flush=True)
-        raise Interrupted(self._signal or signal.SIGTERM)
 
 
 def _link(source: Path, target: Path) -> None:

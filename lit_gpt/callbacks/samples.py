@@ -6,11 +6,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from torch import nn
 
 from datamodules.errors import UserError, check_at_least
 from datamodules.tokenizers import Tokenizer
 from lit_gpt.generate import TextModel
+from lit_gpt.module import LitLanguageModel
 
 
 class SampleText(Callback):
@@ -67,9 +67,9 @@ class SampleText(Callback):
             return  # there is nothing to draw from; the next save or step says so
         self._validations += 1
         tokenizer = _tokenizer(trainer)
-        net = getattr(pl_module, "net", None)
-        if tokenizer is not None and isinstance(net, nn.Module) and self._validations % self.every_n_validations == 0:
-            self._show(trainer, TextModel(net, tokenizer))
+        due = self._validations % self.every_n_validations == 0
+        if due and tokenizer is not None and isinstance(pl_module, LitLanguageModel):
+            self._show(trainer, TextModel(pl_module.net, tokenizer))
 
     def _show(self, trainer: Trainer, model: TextModel) -> None:
         text = model.generate(

@@ -3,6 +3,7 @@
 import platform
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,7 +37,7 @@ Kind = TypeVar("Kind", bound=Callback)
 
 
 class RunSummary(Callback):
-    """Writes ``summary.json`` at the start (``finished: false``), after every validation and at the end.
+    """Writes ``summary.json`` at the start (``finished: false``), after every save and at the end.
 
     Args:
         config_hash: Hash of the options of model and data and of the seed.
@@ -58,6 +59,7 @@ class RunSummary(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the network; leave a first summary for ``--resume auto`` to find."""
         self._began = True
+        _checkpoints(trainer).after_save = [lambda: self._write(trainer, pl_module, finished=False)]
         net: Any = getattr(pl_module, "net", pl_module)
         if trainer.is_global_zero:
             Console().print(network_table(net))
@@ -67,10 +69,9 @@ class RunSummary(Callback):
         self._write(trainer, pl_module, finished=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the figures of the validation, and whether it was the best."""
+        """Keep the figures of the validation for the callbacks that come after this one."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            _checkpoints(trainer).remember_best(trainer)
-            self._write(trainer, pl_module, finished=False)
+            _checkpoints(trainer).remember(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The final summary, and what to type next; to begin with nothing left to do is a mistake, unless the run was
@@ -82,7 +83,7 @@ class RunSummary(Callback):
         if self._began:
             self._write(trainer, pl_module, finished=over)
         elif trainer.is_global_zero:
-            ended = {"finished": True, "steps": trainer.global_step, "best": _rounded(_checkpoints(trainer).best)}
+            ended = {"finished": True, **_validations(trainer), "steps": trainer.global_step}
             write_json(self.folder / SUMMARY, self._found | ended)
         self._say_goodbye(trainer, over)
 
@@ -98,8 +99,7 @@ class RunSummary(Callback):
         tokens, seconds = speed.so_far()
         return {
             "finished": finished,
-            "final": _rounded(trainer.callback_metrics),
-            "best": _rounded(_checkpoints(trainer).best),
+            **_validations(trainer),
             "steps": trainer.global_step,
             "tokens": tokens,
             "training_seconds": round(seconds, 2),
@@ -185,6 +185,14 @@ def _checkpoints(trainer: Trainer) -> RunCheckpoints:
     return found
 
 
+def _validations(trainer: Trainer) -> dict[str, dict[str, float]]:
+    """The last and the best, each with its step; what was logged so far where there was none."""
+    checkpoints = _checkpoints(trainer)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    final = checkpoints.latest or {"step": trainer.global_step, **logged}
+    return {"final": _rounded(final), "best": _rounded(checkpoints.best)}
+
+
 def _rounded(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
     return {k: v if isinstance(v, int) else round(float(v), 6) for k, v in sorted(metrics.items())}
 
@@ -201,12 +209,14 @@ def _versions() -> dict[str, str | None]:
     }
 
 
+@cache
 def _started_in() -> dict[str, str | None]:
     """The folder that the run was started in, and its commit."""
     folder = Path.cwd()
     return {"folder": str(folder), "commit": None if _git(folder, "check-ignore", ".") else _commit(folder)}
 
 
+@cache
 def _commit(folder: Path) -> str | None:
     """The commit of the repository that the folder is a part of, None where it is of none.
 

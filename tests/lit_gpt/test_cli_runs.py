@@ -239,9 +239,10 @@ def test_a_run_that_time_stopped_goes_on(
         return learn(*given)
 
     monkeypatch.setattr(LitGPT, "training_step", slowly)
-    folder = fit("--trainer.max_time", "00:00:02:30")
+    folder = fit("--trainer.max_time", "00:00:02:30", "--trainer.val_check_interval", "5")
+    assert [row["step"] for row in rows(folder) if row.get("val/loss")] == ["3"]
     summary = json.loads((folder / "summary.json").read_text())
-    assert (summary["finished"], summary["steps"]) == (False, 3)
+    assert (summary["finished"], summary["steps"], summary["final"]["step"]) == (False, 3, 3)
     more = "to go on from step 3: the same command with --resume auto and a longer --trainer.max_time\n"
     assert more in capsys.readouterr().out
     with pytest.raises(UserError, match=r"already at step 3 after the whole of --trainer\.max_time"):
