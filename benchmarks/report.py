@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from datamodules.files import write_text
-from lit_gpt.run import read_json
+from lit_gpt.callbacks.run_folder import read_json
 
 FIGURES, PAGE = Path("docs/benchmarks.json"), Path("docs/benchmarks.md")
 #: Where a benchmark computes that takes a GPU when there is one.

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.reproductions.results import newest
-from lit_gpt.run import SUMMARY, read_json
+from lit_gpt.callbacks.run_folder import SUMMARY, read_json
 
 CONFIG = "configs/shakespeare_char.yaml"
 #: nanoGPT's README (loss) and config/train_shakespeare_char.py (5,000 steps of 64 rows of 256).

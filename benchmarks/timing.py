@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from benchmarks.report import DEVICE
-from lit_gpt.cli import run
+from lit_gpt.cli.lightning_cli import run
 
 
 def synchronize() -> None:

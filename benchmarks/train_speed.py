@@ -26,8 +26,8 @@ from benchmarks.report import DEVICE
 from benchmarks.timing import fit_seconds, synchronize
 from lit_gpt.loss import summed_nats
 from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.muon import has_bfloat16
 from lit_gpt.optim import OptimizerConfig, build_optimizer
-from lit_gpt.orthogonal import has_bfloat16
 
 WARMUP = 3
 RATES = {"lr": 1e-3, "weight_decay": 0.1, "betas": (0.9, 0.95)}

@@ -10,7 +10,7 @@ import numpy as np
 from datamodules.batches import Padded, Rows, StreamRows, Windows
 from datamodules.errors import UserError
 from datamodules.packing import Packed, WholePacked
-from datamodules.resampling import ResampledRows
+from datamodules.resegmented_rows import ResampledRows
 from datamodules.tokenizers import Tokenizer, UnigramTokenizer
 from datamodules.tokenizers.sampling import SampledTexts
 from datamodules.tokens import TokenStore, TokenStream

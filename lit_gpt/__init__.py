@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Any
 from lit_gpt.version import __version__
 
 if TYPE_CHECKING:
-    from lit_gpt.bigram import BigramConfig
+    from lit_gpt.baselines.bigram import BigramConfig
+    from lit_gpt.baselines.module import LitBigram
     from lit_gpt.checkpoint import load
     from lit_gpt.config import GPTConfig
     from lit_gpt.model import GPT
-    from lit_gpt.module_bigram import LitBigram
-    from lit_gpt.module_gpt import LitGPT
+    from lit_gpt.module import LitGPT
     from lit_gpt.optim import OptimizerConfig
 
 _HOMES = {
     "GPT": "model",
     "GPTConfig": "config",
-    "BigramConfig": "bigram",
-    "LitGPT": "module_gpt",
-    "LitBigram": "module_bigram",
+    "BigramConfig": "baselines.bigram",
+    "LitGPT": "module",
+    "LitBigram": "baselines.module",
     "OptimizerConfig": "optim",
     "load": "checkpoint",
 }

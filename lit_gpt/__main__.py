@@ -139,11 +139,11 @@ def keep_freed_memory() -> None:
 
 def _dispatch(verb: str, rest: list[str]) -> None:
     if verb in TRAINER_VERBS:
-        from lit_gpt.cli import run
+        from lit_gpt.cli.lightning_cli import run
     elif verb in OUR_VERBS:
         from lit_gpt.commands import run
     else:
-        from lit_gpt.suggest import unknown
+        from lit_gpt.cli.suggest import unknown
 
         raise unknown("verb", verb, [*TRAINER_VERBS, *OUR_VERBS])
     run(verb, rest)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from datamodules.errors import UserError
 from lit_gpt import integrity
-from lit_gpt.composed import ComposedEmbedding
 from lit_gpt.config import as_typed
+from lit_gpt.methods.token_parts import ComposedEmbedding
 from lit_gpt.version import CHECKPOINT_FORMAT
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 KEY = "lit_gpt"
 
-BIGRAM = ("lit_gpt.bigram", "bigram", "BigramConfig", "lit_gpt.LitBigram")
+BIGRAM = ("lit_gpt.baselines.bigram", "bigram", "BigramConfig", "lit_gpt.LitBigram")
 
-GPTS = ("lit_gpt.networks", "network", "GPTConfig", "lit_gpt.LitGPT")
+GPTS = ("lit_gpt.methods.networks", "network", "GPTConfig", "lit_gpt.LitGPT")
 
 #: Networks a checkpoint may name: where they are, what builds them, from which configuration, and the module of `fit`.
 NETWORKS = {
@@ -83,7 +83,7 @@ def describe(net: nn.Module, config: dict[str, Any], data: Any) -> dict[str, Any
     """
     # Imported here: before Lightning, the modules behind it decide the order in a Union that Python caches, and then
     # `--trainer.limit_val_batches 1` is read as 1.0, all batches.
-    from lit_gpt.described import described
+    from datamodules.described import described
 
     tokenizer = getattr(data, "tokenizer", None)
     return {

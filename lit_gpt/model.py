@@ -29,10 +29,10 @@ from lit_gpt.attention import (
     rotate,
     rotation,
 )
-from lit_gpt.composed import ComposedEmbedding
 from lit_gpt.config import PRESETS, GPTConfig
 from lit_gpt.dropout import dropout
-from lit_gpt.ngrams import NgramEmbedding, tokens_read
+from lit_gpt.methods.ngrams import NgramEmbedding, tokens_read
+from lit_gpt.methods.token_parts import ComposedEmbedding
 
 __all__ = ["GPT", "MLP", "PRESETS", "Attention", "Block", "GPTConfig"]
 
@@ -154,7 +154,9 @@ class GPT(nn.Module):
         """Build and initialise the model; `config.vocab_size` must be known."""
         super().__init__()
         if config.members != 1:
-            raise ValueError(f"a GPT is one network, not {config.members}: build lit_gpt.networks.network(config).")
+            raise ValueError(
+                f"a GPT is one network, not {config.members}: build lit_gpt.methods.networks.network(config)."
+            )
         self.config = config
         self.wte = _token_embedding(config)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.learned_positions else None

@@ -20,7 +20,7 @@ from torch.optim.sgd import sgd
 
 from datamodules.errors import UserError
 from lit_gpt.bounds import wrong_numbers
-from lit_gpt.orthogonal import orthogonalize
+from lit_gpt.muon import orthogonalize
 
 GROUPS = ("matrices", "embeddings", "head", "vectors")
 

@@ -33,7 +33,7 @@ def text(tmp_path: Path) -> Path:
 @pytest.fixture
 def fit(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Runs ``fit`` on a tiny model in this process and returns the run's folder; further flags override."""
-    from lit_gpt.cli import run
+    from lit_gpt.cli.lightning_cli import run
 
     monkeypatch.chdir(tmp_path)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_gpt.cli import LitCLI
+from lit_gpt.cli.lightning_cli import LitCLI
 
 CONFIGS_FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(CONFIGS_FOLDER.rglob("*.yaml"))

@@ -13,7 +13,7 @@ from benchmarks.headlines import story
 from benchmarks.reproductions.headlines import draw
 from datamodules.synthetic import headlines
 from lit_gpt import load
-from lit_gpt.run import LAST, SUMMARY
+from lit_gpt.callbacks.run_folder import LAST, SUMMARY
 
 DESCRIBED = {
     "baseline": {"loss": 1.8, "whose": "somebody's"},

@@ -15,11 +15,11 @@ from benchmarks.reproductions import __main__ as reproductions
 from benchmarks.reproductions.figures import FIGURES
 from benchmarks.reproductions.page import page
 from benchmarks.reproductions.rows import PROJECTS, ROWS
-from lit_gpt.bigram import BigramConfig, NeuralBigram
+from lit_gpt.baselines.bigram import BigramConfig, NeuralBigram
+from lit_gpt.callbacks.run_folder import LAST
 from lit_gpt.config import GPTConfig
 from lit_gpt.model import GPT
 from lit_gpt.optim import OptimizerConfig, build_optimizer, describe_groups
-from lit_gpt.run import LAST
 from tests.conftest import SHARED
 
 FOLDER = Path(__file__).parents[1] / "configs" / "reproductions"
@@ -231,7 +231,7 @@ def test_a_run_is_cut_goes_on_and_writes_text_from_its_checkpoint_alone(
 def test_a_narrow_memorize_says_the_sentence_and_stops(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lit_gpt.cli import run
+    from lit_gpt.cli.lightning_cli import run
 
     if not (SHARED / "tiktoken_cache").exists():
         pytest.skip("gpt2's ranks are not in ../shared/tiktoken_cache")

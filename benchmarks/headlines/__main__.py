@@ -27,8 +27,8 @@ from benchmarks.headlines.story import tell
 from benchmarks.headlines.variation import variation
 from benchmarks.reproductions.results import evaluations, keep, newest
 from datamodules.files import write_text
+from lit_gpt.callbacks.run_folder import SUMMARY, read_json
 from lit_gpt.config import as_typed
-from lit_gpt.run import SUMMARY, read_json
 
 TRIALS = Path(__file__).with_name("trials.yaml")
 RESULTS, PAGE = Path("docs/headlines.json"), Path("docs/headlines.md")

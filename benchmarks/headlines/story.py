@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from benchmarks.reproductions.headlines import RUNS, draw, split_titles
 from benchmarks.reproductions.results import configured, evaluations, keep, trained
 from lit_gpt import load
+from lit_gpt.callbacks.run_folder import LAST, SUMMARY, read_json
 from lit_gpt.generate import TextModel
-from lit_gpt.run import LAST, SUMMARY, read_json
 
 RECORDS = ("headlines_cpu", "headlines")
 SHOWN, GENERATED = 10, 200

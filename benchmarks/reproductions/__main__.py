@@ -26,7 +26,7 @@ from benchmarks.reproductions.results import RESULTS, configured, evaluations, k
 from benchmarks.reproductions.rows import PROJECTS, ROWS, Row
 from datamodules.files import write_text
 from datamodules.sources import NAMES, open_source
-from lit_gpt.run import SUMMARY, read_json
+from lit_gpt.callbacks.run_folder import SUMMARY, read_json
 
 PAGE = "reproductions.md"
 #: A leaking validation text: so many stretches, evenly spread, a tenth of the training text.
@@ -170,7 +170,7 @@ def _leaking_text(row: Row, options: argparse.Namespace) -> Path:
 
 
 def _run_quickly(row: Row, options: argparse.Namespace) -> None:
-    from lit_gpt.cli import run
+    from lit_gpt.cli.lightning_cli import run
 
     text = options.logs_dir / "little.txt"
     if not text.exists():

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from benchmarks.reproductions.headlines import losses, pictures
 from benchmarks.reproductions.results import kept_evaluations, trained_as_kept
 from lit_gpt import load
-from lit_gpt.run import LAST
+from lit_gpt.callbacks.run_folder import LAST
 
 Figure = Callable[[Path, Path], dict[str, Any] | None]
 SENTENCE = Path("configs/reproductions/sentence.txt")

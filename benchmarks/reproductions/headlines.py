@@ -9,8 +9,8 @@ import torch
 from benchmarks.reproductions.results import configured, evaluations, kept_evaluations, trained_as_kept
 from datamodules.sources import open_source
 from lit_gpt import load
+from lit_gpt.callbacks.run_folder import LAST, SUMMARY, read_json
 from lit_gpt.generate import TextModel
-from lit_gpt.run import LAST, SUMMARY, read_json
 
 RUNS = ("headlines_sgd", "headlines_adamw", "headlines_rope")
 METRICS = ("challenge_loss", "challenge_loss_uncovered", "challenge_coverage", "nats_per_char", "bpb")

@@ -11,7 +11,7 @@ import yaml
 from benchmarks.reproductions.rows import UNCOVERED, Row
 from datamodules.files import write_text
 from lit_gpt import load
-from lit_gpt.run import CONFIG, LAST, SUMMARY, read_json
+from lit_gpt.callbacks.run_folder import CONFIG, LAST, SUMMARY, read_json
 
 RESULTS = "reproductions.json"
 KEPT = (

@@ -23,8 +23,8 @@ from datamodules.files import write_atomically
 from lit_gpt.callbacks.boundary import StepEnd
 from lit_gpt.callbacks.signals import Interrupted, Signals
 from lit_gpt.callbacks.validations import Validations
+from lit_gpt.distributed import any_process, cpu_group
 from lit_gpt.integrity import check_whole, is_whole, set_aside, step_of
-from lit_gpt.sync import any_process, cpu_group
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -8,8 +8,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.files import remove_leftovers, write_text
-from lit_gpt.loggers import MetricsCSV
-from lit_gpt.run import CONFIG, LAST, Hold
+from lit_gpt.callbacks.metrics_csv import MetricsCSV
+from lit_gpt.callbacks.run_folder import CONFIG, LAST, Hold
 
 
 class RunFolder(Callback):

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from datamodules.errors import UserError
-from lit_gpt.epochs import inside_its_epoch
+from lit_gpt.loop_state import inside_its_epoch
 
 Rng = dict[str, Any]
 

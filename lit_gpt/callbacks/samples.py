@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from datamodules.errors import UserError, check_at_least
 from datamodules.tokenizers import Tokenizer
 from lit_gpt.generate import TextModel
-from lit_gpt.module import LitLanguageModel
+from lit_gpt.language_model import LitLanguageModel
 
 
 class SampleText(Callback):

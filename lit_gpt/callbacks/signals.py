@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from lit_gpt.run import rank
+from lit_gpt.callbacks.run_folder import rank
 
 #: Signals after which a run saves and leaves.
 HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

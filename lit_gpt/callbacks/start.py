@@ -2,7 +2,7 @@
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_gpt.module import LitLanguageModel
+from lit_gpt.language_model import LitLanguageModel
 
 
 class EvaluateAtStart(Callback):

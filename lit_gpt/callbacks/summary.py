@@ -22,8 +22,8 @@ import lit_gpt
 from datamodules.errors import UserError
 from datamodules.files import write_json
 from lit_gpt.callbacks.checkpoints import RunCheckpoints
+from lit_gpt.callbacks.run_folder import SUMMARY, read_summary
 from lit_gpt.callbacks.throughput import Throughput
-from lit_gpt.run import SUMMARY, read_summary
 from lit_gpt.version import __version__
 
 #: A page of TensorBoard (Custom Scalars) where curves that belong together share a chart.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_gpt.module import LitLanguageModel
+from lit_gpt.language_model import LitLanguageModel
 
 #: Dense peak of bfloat16, or of float16 where there is none, in FLOP/s, from the makers' data sheets; a device's name
 #: contains the key.

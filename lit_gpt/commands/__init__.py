@@ -6,7 +6,7 @@ from argparse import ArgumentError
 from typing import Any
 
 from datamodules.errors import UserError
-from lit_gpt.parse_errors import sentence
+from lit_gpt.cli.friendly_errors import sentence
 
 
 def run(verb: str, arguments: list[str]) -> None:

@@ -6,11 +6,11 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from datamodules import TextDataModule
 from datamodules.batches import IGNORED, Batch
-from datamodules.facts import document_lengths, overlap, token_counts
+from datamodules.corpus_stats import document_lengths, overlap, token_counts
 from datamodules.tokenizers import Tokenizer
 from datamodules.tokens import TokenStore
-from lit_gpt.arguments import with_packaged_configs
-from lit_gpt.cli import LitCLI
+from lit_gpt.cli.arguments import with_packaged_configs
+from lit_gpt.cli.lightning_cli import LitCLI
 
 _BATCHES_FOR_PADDING = 50
 

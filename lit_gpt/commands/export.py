@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from lit_gpt.checkpoint import KEY, read
-from lit_gpt.interop import FILES, export_huggingface, export_safetensors, written_here
+from lit_gpt.interop.files import FILES, export_huggingface, export_safetensors, written_here
 from lit_gpt.outputs import check_output
 
 

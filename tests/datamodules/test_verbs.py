@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import lit_gpt
-from lit_gpt.cli import LitCLI
+from lit_gpt.cli.lightning_cli import LitCLI
 from tests.conftest import TINY
 
 

@@ -17,11 +17,11 @@ from datamodules.errors import UserError
 from datamodules.files import write_atomically, write_text
 from lit_gpt import LitGPT, checkpoint
 from lit_gpt.callbacks.checkpoints import AtomicCheckpointIO
-from lit_gpt.cli import run
+from lit_gpt.cli.lightning_cli import run
 from lit_gpt.commands import run as run_command
 from tests.conftest import TINY
-from tests.lit_gpt.test_cli import rows
-from tests.lit_gpt.test_cli_runs import unfinished
+from tests.lit_gpt.cli.test_cli import rows
+from tests.lit_gpt.cli.test_cli_runs import unfinished
 
 Fit = Callable[..., Path]
 
@@ -345,7 +345,7 @@ TORN = {
 
 @pytest.mark.parametrize("name", TORN)
 def test_damaged_rows_are_dropped_and_named(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from lit_gpt.loggers import MetricsCSV
+    from lit_gpt.callbacks.metrics_csv import MetricsCSV
 
     more, line, steps = TORN[name]
     path = tmp_path / "metrics.csv"

@@ -19,9 +19,9 @@ from datamodules.tokenizers import ByteTokenizer, save_tokenizer
 from datamodules.tokens import TokenWriter
 from lit_gpt import __main__ as command
 from lit_gpt.callbacks.checkpoints import AtomicCheckpointIO
+from lit_gpt.callbacks.metrics_csv import MetricsCSV
 from lit_gpt.callbacks.predictions import WritePredictions
-from lit_gpt.cli import run
-from lit_gpt.loggers import MetricsCSV
+from lit_gpt.cli.lightning_cli import run
 from tests.conftest import TINY
 
 Fit = Callable[..., Path]
@@ -83,7 +83,7 @@ def test_metrics_csv_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     log = MetricsCSV(tmp_path)
     log.log_metrics({"a": 1}, 1)
     before = log.path.read_bytes()
-    monkeypatch.setattr("lit_gpt.loggers.csv.writer", full)
+    monkeypatch.setattr("lit_gpt.callbacks.metrics_csv.csv.writer", full)
     with pytest.raises(UserError, match=r"metrics\.csv cannot be written \(No space left on device\)"):
         log.log_metrics({"a": 2}, 2)
     assert log.path.read_bytes() == before

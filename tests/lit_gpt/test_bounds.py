@@ -13,13 +13,13 @@ from datamodules import CharDataModule, HeadlinesDataModule
 from datamodules.errors import UserError
 from datamodules.tokenizers import train_tokenizer
 from lit_gpt import LitBigram, LitGPT, bounds
-from lit_gpt.arguments import check_values
-from lit_gpt.bigram import BigramConfig, bigram
+from lit_gpt.baselines.bigram import BigramConfig, bigram
 from lit_gpt.callbacks.checkpoints import RunCheckpoints
 from lit_gpt.callbacks.samples import SampleText
-from lit_gpt.cli import LitCLI, run
+from lit_gpt.cli.arguments import check_values
+from lit_gpt.cli.lightning_cli import LitCLI, run
 from lit_gpt.config import GPTConfig
-from lit_gpt.networks import network
+from lit_gpt.methods.networks import network
 from lit_gpt.optim import OptimizerConfig, lr_factor
 from tests.conftest import TINY
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_gpt import load
-from lit_gpt.cli import LitCLI
-from tests.lit_gpt.test_cli import rows
+from lit_gpt.cli.lightning_cli import LitCLI
+from tests.lit_gpt.cli.test_cli import rows
 
 Fit = Callable[..., Path]
 T = 128

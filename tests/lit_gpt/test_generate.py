@@ -14,7 +14,7 @@ from torch import nn
 
 from datamodules.errors import UserError
 from datamodules.tokenizers import CharTokenizer
-from lit_gpt.bigram import BigramConfig, NeuralBigram
+from lit_gpt.baselines.bigram import BigramConfig, NeuralBigram
 from lit_gpt.commands import generate as verb
 from lit_gpt.decode import Sampling, decode
 from lit_gpt.generate import TextModel

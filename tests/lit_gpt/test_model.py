@@ -13,9 +13,9 @@ from torch import Tensor
 
 from datamodules.tokens import TokenArrays
 from lit_gpt.config import GPT2
-from lit_gpt.kneser_ney import GPTWithCounts
+from lit_gpt.methods.kneser_ney import GPTWithCounts
+from lit_gpt.methods.networks import members_of, network
 from lit_gpt.model import GPT, PRESETS, GPTConfig
-from lit_gpt.networks import members_of, network
 
 CLASSIC = {**GPT2, "block_size": 32, "activation": "gelu"}
 LLAMA = {"n_kv_head": 2, "norm_gain": True, "activation": "swiglu", "qk_norm": False, "softcap": None}
@@ -318,7 +318,9 @@ def test_explicit_values_win_over_a_preset() -> None:
 
 def test_the_model_needs_torch_only() -> None:
     heavy = {"lightning", "torchmetrics", "jsonargparse"}
-    code = f"import sys, lit_gpt.model, lit_gpt.bigram, lit_gpt.generate; assert not {heavy} & set(sys.modules)"
+    code = (
+        f"import sys, lit_gpt.model, lit_gpt.baselines.bigram, lit_gpt.generate; assert not {heavy} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_gpt import orthogonal
+from lit_gpt import muon as orthogonal
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.optim import (
     OptimizerConfig,

@@ -11,7 +11,7 @@ import pytest
 from datamodules.errors import UserError
 from datamodules.synthetic import headlines
 from datamodules.tokenizers import ByteTokenizer, save_tokenizer, to_huggingface, train_tokenizer
-from lit_gpt.cli import run as run_trainer
+from lit_gpt.cli.lightning_cli import run as run_trainer
 from lit_gpt.commands import run
 
 Fit = Callable[..., Path]

@@ -1,0 +1,1 @@
+"""Baselines that a GPT must beat to be worth its time."""

@@ -1,0 +1,1 @@
+"""Lightning's command line with our options, defaults and error messages."""

@@ -1,0 +1,376 @@
+"""fit, validate, test and predict: Lightning's command line with our run folders, callbacks, presets and sentences."""
+
+import os
+import signal
+from argparse import SUPPRESS, ArgumentError
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, Literal
+
+import torch
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from datamodules import BPEDataModule, CharDataModule, HeadlinesDataModule
+from datamodules.errors import UserError, is_refusal, refusal
+from datamodules.tokenizers import tokenizer_from_dict
+from lit_gpt import LitBigram, LitGPT, checkpoint
+from lit_gpt.bounds import is_out_of_memory, out_of_memory
+from lit_gpt.callbacks import run_folder as runs
+from lit_gpt.callbacks.artifacts import LogArtifacts
+from lit_gpt.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
+from lit_gpt.callbacks.folder import RunFolder
+from lit_gpt.callbacks.metrics_csv import run_loggers
+from lit_gpt.callbacks.predictions import WritePredictions
+from lit_gpt.callbacks.progress import RunProgress
+from lit_gpt.callbacks.resume import ExactResume
+from lit_gpt.callbacks.samples import SampleText
+from lit_gpt.callbacks.scored import NameText
+from lit_gpt.callbacks.signals import Interrupted
+from lit_gpt.callbacks.start import EvaluateAtStart
+from lit_gpt.callbacks.summary import RunSummary
+from lit_gpt.callbacks.throughput import Throughput
+from lit_gpt.cli import run_data
+from lit_gpt.cli.arguments import check_values, pairs, preset, value_of, with_packaged_configs
+from lit_gpt.cli.friendly_errors import sentence
+from lit_gpt.cli.parser import StrictParser, prepare_parsing
+from lit_gpt.cli.quiet import quieten_lightning
+from lit_gpt.config import PRESETS
+from lit_gpt.integrity import step_of, to_go_on_from
+from lit_gpt.language_model import LitLanguageModel
+
+TRAINER_DEFAULTS = {
+    "use_distributed_sampler": False,  # our loaders give each process its rows
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 10,
+    "enable_model_summary": False,  # RunSummary shows the network
+    "max_epochs": -1,
+    "check_val_every_n_epoch": None,  # val_check_interval counts optimizer steps, across epochs
+    "val_check_interval": 250,
+}
+#: Imported here, they are known to --model and --data by their short names.
+DATAMODULES = (CharDataModule, BPEDataModule, HeadlinesDataModule)
+MODULES = (LitGPT, LitBigram)
+#: Options that one verb alone has; a config file may hold those of every verb.
+OWN = {
+    "fit": ("name", "logs_dir", "resume", "early_stopping", "val_at_start", "checkpoint", "samples"),
+    "predict": ("predictions",),
+}
+Matmul = Literal["highest", "high", "medium"]
+
+
+def run(verb: str, arguments: list[str]) -> None:
+    """Run one of Lightning's verbs with its command line."""
+    LitCLI(verb, with_packaged_configs(arguments))
+
+
+class LitCLI(LightningCLI):
+    """Lightning's command line for one verb.
+
+    Args:
+        verb: fit, validate, test or predict. Only this verb's parser is built.
+        arguments: The command line after the verb.
+    """
+
+    def __init__(self, verb: str, arguments: list[str]) -> None:
+        quieten_lightning()
+        prepare_parsing()
+        self.verb = verb
+        self.preset = preset(arguments)
+        self.claimed: Path | None = None
+        self.folder = Path("logs")  # until the run's own is known
+        self.run_folder: RunFolder | None = None
+        with self._in_sentences():
+            super().__init__(
+                LightningModule,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                save_config_callback=None,
+                trainer_defaults=TRAINER_DEFAULTS,
+                seed_everything_default=1337,
+                parser_kwargs={"prog": "python -m lit_gpt", "exit_on_error": False, verb: {"exit_on_error": False}},
+                parser_class=StrictParser,
+                args=[verb, *arguments],
+            )
+
+    @contextmanager
+    def _in_sentences(self) -> Iterator[None]:
+        """Lightning's refusals become the user's to mend; a run that never began leaves no folder."""
+        try:
+            yield
+        except (MisconfigurationException, ModuleNotFoundError) as error:
+            raise UserError(sentence(str(error), [])) from error
+        except ValueError as error:  # Lightning's, when it counts the batches of an epoch
+            if "`val_check_interval`" not in str(error):
+                raise
+            raise UserError(sentence(str(error), [])) from error
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise out_of_memory(error) from error
+        except OSError as error:
+            if not is_refusal(error) or error.filename or self.verb != "fit":
+                raise
+            # A failed write has no name: TensorBoard's rows come from another thread, lines go to the output.
+            raise refusal(error, f"the run in {self.folder}") from error
+        except SIGTERMException:  # where RunCheckpoints does not listen: before the first step, and in the other verbs
+            raise Interrupted(signal.SIGTERM) from None
+        finally:
+            if self.claimed and not (self.run_folder and self.run_folder.began):
+                runs.give_up(self.claimed)
+
+    # ---- options
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The one verb that was typed."""
+        return {self.verb: LightningCLI.subcommands()[self.verb]}
+
+    def _prepare_subcommand_parser(self, *args: Any, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(*args, **kwargs)
+        if self.verb in ("validate", "test"):
+            parser.set_defaults({"verbose": False})  # Lightning's table of what RunProgress has said
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Our own keys, and the default classes of the two slots."""
+        parser.set_defaults(
+            {
+                "model": {"class_path": _path(MODULES[0]), "init_args": {"config": PRESETS.get(self.preset or "", {})}},
+                "data": {"class_path": _path(DATAMODULES[0])},
+            }
+        )
+        parser.epilog = f"Network and optimizer: --model.help {MODULES[0].__name__}. Data: --data.help CharDataModule."
+        parser.add_argument(
+            "--preset", type=str | None, default=None, help=f"Architecture to start from: {', '.join(PRESETS)}."
+        )
+        parser.add_argument(
+            "--float32_matmul", type=Matmul, default="high", help="Precision of float32 products on CUDA; high is TF32."
+        )
+        if self.verb == "fit":
+            self._add_fit_arguments(parser)
+        if self.verb == "predict":
+            parser.add_lightning_class_args(WritePredictions, "predictions")
+        parser.add_lightning_class_args(RunProgress, "progress")
+        for key in self._others():
+            parser.add_argument(f"--{key}", type=Any, default=None, help=SUPPRESS)
+
+    def _others(self) -> list[str]:
+        return [key for verb, keys in OWN.items() if verb != self.verb for key in keys]
+
+    def _add_fit_arguments(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str, default="run", help="Folder of the run, below --logs_dir.")
+        parser.add_argument("--logs_dir", type=str, default="logs", help="Where all runs go.")
+        parser.add_argument(
+            "--resume",
+            type=Literal["auto"] | None,
+            default=None,
+            help="auto: go on with the newest unfinished run of the same model, data and seed, or start one.",
+        )
+        parser.add_argument(
+            "--early_stopping",
+            type=int | None,
+            default=None,
+            help="Stop after so many validations without a better val/loss.",
+        )
+        parser.add_argument(
+            "--val_at_start", type=bool, default=False, help="Evaluate before the first step too, and log it as step 0."
+        )
+        parser.add_lightning_class_args(RunCheckpoints, "checkpoint")
+        parser.add_lightning_class_args(SampleText, "samples")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and say what is wrong in one sentence."""
+        for argument in args:
+            key = argument.removeprefix("--").split("=")[0]
+            if argument.startswith("--") and key.split(".")[0] in self._others():
+                raise UserError(f"--{key} is no option of {self.verb}: leave it out (in a config file it may stay).")
+        self.stored: dict[str, Any] = {}
+        path = None if self.verb == "fit" else value_of("ckpt_path", args)
+        if path is not None:
+            self.stored = checkpoint.read(checkpoint.file_of(path))[checkpoint.KEY]
+        self.config, line = run_data.parsed(self._parsed, self.verb, self.stored.get("data"), args[1:])
+        if line:
+            _say(line)
+        check_values(self.verb, self.config[self.verb])
+
+    def _parsed(self, args: list[str]) -> Namespace:
+        """The configuration of a command line, or what is wrong with it."""
+        try:
+            return self.parser.parse_args([self.verb, *args])
+        except ArgumentError as error:
+            classes = {"model": _names(MODULES), "data": _names(DATAMODULES)}
+            raise UserError(sentence(str(error), self._known_options(args), classes)) from error
+
+    def _known_options(self, given: list[str]) -> list[str]:
+        """Dotted names of every option, those of the classes chosen on the command line included."""
+        chosen = [part for pair in pairs(given) if pair[0] in ("--model", "--data") for part in pair]
+        try:
+            parsed = self.parser.parse_args([self.verb, *chosen])
+        except ArgumentError:  # the class itself is wrong
+            parsed = self.parser.parse_args([self.verb])
+        keys = [key.replace(".init_args.", ".") for key in vars(parsed[self.verb].as_flat())]
+        return [key for key in keys if key not in self._others()]
+
+    # ---- checkpoints
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let stored hyper-parameters override the command line in every verb.
+
+        Here `fit` obeys the command line; the other verbs obey the checkpoint, which they need.
+        """
+        config = self.config[self.verb]
+        if self.verb == "fit":
+            self._choose_folder()
+        elif config.ckpt_path is None:
+            raise UserError(
+                f"{self.verb} needs a checkpoint: add --ckpt_path logs/NAME/version_N/checkpoints/best.ckpt."
+            )
+        else:
+            config.ckpt_path = str(checkpoint.file_of(config.ckpt_path))
+            path = checkpoint.module_of(self.stored["network"], config.model.class_path)
+            if issubclass(module := resolve_name(path), LitLanguageModel):
+                checkpoint.config_of(module.config_class, self.stored["config"])  # refuses an option of a newer version
+            model = {"class_path": path, "init_args": {"config": self.stored["config"]}}
+            self.config = self.parser.parse_object({self.verb: {"model": model}}, self.config)
+
+    def _choose_folder(self) -> None:
+        config = self.config[self.verb]
+        self.settings = runs.settings_of(config)
+        root = Path(config.logs_dir)
+        obstacles = runs.obstacles(root / config.name, self.settings, self._read) if config.resume else {}
+        unfinished = next((folder for folder, obstacle in obstacles.items() if obstacle is None), None)
+        if unfinished:
+            self._go_on_with(unfinished)
+        self.folder = self._folder_of_checkpoint() or unfinished or self._new_folder(root / config.name)
+        if self.claimed and obstacles:
+            newest, obstacle = next(iter(obstacles.items()))
+            _say(f"{newest} {obstacle}: a new run starts in {self.folder}")
+        os.environ[runs.FOLDER_VARIABLE] = str(self.folder)
+
+    def _go_on_with(self, folder: Path) -> None:
+        saved = to_go_on_from(folder / runs.LAST)
+        self.config[self.verb].ckpt_path = str(saved)
+        _say(f"going on with {folder}")
+        if saved and saved.name != runs.LAST.name:
+            _say(
+                f"its last.ckpt is damaged or gone: going on from step {step_of(saved)}, {saved}, the newest whole one"
+            )
+
+    def _folder_of_checkpoint(self) -> Path | None:
+        """That of the run that the checkpoint is of; a copy that lies elsewhere begins a new one."""
+        config = self.config[self.verb]
+        if not config.ckpt_path:
+            return None
+        path = checkpoint.file_of(config.ckpt_path, ("last.ckpt", "best.ckpt"))  # a run goes on from its end
+        config.ckpt_path = str(path)
+        if issubclass(resolve_name(config.model.class_path), LitLanguageModel):
+            self.stored = checkpoint.read(path, mmap=True)[checkpoint.KEY]  # refused before anything is written
+        return runs.folder_of(path)
+
+    def _new_folder(self, parent: Path) -> Path:
+        if runs.rank() == 0:
+            self.claimed = runs.claim(parent)
+            return self.claimed
+        return runs.chosen_by_rank_0() or parent / "version_0"  # under torchrun rank 0 broadcasts the folder later
+
+    def _read(self, path: Path) -> runs.Settings | None:
+        """The settings of a run's own file; options that did not exist then have their defaults."""
+        try:
+            return runs.settings_of(self._parser(self.verb).parse_path(path))
+        except (ArgumentError, OSError, TypeError, ValueError):  # options that are gone, no file, no text
+            return None
+
+    # ---- objects
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer."""
+        torch.set_float32_matmul_precision(
+            self.config[self.verb].float32_matmul if torch.cuda.is_available() else "highest"
+        )
+        self.config_init = self.instantiated()
+        self.model, self.datamodule = (self.config_init[self.verb][slot] for slot in ("model", "data"))
+        self.trainer = self.instantiate_trainer()
+        self._hand_over_tokenizer()
+
+    def _hand_over_tokenizer(self) -> None:
+        """The checkpoint's, to the data: a run that goes on takes it where it would train one, other verbs always."""
+        take = getattr(self.datamodule, "go_on_with" if self.verb == "fit" else "use_tokenizer", None)
+        if take is not None and self.stored.get("tokenizer"):
+            take(tokenizer_from_dict(self.stored["tokenizer"]))
+
+    def instantiated(self) -> Namespace:
+        """The objects of the configuration; a wrong combination of values is one sentence."""
+        try:
+            return self.parser.instantiate(self.config)
+        except (ValueError, ArgumentError) as error:
+            raise UserError(sentence(str(error), [])) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer with our loggers, callbacks and atomic checkpoints."""
+        trainer = self.config_init[self.verb]["trainer"]
+        plugins = trainer["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        chosen: dict[str, Any] = {
+            "plugins": [*plugins, AtomicCheckpointIO()],
+            "logger": self._loggers(trainer["logger"]),
+        }
+        if trainer["enable_progress_bar"] is False:
+            self._parser(self.verb).callback_keys.remove("progress")
+        if self.verb == "fit":
+            chosen["default_root_dir"] = trainer["default_root_dir"] or self.folder  # a fast_dev_run has no loggers
+            self.trainer_defaults = {**TRAINER_DEFAULTS, "callbacks": self._callbacks()}
+            if self.config[self.verb].val_at_start:
+                chosen["num_sanity_val_steps"] = -1  # the sanity check, over the whole split: see EvaluateAtStart
+        else:
+            self.trainer_defaults = {**TRAINER_DEFAULTS, "callbacks": [NameText(self.stored["fingerprints"])]}
+        try:
+            built = super().instantiate_trainer(**chosen, **kwargs)
+        except (ValueError, TypeError) as error:  # a strategy or an accelerator of no such name, devices of no number
+            raise UserError(sentence(str(error), [])) from error
+        if getattr(built.strategy.launcher, "_start_method", "fork") != "fork":
+            raise UserError(
+                "trainer.strategy starts processes that are handed the run's loggers and callbacks, which cannot be "
+                "copied: use --trainer.strategy ddp, or ddp_notebook in a notebook."
+            )
+        return built
+
+    def _loggers(self, given: Any) -> Any:
+        return run_loggers(self.folder, given) if self.verb == "fit" else given or False
+
+    def _callbacks(self) -> list[Callback]:
+        config = self.config[self.verb]
+        summary = RunSummary(runs.hash_of(self.settings), config.seed_everything)
+        fresh = config.clone()  # the file starts such a run, not this one again, and after a flag takes nothing back
+        del fresh["ckpt_path"], fresh["resume"]
+        resolved = self._parser(self.verb).dump(fresh, skip_unset=False)
+        self.run_folder = RunFolder(self.folder, resolved, runs.hash_of(self.settings))
+        callbacks: list[Callback] = [self.run_folder, Throughput(), ExactResume()]
+        callbacks += [summary, LogArtifacts()]
+        if config.val_at_start:
+            callbacks.append(EvaluateAtStart())
+        if config.early_stopping:
+            callbacks.append(EarlyStopping("val/loss", patience=config.early_stopping))
+        return callbacks
+
+
+def _names(classes: Iterable[type]) -> list[str]:
+    return [cls.__name__ for cls in classes]
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__name__}"
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line, flush=True)

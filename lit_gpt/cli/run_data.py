@@ -1,0 +1,120 @@
+"""The data that a checkpoint's run was trained on, for the verbs that only read the checkpoint."""
+
+import json
+from collections.abc import Callable, Mapping
+from pkgutil import resolve_name
+from typing import Any
+
+from jsonargparse import Namespace
+
+from datamodules.described import SOURCES, is_there, kept
+from datamodules.errors import UserError
+from datamodules.files import expanded
+from datamodules.options import option_names
+from datamodules.sources import is_place
+from lit_gpt.cli.arguments import CONFIG, data_of_configs, pairs
+
+#: The classes that a file may name; a file from a stranger must not choose what else is imported.
+OURS = (
+    "datamodules.bpe.BPEDataModule",
+    "datamodules.char.CharDataModule",
+    "datamodules.headlines.HeadlinesDataModule",
+)
+
+
+def parsed(
+    parse: Callable[[list[str]], Namespace], verb: str, stored: Mapping[str, Any] | None, arguments: list[str]
+) -> tuple[Namespace, str | None]:
+    """The configuration of a command line with the data of a checkpoint's run, but for what ``--data.OPTION`` says.
+
+    ``--data CLASS`` leaves the run's data aside. What a config file has of data does not: it may be of another run, and
+    so may a default. A class that is not ours must be named by the person.
+
+    Args:
+        parse: What parses the command line after the verb.
+        verb: The verb, not ``fit``.
+        stored: What `described` said of the run's data; None leaves everything to the command line.
+        arguments: The command line after the verb.
+
+    Returns:
+        The configuration, and a line to print about config files whose data is not used.
+
+    Raises:
+        UserError: A text of the run is gone, or its class must be named.
+    """
+    if stored is None or any(name == "--data" for name, _ in pairs(arguments)):
+        return parse(arguments), None
+    if stored["class_path"] not in OURS:
+        return _named(parse(arguments), verb, stored["class_path"]), None
+    rest, data = _split(arguments)
+    config, typed = parse(rest), _typed(data)
+    used = _usable(stored, typed, verb)
+    config[verb].data = parse([f"--data={json.dumps(used)}", *data])[verb].data
+    return config, _left_out(data_of_configs(rest), config[verb].data.as_dict(), typed)
+
+
+def _named(config: Namespace, verb: str, wanted: str) -> Namespace:
+    """The configuration, if its data is of the wanted class."""
+    if config[verb].data.class_path != wanted:
+        raise UserError(
+            f"the run's data was a {wanted}, a class that no file may choose: give it as --data, with its options."
+        )
+    return config
+
+
+def _usable(stored: Mapping[str, Any], typed: set[str], verb: str) -> dict[str, Any]:
+    """The stored class and options for a verb, without those that are ``typed``.
+
+    Raises:
+        UserError: A text is gone, and nothing on the command line takes its place.
+    """
+    options = {name: value for name, value in (stored["init_args"] or {}).items() if name not in typed}
+    if unknown := sorted(options.keys() - option_names(resolve_name(stored["class_path"]))):
+        raise UserError(f"the checkpoint was written by a newer lit-gpt (option {unknown[0]}): upgrade lit-gpt.")
+    for name in SOURCES if verb == "predict" else SOURCES[:-1]:
+        value = options.get(name)
+        for spec in value if isinstance(value, list) else [value]:
+            if spec is not None and is_place(spec) and not is_there(spec):
+                raise UserError(f"the run's {name} {spec!r} is gone: give the text as --data.{name}.")
+    if verb != "predict":
+        options.pop("predict_source", None)
+    if options.get("cache_dir") and not expanded(options["cache_dir"]).is_dir():  # of another machine
+        del options["cache_dir"]
+    return {"class_path": stored["class_path"], "init_args": options}
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """A command line without its ``--data.OPTION``, and these alone."""
+    rest: list[str] = []
+    data: list[str] = []
+    goal = rest
+    for argument in arguments:
+        if argument.startswith("--") or argument in CONFIG:  # a number may begin with a single one
+            goal = data if argument.startswith("--data.") and not argument.startswith("--data.help") else rest
+        goal.append(argument)
+    return rest, data
+
+
+def _typed(data: list[str]) -> set[str]:
+    """Names of the options among ``--data.OPTION`` arguments."""
+    names = (argument.partition("=")[0].rstrip("+") for argument in data if argument.startswith("--data."))
+    return {name.removeprefix("--data.").removeprefix("init_args.").split(".")[0] for name in names}
+
+
+def _left_out(configs: Mapping[str, Any], used: Mapping[str, Any], typed: set[str]) -> str | None:
+    """A line about the first option in which config files differ from the data that is used; None where none does.
+
+    Args:
+        configs: The ``data`` of the config files: a class, or options, or both.
+        used: ``class_path`` and ``init_args``.
+        typed: Options that the command line decides.
+    """
+    there: dict[str, Any] = {"class": configs.get("class_path"), **configs, **(configs.get("init_args") or {})}
+    here = {"class": used["class_path"], **used["init_args"]}
+    for name in sorted(there.keys() - typed - {"class_path", "init_args"}):
+        ours, theirs = kept(name, there[name]), here.get(name)
+        same = str(theirs).endswith(f".{str(ours).rpartition('.')[2]}") if name == "class" else ours == theirs
+        if ours is not None and not same:
+            option = "--data CLASS" if name == "class" else f"--data.{name}"
+            return f"data as in the run ({name} {theirs}), not as in --config ({name} {ours}): {option} changes it"
+    return None

@@ -1,0 +1,1 @@
+"""Weights and configurations of other libraries, both ways."""

@@ -1,0 +1,1 @@
+"""Methods for small corpora, one file each."""

@@ -1,0 +1,53 @@
+"""One sentence out of a parser's report, whatever its form."""
+
+import pytest
+
+from lit_gpt.cli.friendly_errors import sentence
+
+KNOWN = ["model.config.n_layer", "trainer.max_steps", "format", "source"]
+CLASSES = {"model": ["LitGPT", "LitBigram"]}
+SLOT = 'Parser key "model":\n  Does not validate against any of the Union subtypes\n  Errors:\n    - Problem:\n        '
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        (
+            "unrecognized arguments: --trainer.max_stps 3",
+            "'trainer.max_stps' is unknown: did you mean trainer.max_steps?",
+        ),
+        (SLOT + "unrecognized arguments: --config.n_layr=4", "did you mean model.config.n_layer?"),
+        (SLOT + "Group 'config' does not accept option 'n_layr'", "'model.config.n_layr' is unknown"),
+        (
+            SLOT + "Parser key \"config.n_layer\":\n Expected a <class 'int'>. Got value: x",
+            "cannot be 'x': give an int.",
+        ),
+        (
+            "Parser key \"format\":\n  Expected a typing.Literal['a', 'b']. Got value: c",
+            "'format' cannot be 'c': use a, b.",
+        ),
+        (
+            'Parser key "resume":\n  Does not validate against any of the Union subtypes\n  Subtypes: '
+            "[typing.Literal['auto'], <class 'NoneType'>]\n  Errors:\n    - Expected a typing.Literal['auto']\n"
+            "    - Expected a <class 'NoneType'>\n  Given value type: <class 'str'>\n  Given value: often",
+            "option 'resume' cannot be 'often': use auto.",
+        ),
+        (
+            SLOT + 'Parser key "config":\n Unable to load config \'gpt2\'\n - Parser key "config": ...',
+            "option 'model.config' is a group of options and cannot be 'gpt2': set them, such as --model.config.n_layer"
+            ".",
+        ),
+        ("unrecognized arguments: a.yaml --x 3", "'a.yaml' stands alone: give it as --config a.yaml."),
+        ("the following arguments are required: train.source, train.out", "--source and --out must be given."),
+        (SLOT + "Expected a dot import path string: GPT.", "model 'GPT' is unknown: did you mean LitGPT?"),
+        (
+            SLOT + "Problem with given class_path 'a.B': module 'a' has no attribute 'B'",
+            "model 'a.B' is unknown: use LitGPT, LitBigram.",
+        ),
+        ("Parser key \"config\": File does not exist: 'x.yaml'", "There is no configuration x.yaml"),
+    ],
+)
+def test_reports_become_sentences(report: str, expected: str) -> None:
+    found = sentence(report, KNOWN, CLASSES)
+    assert expected in found
+    assert "\n" not in found
