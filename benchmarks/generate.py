@@ -58,7 +58,7 @@ def transformers(net: GPT) -> Decoder:
     from transformers.utils.logging import disable_progress_bar
 
     tokenizer = CharTokenizer(map(chr, range(32, 32 + SHAPE["vocab_size"])))
-    entry = {"network": "GPT", "config": asdict(net.config), "tokenizer": tokenizer.to_dict()}
+    entry = {"module": "lit_gpt.module.LitGPT", "config": asdict(net.config), "tokenizer": tokenizer.to_dict()}
     state = {PREFIX + name: tensor for name, tensor in net.state_dict().items()}
     with tempfile.TemporaryDirectory() as folder:
         export_huggingface({KEY: entry, "state_dict": state}, folder)

@@ -48,7 +48,7 @@ def build(case: str, block: int, device: str) -> tuple[Any, Any, Callable[[Any],
     net.to(device)
 
     def mean(ids: torch.Tensor) -> torch.Tensor:
-        nats = loss.summed_nats(net.hidden(ids[:, :-1]), net.head, [net.wte.weight], ids[:, 1:], V)
+        nats = loss.cross_entropy_sum(net.hidden(ids[:, :-1]), net.head, [net.wte.weight], ids[:, 1:], V)
         return nats / ids[:, 1:].numel()
 
     return net, build_optimizer(net, OptimizerConfig()), mean

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from benchmarks import peers, report
 from benchmarks.report import DEVICE
 from benchmarks.timing import fit_seconds, synchronize
-from lit_gpt.loss import summed_nats
+from lit_gpt.loss import cross_entropy_sum
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.muon import has_bfloat16
 from lit_gpt.optim import OptimizerConfig, build_optimizer
@@ -90,7 +90,7 @@ def ours_bare(case: Case) -> Contestant:
 
     def loss(ids: Tensor) -> Tensor:
         hidden, targets = net.hidden(ids[:, :-1]), ids[:, 1:]
-        return summed_nats(hidden, net.head, [net.wte.weight], targets, vocab) / targets.numel()
+        return cross_entropy_sum(hidden, net.head, [net.wte.weight], targets, vocab) / targets.numel()
 
     return loop(net, optimizer, loss, case)
 

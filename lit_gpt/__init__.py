@@ -21,6 +21,10 @@ _HOMES = {
     "LitGPT": "module",
     "LitBigram": "baselines.module",
     "OptimizerConfig": "optim",
+    "LitLanguageModel": "language_model",
+    "Network": "protocols",
+    "LitExtendedGPT": "methods.module",
+    "ExtendedGPTConfig": "methods.config",
     "load": "checkpoint",
 }
 

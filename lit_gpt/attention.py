@@ -12,16 +12,29 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from lit_gpt.dropout import dropout as drop
-
 #: None: every token sees all tokens up to itself. A bool tensor (B or 1, 1, T, S) is True where a query sees a key.
 Mask: TypeAlias = Tensor | BlockMask | None
 #: Cosines and sines of the rotation of every position, (T, 1, D) each.
 Rotation: TypeAlias = tuple[Tensor, Tensor]
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Mask = None, dropout: float = 0.0) -> Tensor:
-    """Scaled dot-product attention, causal unless `mask` says otherwise.
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """``torch.nn.functional.dropout``, with `p` rounded to 2**-16 on a CPU.
+
+    On a CPU torch draws one random number after the other, 10 ns for each element. Here four elements share the 64 bits
+    of one random number, which takes a third of the time.
+    """
+    if not x.is_cpu or not training or p == 0 or torch.compiler.is_compiling():
+        return F.dropout(x, p, training)
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    kept = bits[: x.numel()].view(x.shape) >= round(p * 2**16) - 2**15
+    return x * kept.to(x.dtype).mul_(1 / (1 - p))
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Mask = None, dropout: float = 0.0, causal: bool = True
+) -> Tensor:
+    """Scaled dot-product attention.
 
     Args:
         q: Queries, (B, H, T, D).
@@ -30,6 +43,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Mask = None, dropout: fl
         v: Values, shaped as the keys.
         mask: What `attention_mask_for` returned for this forward pass.
         dropout: Probability that an attention weight is dropped.
+        causal: Without a mask, whether a token sees only itself and those before it, or all (an encoder).
 
     Returns:
         The mixed values, (B, H, T, D).
@@ -40,10 +54,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Mask = None, dropout: fl
     if q.size(2) == 1 and not dropout and not torch.is_grad_enabled():
         return _attend_from_one(q, k, v, mask)
     if q.is_cpu and (dropout or _has_slow_gradient(q)):
-        return _attend_openly(q, k, v, mask, dropout)
-    if mask is None and 1 < q.size(2) < k.size(2):
+        return _attend_openly(q, k, v, mask, dropout, causal)
+    if mask is None and causal and 1 < q.size(2) < k.size(2):
         mask = _causal_mask(q, k)  # the kernel's own `is_causal` takes the queries for those of the first T tokens
-    causal = mask is None and q.size(2) > 1
+    causal = causal and mask is None and q.size(2) > 1
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=q.size(1) != k.size(1)
     )
@@ -75,16 +89,18 @@ def _has_slow_gradient(q: Tensor) -> bool:
     return q.dtype == torch.bfloat16 and q.size(2) <= 256 and torch.is_grad_enabled()
 
 
-def _attend_openly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) -> Tensor:
+def _attend_openly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float, causal: bool) -> Tensor:
     """Attention by plain products, with dropout of its weights. On a CPU the fused kernel has none: this takes 0.65 of
     `scaled_dot_product_attention`'s time for 8 rows of 256 tokens, 6 heads of 64 channels, forward and backward.
     """
     if k.size(1) != q.size(1):
         k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
     scores = q * q.size(-1) ** -0.5 @ k.mT  # (B, H, T, S)
-    if mask is None:
+    if mask is None and causal:
         mask = _causal_mask(q, k)
-    return drop(scores.masked_fill(~mask, -torch.inf).softmax(-1), p, training=True) @ v
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return dropout(scores.softmax(-1), p, training=True) @ v
 
 
 def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
@@ -105,6 +121,7 @@ def attention_mask_for(
     attention_mask: Tensor | None = None,
     document_ids: Tensor | None = None,
     flex: bool = False,
+    causal: bool = True,
 ) -> Mask:
     """What the tokens of one forward pass may see; None when plain causality says it all.
 
@@ -115,17 +132,18 @@ def attention_mask_for(
             themselves, so that no row of weights is empty.
         document_ids: The document of every token, (B, T). Tokens see their own document only.
         flex: Whether packed documents may use FlexAttention, which skips blocks that no query sees.
+        causal: Whether a token sees only itself and those before it, or also those after it (an encoder).
     """
     T = input_ids.size(1)
     if document_ids is not None:
         assert past == 0, "packed rows are for training and scoring, not for decoding"
-        if flex and attention_mask is None:
+        if flex and causal and attention_mask is None:
             return _document_blocks(document_ids)
     if attention_mask is None and document_ids is None and (past == 0 or T == 1):
         return None
     query = torch.arange(past, past + T, device=input_ids.device)[:, None]
     key = torch.arange(past + T, device=input_ids.device)
-    mask = (key <= query)[None]  # (1, T, S)
+    mask = (key <= query)[None] if causal else (key >= 0)[None, None]  # (1, T or 1, S)
     if document_ids is not None:
         mask = mask & (document_ids[:, :, None] == document_ids[:, None, :])
     if attention_mask is not None:
@@ -201,18 +219,7 @@ class LayerCache:
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
-class TokenMemory:
-    """The tokens that decoding has read, for what looks at runs of them."""
-
-    tokens: Tensor | None = None
-
-    def read(self, tokens: Tensor) -> Tensor:
-        """Extend the tokens read so far, (B, S), by new ones."""
-        self.tokens = tokens if self.tokens is None else torch.cat((self.tokens, tokens), dim=1)
-        return self.tokens
-
-
-class KVCache(TokenMemory):
+class KVCache:
     """What decoding remembers between forward passes: every layer's keys and values, and which tokens are pads."""
 
     def __init__(
@@ -229,7 +236,7 @@ class KVCache(TokenMemory):
 
     def reset(self) -> None:
         """Forget everything and keep the memory."""
-        self.real = self.tokens = None
+        self.real = None
         for layer in self.layers:
             layer.length = 0
 

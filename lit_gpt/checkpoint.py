@@ -5,7 +5,6 @@ configuration, the tokenizer and the fingerprints of the data. Everything in it 
 loads under ``weights_only=True``.
 """
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -18,81 +17,87 @@ from torch import Tensor, nn
 from datamodules.errors import UserError
 from lit_gpt import integrity
 from lit_gpt.config import as_typed
-from lit_gpt.methods.token_parts import ComposedEmbedding
-from lit_gpt.version import CHECKPOINT_FORMAT
+from lit_gpt.protocols import Network, TextData
+from lit_gpt.version import CHECKPOINT_FORMAT, LAST_WITH_FORMAT_1
 
 if TYPE_CHECKING:
     from lit_gpt.generate import TextModel
 
 KEY = "lit_gpt"
 
-BIGRAM = ("lit_gpt.baselines.bigram", "bigram", "BigramConfig", "lit_gpt.LitBigram")
-
-GPTS = ("lit_gpt.methods.networks", "network", "GPTConfig", "lit_gpt.LitGPT")
-
-#: Networks a checkpoint may name: where they are, what builds them, from which configuration, and the module of `fit`.
-NETWORKS = {
-    "GPT": GPTS,
-    "GPTEnsemble": GPTS,
-    "GPTWithCounts": GPTS,
-    "NeuralBigram": BIGRAM,
-    "CountBigram": BIGRAM,
+#: LightningModules that a checkpoint may name: what builds their network, and from which configuration. Both need torch
+#: alone, so that ``generate`` never imports Lightning. Any other module has to be named by the person who loads the
+#: file, because a file must not choose what is imported.
+MODULES = {
+    "lit_gpt.module.LitGPT": ("lit_gpt.model:GPT", "lit_gpt.config:GPTConfig"),
+    "lit_gpt.methods.module.LitExtendedGPT": (
+        "lit_gpt.methods.extended_gpt:build_network",
+        "lit_gpt.methods.config:ExtendedGPTConfig",
+    ),
+    "lit_gpt.baselines.module.LitBigram": (
+        "lit_gpt.baselines.bigram:bigram",
+        "lit_gpt.baselines.bigram:BigramConfig",
+    ),
 }
 
 PREFIX = "net."
 
 #: Fields in which a run may differ from the weights it starts from: they change what no weight means.
-FREE = (
+CHANGEABLE_FIELDS = (
     "block_size",
     "dropout",
     "attention_dropout",
     "init",
     "position_std",
     "pad_vocab_to",
-    "activation_checkpointing",
     "kneser_ney_share",
 )
 #: Those of them on which the shapes of a checkpoint may depend: learned positions, a padded vocabulary.
 SHAPING = ("block_size", "pad_vocab_to")
 
 
-def module_of(network: str, given: str) -> str:
-    """The dotted path of the LightningModule that a checkpoint's network is for: ``given`` where that is a class of the
-    user's own, of our module for the network or for a network of its own.
+def path_of(module: type) -> str:
+    """The dotted path of the class that builds the network of a LightningModule: a subclass that overrides a loss or a
+    metric alone has the network of its base.
     """
-    if network not in NETWORKS and not given.startswith("lit_gpt."):
+    builder = next(base for base in module.__mro__ if "build_network" in vars(base))
+    return f"{builder.__module__}.{builder.__qualname__}"
+
+
+def module_of(stored: dict[str, Any], given: str) -> str:
+    """The dotted path of the LightningModule to rebuild: ``given`` where that has the checkpoint's network.
+
+    Raises:
+        UserError: The checkpoint is of a module that is not in `MODULES`, and ``given`` is another one.
+    """
+    path: str = stored["module"]
+    module = resolve_name(given)
+    if "build_network" in dir(module) and path_of(module) == path:
         return given
-    path = _of(network)[-1]
-    return given if issubclass(resolve_name(given), resolve_name(path)) else path
+    if path not in MODULES:
+        raise UserError(f"the checkpoint is of {path}, which is not one of lit-gpt's: add --model {path}.")
+    return path
 
 
-def _of(network: str) -> tuple[str, ...]:
-    if network not in NETWORKS:
-        raise UserError(f"the checkpoint holds a {network}, which lit_gpt does not know: give its module as --model.")
-    return NETWORKS[network]
-
-
-def describe(net: nn.Module, config: dict[str, Any], data: Any) -> dict[str, Any]:
+def describe(module: type, config: dict[str, Any], data: TextData) -> dict[str, Any]:
     """The entry under ``KEY``.
 
     Args:
-        net: The network, whose class name is stored.
-        config: Its configuration as plain values.
-        data: The datamodule; its class and options are stored, and its ``tokenizer`` and ``fingerprints`` when it has
-            them.
+        module: The class of the LightningModule.
+        config: Its network's configuration as plain values.
+        data: The datamodule; its class and options are stored, and its tokenizer and fingerprints when it has them.
     """
     # Imported here: before Lightning, the modules behind it decide the order in a Union that Python caches, and then
     # `--trainer.limit_val_batches 1` is read as 1.0, all batches.
     from datamodules.described import described
 
-    tokenizer = getattr(data, "tokenizer", None)
     return {
         "format": CHECKPOINT_FORMAT,
-        "network": type(net).__name__,
+        "module": path_of(module),
         "config": config,
-        "tokenizer": None if tokenizer is None else tokenizer.to_dict(),
-        "fingerprints": dict(getattr(data, "fingerprints", {})),
-        "data": described(data),
+        "tokenizer": None if data.tokenizer is None else data.tokenizer.to_dict(),
+        "fingerprints": dict(data.fingerprints),
+        "data": described(data.datamodule),
     }
 
 
@@ -113,7 +118,8 @@ def read(path: str | Path, mmap: bool = False) -> dict[str, Any]:
         )
     checkpoint: dict[str, Any] = integrity.load(path, mmap)
     check(checkpoint, path)
-    _check_weights(checkpoint, path)
+    integrity.check_kinds(checkpoint, integrity.FILE, path)
+    check_weights(checkpoint, path)
     return checkpoint
 
 
@@ -136,6 +142,8 @@ def check(checkpoint: Any, path: str | Path = "the checkpoint") -> None:
     ours = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
     if not isinstance(ours, dict) or not isinstance(ours.get("format"), int):
         raise _foreign(path)
+    if ours["format"] == 1:
+        raise UserError(f"checkpoint {str(path)!r} has format 1, which lit-gpt at commit {LAST_WITH_FORMAT_1} reads.")
     if ours["format"] > CHECKPOINT_FORMAT:
         raise UserError(
             f"checkpoint {str(path)!r} has format {ours['format']} and this version reads up to {CHECKPOINT_FORMAT}: "
@@ -144,12 +152,11 @@ def check(checkpoint: Any, path: str | Path = "the checkpoint") -> None:
     integrity.check_kinds(ours, integrity.ENTRY, path)
 
 
-def _check_weights(checkpoint: dict[str, Any], path: str | Path) -> None:
+def check_weights(checkpoint: dict[str, Any], path: str | Path) -> None:
     """Refuse weights that do not fit the stored configuration, before memory is taken for what it says; and NaNs."""
-    integrity.check_kinds(checkpoint, integrity.FILE, path)
     state, ours = checkpoint["state_dict"], checkpoint[KEY]
     integrity.check_kinds(state, dict.fromkeys(state, Tensor), path)
-    if ours["network"] not in NETWORKS:
+    if ours["module"] not in MODULES:
         return
     net = _on_paper(ours, len(state), path)
     if not _same_shapes(state, net):
@@ -169,7 +176,7 @@ def _on_paper(ours: dict[str, Any], tensors: int, path: str | Path) -> nn.Module
         if max(ours["config"].get(name) or 0 for name in ("n_layer", "members")) > tensors:
             raise ValueError(f"more layers than the file's {tensors} tensors")
         with torch.device("meta"), integrity.Undrawn():
-            return _untrained(ours)
+            return _new_network(ours)
     except UserError:
         raise
     except Exception as error:  # values of every kind end in errors of every kind
@@ -180,9 +187,9 @@ def _on_paper(ours: dict[str, Any], tensors: int, path: str | Path) -> nn.Module
         ) from error
 
 
-def text_changed(checkpoint: dict[str, Any], data: Any) -> bool:
+def text_changed(checkpoint: dict[str, Any], data: TextData) -> bool:
     """Whether the data's text is another than that of the run so far, where both are known."""
-    there, here = checkpoint[KEY]["fingerprints"].get("data"), getattr(data, "fingerprints", {}).get("data")
+    there, here = checkpoint[KEY]["fingerprints"].get("data"), data.fingerprints.get("data")
     return None not in (there, here) and there != here
 
 
@@ -221,19 +228,18 @@ def check_resumable(checkpoint: dict[str, Any], kind: str) -> None:
         )
 
 
-def check_tokens(known: str | None, vocab_size: int, data: Any) -> str | None:
+def check_tokens(known: str | None, vocab_size: int, data: TextData) -> str | None:
     """Raise a UserError where data has other tokens than a network knows.
 
     Args:
         known: Fingerprint of the tokenizer that the network was trained with; None where it has seen none yet.
         vocab_size: The network's.
-        data: A datamodule after its ``setup``, or None.
+        data: What `lit_gpt.protocols.data_of` returned after the ``setup`` of the datamodule.
 
     Returns:
         The fingerprint that the network knows from now on.
     """
-    here = getattr(data, "fingerprints", {}).get("tokenizer")
-    symbols = getattr(data, "vocab_size", None) or 0
+    here, symbols = data.fingerprints.get("tokenizer"), data.vocab_size or 0
     if here and known and here != known:
         raise UserError(
             "the data's tokenizer differs from the one that the network was trained with, so token ids would change "
@@ -247,15 +253,18 @@ def check_tokens(known: str | None, vocab_size: int, data: Any) -> str | None:
     return known or here
 
 
-def check_network(checkpoint: dict[str, Any], net: nn.Module, config: Any) -> None:
-    """Raise a UserError that names what differs unless the checkpoint's network is ``net``, built from ``config``."""
+def check_network(checkpoint: dict[str, Any], module: type, net: nn.Module, config: Any) -> None:
+    """Raise a UserError that names what differs unless the checkpoint's network is ``net``, which a LightningModule of
+    class ``module`` built from ``config``.
+    """
     stored = checkpoint[KEY]
-    theirs, ours = stored["network"], type(net).__name__
-    if NETWORKS.get(theirs, theirs) != NETWORKS.get(ours, ours):
-        raise UserError(f"the checkpoint holds a {theirs}, not a {ours}: set --model {_of(theirs)[-1]}.")
+    if stored["module"] != path_of(module):
+        raise UserError(
+            f"the checkpoint is of {stored['module']}, not of {path_of(module)}: set --model {stored['module']}."
+        )
     before = config_of(type(config), stored["config"])
     differing = differing_fields(before, config)
-    wrong = [name for name in differing if name not in FREE]
+    wrong = [name for name in differing if name not in CHANGEABLE_FIELDS]
     if not wrong and not _same_shapes(checkpoint["state_dict"], net):
         wrong = [name for name in differing if name in SHAPING]
     if wrong:
@@ -289,12 +298,13 @@ def _same_shapes(state: dict[str, Tensor], net: nn.Module) -> bool:
     return all(PREFIX + name in state and state[PREFIX + name].shape == p.shape for name, p in net.named_parameters())
 
 
-def load(path: str | Path, device: str = "cpu") -> "TextModel":
+def load(path: str | Path, device: str = "cpu", model: str | type | None = None) -> "TextModel":
     """The network and tokenizer of a checkpoint, ready to generate: needs no configuration, data or network.
 
     Args:
         path: A ``.ckpt`` file that ``fit`` saved, or the folder of a run, whose best it takes.
         device: Where to put the network, such as ``cuda``.
+        model: The LightningModule of a checkpoint that is not of one of ours, or its dotted path.
 
     Raises:
         UserError: When the file cannot be used (see ``read``).
@@ -309,16 +319,14 @@ def load(path: str | Path, device: str = "cpu") -> "TextModel":
     if tokenizer.vocab_size > (known := checkpoint[KEY]["config"]["vocab_size"]):
         have = f"a tokenizer of {tokenizer.vocab_size} tokens and a network that knows {known}"
         raise UserError(f"checkpoint {str(path)!r} has {have}: give a file that `fit` saved.")
-    net = build_network(checkpoint)
-    for part in list(net.modules()):
-        if isinstance(embedding := getattr(part, "wte", None), ComposedEmbedding):
-            part.wte = embedding.plain()
+    net = build_network(checkpoint, model).fold()
     return TextModel(net.to(device), tokenizer)
 
 
-def build_network(checkpoint: dict[str, Any]) -> nn.Module:
-    """The network of a checkpoint with its weights, in eval mode."""
-    net = _untrained(checkpoint[KEY])
+def build_network(checkpoint: dict[str, Any], model: str | type | None = None) -> Network:
+    """The network of a checkpoint with its weights, in eval mode. See `load` for ``model``."""
+    stored = checkpoint[KEY]
+    net = _new_network(stored) if model is None else _network_of(model, stored)
     weights = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
     try:
         net.load_state_dict(weights)
@@ -327,8 +335,39 @@ def build_network(checkpoint: dict[str, Any]) -> nn.Module:
     return net.eval()
 
 
-def _untrained(ours: dict[str, Any]) -> nn.Module:
-    module, builder, config, _ = _of(ours["network"])
-    home = importlib.import_module(module)
-    net: nn.Module = getattr(home, builder)(config_of(getattr(home, config), ours["config"]))
+def _new_network(stored: dict[str, Any]) -> Network:
+    path = stored["module"]
+    if path not in MODULES:
+        raise UserError(f"the checkpoint is of {path}, which is not one of lit-gpt's: add --model {path}.")
+    try:
+        builder, config = map(resolve_name, MODULES[path])
+    except ModuleNotFoundError as error:
+        raise UserError(f"the checkpoint needs {error.name}, which is not installed: install lit-gpt whole.") from error
+    net: Network = builder(config_of(config, stored["config"]))
     return net
+
+
+def _network_of(model: str | type, stored: dict[str, Any]) -> Network:
+    """The network that a LightningModule of the user's own builds."""
+    module: Any = resolve_named(model) if isinstance(model, str) else model
+    if path_of(module) != stored["module"]:
+        raise UserError(f"the checkpoint is of {stored['module']}, not of {path_of(module)}: give that as --model.")
+    net: Network = module(config=config_of(module.config_class, stored["config"])).build_network()
+    return net
+
+
+def resolve_named(path: str) -> type:
+    """The LightningModule class that a person names by its dotted path.
+
+    Raises:
+        UserError: There is no such class, or it is no LitLanguageModel.
+    """
+    from lit_gpt.language_model import LitLanguageModel
+
+    try:
+        module = resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"--model {path!r} cannot be imported ({error}): check its spelling and folder.") from error
+    if not (isinstance(module, type) and issubclass(module, LitLanguageModel)):
+        raise UserError(f"--model {path!r} is no LitLanguageModel: give the class that was trained.")
+    return module

@@ -6,7 +6,7 @@ Each field is one idea and combines with the others. The defaults are the modern
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from datamodules.errors import UserError
@@ -43,14 +43,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 #: Counts that start at 1; others may be 0.
 LEAST = dict.fromkeys(
-    (
-        *("block_size", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "mlp_width", "members"),
-        *("pad_vocab_to", "n_parts", "ngram_rows", "ngram_width"),
-    ),
-    1,
-) | {"kneser_ney": 0}
+    ("block_size", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "mlp_width", "pad_vocab_to"), 1
+)
 #: Counts of things that Python makes one after another, beyond what anybody has trained.
-MOST = {"n_layer": 10_000, "members": 1_000, "kneser_ney": 1_000, "ngrams": 1_000}
+MOST = {"n_layer": 10_000}
 
 
 def as_typed(value: Any) -> str:
@@ -78,6 +74,8 @@ class GPTConfig:
     """Hidden width of the MLP; left out, 4 * n_embd (swiglu: 8/3 * n_embd, rounded up to a multiple of 64)."""
     norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
     """Normalisation before attention, MLP and head."""
+    norm_eps: float | None = None
+    """Added to the variance or mean square before its root; null is 1e-6 for rmsnorm and 1e-5 for layernorm."""
     norm_gain: bool = False
     """Learn a gain for each channel of a norm (and a bias, with layernorm and bias)."""
     activation: Literal["gelu", "gelu_tanh", "relu", "relu2", "swiglu"] = "relu2"
@@ -88,30 +86,6 @@ class GPTConfig:
     """Rotate queries and keys by their position (RoPE)."""
     rope_base: float = 10000.0
     """Base of RoPE's frequencies: the slowest pair of channels turns once in nearly 2 pi times as many tokens."""
-    members: int = 1
-    """Number of networks of this shape that learn side by side, each as if alone, and predict by the mean of their
-    logits: for a small corpus, of which each learns other accidents by heart. Time and memory are so many times one's.
-    ``train/loss`` is the mean of theirs, ``val/loss`` that of their common prediction.
-    """
-    token_parts: bool = False
-    """Compose the vector of a token of its own and of those of its parts that other tokens have too: the word in small
-    letters, its capitals and space, its first and last letters. Rare tokens then learn from frequent ones: for words of
-    a small corpus."""
-    n_parts: int | None = None
-    """Number of parts that tokens share; the data's tokenizer decides it, where there is one."""
-    ngrams: list[int] = field(default_factory=list)
-    """Also add a learned vector for each run of so many tokens that ends here, such as [2, 3, 4]: statistics of short
-    runs for hardly any FLOPs, for small networks and short trainings."""
-    ngram_rows: int = 131072
-    """Rows of the table that runs are hashed into."""
-    ngram_width: int = 32
-    """Channels of a run's vector, before a product brings those of all lengths into the stream."""
-    kneser_ney: int = 0
-    """Mix the predictions with Kneser-Ney probabilities from counts of the training text's runs of up to so many
-    tokens, such as 3: for a small corpus, at seconds of counting and no training; 0 for none. ``train/loss`` is the
-    network's alone; ``train_eval/loss`` flatters, as the text that it scores has been counted."""
-    kneser_ney_share: float = 0.2
-    """Share of those probabilities in the mix."""
     bias_qkv: bool = False
     """Give the query, key and value projections a bias."""
     bias: bool = False
@@ -143,8 +117,6 @@ class GPTConfig:
     """Standard deviation of the initial learned positions (not with init torch)."""
     pad_vocab_to: int = 1
     """Round the rows of embedding and head up to a multiple of this; a GPU likes 64. Logits have no extra rows."""
-    activation_checkpointing: bool = False
-    """Recompute blocks in the backward pass instead of keeping their activations: a third more time, less memory."""
 
     @classmethod
     def from_preset(cls, name: str, **explicit: Any) -> Self:
@@ -171,6 +143,11 @@ class GPTConfig:
         return math.ceil(self.n_embd * 8 / 3 / 64) * 64 if self.activation == "swiglu" else 4 * self.n_embd
 
     @property
+    def norm_epsilon(self) -> float:
+        """What is added to the variance or mean square of a norm."""
+        return {"rmsnorm": 1e-6, "layernorm": 1e-5}[self.norm] if self.norm_eps is None else self.norm_eps
+
+    @property
     def score_dropout(self) -> float:
         """Probability of dropping an attention weight."""
         return self.dropout if self.attention_dropout is None else self.attention_dropout
@@ -189,14 +166,16 @@ class GPTConfig:
         attention = C * self.head_size * (2 * self.n_head + 2 * self.kv_heads) + C * self.n_head * self.attention_gate
         mlp = C * self.mlp_hidden * (3 if self.activation == "swiglu" else 2)
         positions = self.block_size * C * self.learned_positions
-        parts = ((self.n_parts or 0) + 1) * C * self.token_parts
-        ngrams = (self.ngram_rows + len(self.ngrams) * C) * self.ngram_width * bool(self.ngrams)
-        return self.members * (tokens + positions + parts + ngrams + self.n_layer * (attention + mlp))
+        return tokens + positions + self.n_layer * (attention + mlp)
 
     def __post_init__(self) -> None:
         for problems in (self._unknown_values, self._wrong_values, self._wrong_combinations):
             for problem in problems():  # each takes for granted what the one before has found right
                 raise UserError(problem)
+
+    def _bounds(self) -> tuple[dict[str, int], dict[str, int]]:
+        """The smallest and the largest values of the fields that have such."""
+        return LEAST, MOST
 
     def _unknown_values(self) -> Iterator[str]:
         for name, hint in get_type_hints(type(self)).items():
@@ -205,20 +184,12 @@ class GPTConfig:
                 yield f"{name} {value!r} is unknown: choose one of {', '.join(choices)}."
 
     def _wrong_values(self) -> Iterator[str]:
-        yield from wrong_numbers(self, LEAST, MOST)
+        yield from wrong_numbers(self, *self._bounds())
         for name, probability in (("dropout", self.dropout), ("attention_dropout", self.score_dropout)):
             if not 0 <= probability < 1:
                 yield f"{name} is {probability}: give a probability, at least 0 and below 1."
         if self.softcap is not None and self.softcap <= 0:
             yield f"softcap is {self.softcap}: give a positive number, or null for none."
-        if any(n < 2 for n in self.ngrams):
-            yield f"ngrams {self.ngrams} has a run of fewer than 2 tokens: the token itself has a vector already."
-        if len(set(self.ngrams)) < len(self.ngrams):
-            yield f"ngrams {self.ngrams} has a length twice: give each once."
-        if self.kneser_ney and self.kneser_ney < 2:
-            yield f"kneser_ney is {self.kneser_ney}: give 0 for none, or runs of at least 2 tokens."
-        if not 0 < self.kneser_ney_share < 1:
-            yield f"kneser_ney_share is {self.kneser_ney_share}: give a share above 0 and below 1."
         if self.layer_scale is not None and self.layer_scale <= 0:
             yield f"layer_scale is {self.layer_scale}: give a positive number, such as 0.1, or null for none."
         if self.rope_base <= 1:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datamodules.errors import UserError
+from lit_gpt.protocols import Network
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Sampling:
 
 @torch.inference_mode()
 def decode(
-    net: nn.Module,
+    net: Network,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -88,8 +89,7 @@ def decode(
     The network is in eval mode until the iterator ends or is closed, and then every part of it is as it was.
 
     Args:
-        net: A `GPT`, or a network with its `hidden`, `head` and `config`; with its `new_cache` it need not read the
-            whole context at each token.
+        net: A `GPT` or another `Network`; without a cache of its own it reads the whole context for every token.
         prompts: Ids of each row, at least one; shorter rows are padded on the left.
         max_new_tokens: How many tokens to add to each row.
         sampling: How to draw them.
@@ -100,14 +100,13 @@ def decode(
     Raises:
         UserError: When so many rows need more memory than there is.
     """
-    block_size = int(net.config.block_size)  # type: ignore[union-attr, arg-type]
+    block_size = int(net.config.block_size)
     prompts = [prompt[-block_size:] for prompt in prompts]
     device = generator.device
     text = deque(_pad_left(prompts, device).unbind(1), maxlen=block_size)  # one (B,) for each place
-    new_cache: Any = getattr(net, "new_cache", None)
     uncompiled = _uncompiled(net)
     with _memory_for(len(prompts), device), _ready(net, len(prompts), device):
-        memory = new_cache(len(prompts)) if cache and new_cache else None
+        memory = net.new_cache(len(prompts)) if cache else None
         for sizes, is_new in islice(_windows([len(p) for p in prompts], block_size), max_new_tokens):
             if memory is not None and is_new:
                 memory.reset()

@@ -14,10 +14,10 @@ from itertools import chain
 from typing import Protocol
 
 import torch
-from torch import nn
 
 from datamodules.errors import UserError, check_at_least
 from lit_gpt.decode import Sampling, decode
+from lit_gpt.protocols import Network
 
 #: Texts that are written side by side. Even a cache of 4 KB for each then takes 256 MB.
 MOST_ROWS = 2**16
@@ -94,7 +94,7 @@ def _check_rows(prompts: int, num_samples: int) -> None:
 class TextModel:
     """A network and its tokenizer: text in, text out. `lit_gpt.load` makes one from a checkpoint."""
 
-    def __init__(self, net: nn.Module, tokenizer: Tokenizer) -> None:
+    def __init__(self, net: Network, tokenizer: Tokenizer) -> None:
         """Keep both; nothing is copied."""
         self.net = net
         self.tokenizer = tokenizer

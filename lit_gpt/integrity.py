@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from datamodules.errors import UserError
 
 #: What the entry under ``lit_gpt`` holds, and what a file does beside it, by kind.
-ENTRY = {"network": str, "config": dict, "tokenizer": dict | None, "fingerprints": dict}
+ENTRY = {"module": str, "config": dict, "tokenizer": dict | None, "fingerprints": dict}
 FILE = {"state_dict": dict, "global_step": int, "epoch": int, "pytorch-lightning_version": str}
 #: What a run needs besides to go on.
 RUN = {"optimizer_states": list, "lr_schedulers": list, "loops": dict, "callbacks": dict}

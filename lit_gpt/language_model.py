@@ -28,10 +28,11 @@ from lit_gpt.config import vocabulary
 from lit_gpt.distributed import sent_to_cpu, summed_over_processes
 from lit_gpt.integrity import way_on
 from lit_gpt.loop_state import inside_its_epoch
-from lit_gpt.loss import IGNORE, Softmax, as_multiplied, score, summed_nats
+from lit_gpt.loss import IGNORE_INDEX, LossInputs, as_multiplied, cross_entropy_sum, score
 from lit_gpt.metrics import TokenMetrics, per_text
 from lit_gpt.muon import has_bfloat16
 from lit_gpt.optim import OptimizerConfig, StepSchedule, build_optimizer, describe_groups, learning_rates
+from lit_gpt.protocols import Network, TextData, data_of
 
 Batch = dict[str, Tensor]
 
@@ -45,7 +46,7 @@ class LitLanguageModel(CheckedModule):
     """
 
     config_class: type[Any]
-    net: Any  # an nn.Module: ``hidden(input_ids, document_ids=...)``, ``head(hidden, weights=None)``, ``head_weights``
+    net: Network
     scores: Any  # nn.ModuleDict of TokenMetrics by split
 
     def __init__(self, config: Any, optimizer: Any, **options: Any) -> None:
@@ -67,7 +68,7 @@ class LitLanguageModel(CheckedModule):
         plain = {"config": asdict(self.config), "optimizer": asdict(self.optimizer_config), **self.options}
         self.save_hyperparameters(plain, logger=False)
 
-    def build_network(self) -> nn.Module:
+    def build_network(self) -> Network:
         """The network for ``self.config``, whose vocabulary is known by now."""
         raise NotImplementedError
 
@@ -77,19 +78,20 @@ class LitLanguageModel(CheckedModule):
         """Take the vocabulary from the data, write it back to the hyper-parameters and build the network once; later
         data must speak of the same tokens.
         """
-        data = self._data()
+        data = data_of(self._trainer)
         if not hasattr(self, "net"):
             self.complete_config(data)
             self._store_hyper_parameters()
             self.net = self.build_network()
         self._tokenizer = checkpoint.check_tokens(self._tokenizer, self.config.vocab_size, data)
 
-    def complete_config(self, data: Any) -> None:
+    def complete_config(self, data: TextData) -> None:
         """Take from the data what ``self.config`` leaves to it."""
-        self.config.vocab_size = vocabulary(self.config.vocab_size, getattr(data, "vocab_size", None))
+        self.config.vocab_size = vocabulary(self.config.vocab_size, data.vocab_size)
 
-    def _data(self) -> Any:
-        return getattr(self._trainer, "datamodule", None)
+    def on_fit_start(self) -> None:
+        """Let the network take from the training text what is not learned, such as n-gram counts."""
+        self.net.prepare(data_of(self._trainer))
 
     # ---- training
 
@@ -104,7 +106,7 @@ class LitLanguageModel(CheckedModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """What is minimised, summed over a micro-batch, over its capacity B*T."""
-        scored = (batch["targets"] != IGNORE).sum()
+        scored = (batch["targets"] != IGNORE_INDEX).sum()
         self._scored_here.append(sent_to_cpu(scored))
         loss, sums = self.objective(batch)
         self._capacity, self._step_names = batch["targets"].numel(), tuple(sums)
@@ -115,15 +117,11 @@ class LitLanguageModel(CheckedModule):
         """Floating-point operations that the last training step took for each token of rows of T; 0 where the network
         does not say.
         """
-        return float(self.net.flops_per_token(T)) if hasattr(self.net, "flops_per_token") else 0.0
-
-    def learners(self) -> list[Any]:
-        """The networks inside ``net`` that learn each as if alone."""
-        return [self.net]
+        return float(self.net.flops_per_token(T) or 0)
 
     def objective(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of the learners' objectives, differentiable, and the means of their figures."""
-        found = [self.objective_of(batch, net) for net in self.learners()]
+        """The sum of the trained networks' objectives, differentiable, and the means of their metrics."""
+        found = [self.objective_of(batch, net) for net in self.net.trained_nets()]
         figures = {name: torch.stack([one[name] for _, one in found]).mean() for name in found[0][1]}
         return torch.stack([loss for loss, _ in found]).sum(), figures
 
@@ -141,14 +139,14 @@ class LitLanguageModel(CheckedModule):
 
     def batch_nats(self, batch: Batch, net: Any) -> Tensor:
         """Summed nats over the scored targets of ``batch``, differentiable."""
-        return summed_nats(self._hidden(batch, net), *self.softmax(batch["targets"], net))
+        return cross_entropy_sum(self._hidden(batch, net), *self.loss_inputs(batch["targets"], net))
 
-    def softmax(self, targets: Tensor, net: Any) -> Softmax:
+    def loss_inputs(self, targets: Tensor, net: Any) -> LossInputs:
         """What the loss of a step asks for: the network's head, what it multiplies with (the chunked loss adds up the
         gradients of that itself), the targets among its logits and how many these are.
         """
         weights = net.head_weights()
-        return Softmax(partial(net.head, weights=weights), weights, targets, self.config.vocab_size)
+        return LossInputs(partial(net.head, weights=weights), weights, targets, self.config.vocab_size)
 
     def _hidden(self, batch: Batch, net: Any) -> Tensor:
         # Rows are padded on the right, where causal attention already hides pads from real tokens: no mask is passed,
@@ -178,15 +176,16 @@ class LitLanguageModel(CheckedModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as the Trainer says, each learner by its own norm, and keep their mean norm before clipping; without
-        clipping (to Lightning, at 0 and below too), measure it at logged steps.
+        """Clip as the Trainer says, each trained network by its own norm, and keep their mean norm before clipping.
+
+        Without clipping (to Lightning, at 0 and below too), measure it at logged steps.
         """
         limit = gradient_clip_val if gradient_clip_val and gradient_clip_val > 0 else math.inf
         if limit < math.inf and gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, limit, gradient_clip_algorithm)
         elif limit < math.inf or self._step_is_logged():
-            learners = self.learners()
-            parts = [list(part.parameters()) for part in (learners if len(learners) > 1 else [self])]
+            nets = self.net.trained_nets()
+            parts = [list(part.parameters()) for part in (nets if len(nets) > 1 else [self])]
             self.grad_norm = torch.stack([nn.utils.clip_grad_norm_(part, limit) for part in parts]).mean()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -232,7 +231,7 @@ class LitLanguageModel(CheckedModule):
 
     def _score(self, split: str, batch: Batch) -> None:
         nats, rank = self.token_scores(batch)
-        self.scores[split].update(nats, rank, batch["targets"] != IGNORE)
+        self.scores[split].update(nats, rank, batch["targets"] != IGNORE_INDEX)
 
     def token_scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Nats and rank of every target, each (B, T)."""
@@ -269,12 +268,9 @@ class LitLanguageModel(CheckedModule):
         figures = {k: float(v) for k, v in metric.compute().items()}
         metric.reset()
         nats, tokens = figures.pop("nats"), figures.pop("tokens")
-        text = self._scored_text(split)
+        data = data_of(self._trainer)
+        text = data.scored_text(split)
         return figures if text is None else figures | per_text(nats, tokens, text)
-
-    def _scored_text(self, split: str) -> Any:
-        data = self._data()
-        return data.scored_text(split) if hasattr(data, "scored_text") else None
 
     # ---- optimizer
 
@@ -286,7 +282,7 @@ class LitLanguageModel(CheckedModule):
                 "use --trainer.strategy ddp."
             )
         optimizer = build_optimizer(self.net, self.optimizer_config)
-        say([*describe_groups(optimizer), *self._slow_precision()])
+        print_rank_zero([*describe_groups(optimizer), *self._slow_precision()])
         schedule = StepSchedule(optimizer, self.optimizer_config, self._total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -316,7 +312,7 @@ class LitLanguageModel(CheckedModule):
         if not all(bool(p.isfinite().all()) for p in self.parameters()):
             raise self._non_finite(f"weights are no numbers any more at step {self.global_step}")
         inside_its_epoch(checkpoint_, self.trainer)
-        checkpoint_[checkpoint.KEY] = checkpoint.describe(self.net, asdict(self.config), self._data())
+        checkpoint_[checkpoint.KEY] = checkpoint.describe(type(self), asdict(self.config), data_of(self._trainer))
 
     def on_load_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
         """Refuse files that are not ours, of a newer format, or of another tokenizer or network."""
@@ -324,12 +320,14 @@ class LitLanguageModel(CheckedModule):
         checkpoint.check(checkpoint_)
         if self._trainer is not None and self._trainer.state.fn == "fit":
             checkpoint.check_resumable(checkpoint_, self.optimizer_config.kind)
-            if checkpoint.text_changed(checkpoint_, self._data()):
-                say(["the data's text or its splits are not those of the run so far: it goes on with the new ones"])
+            if checkpoint.text_changed(checkpoint_, data_of(self._trainer)):
+                print_rank_zero(
+                    ["the data's text or its splits are not those of the run so far: it goes on with the new ones"]
+                )
         stored = checkpoint_[checkpoint.KEY]["fingerprints"].get("tokenizer")
-        self._tokenizer = checkpoint.check_tokens(stored, self.config.vocab_size, self._data())
+        self._tokenizer = checkpoint.check_tokens(stored, self.config.vocab_size, data_of(self._trainer))
         if hasattr(self, "net"):
-            checkpoint.check_network(checkpoint_, self.net, self.config)
+            checkpoint.check_network(checkpoint_, type(self), self.net, self.config)
 
     def _non_finite(self, what: str) -> UserError:
         return UserError(
@@ -339,6 +337,6 @@ class LitLanguageModel(CheckedModule):
 
 
 @rank_zero_only
-def say(lines: list[str]) -> None:
+def print_rank_zero(lines: list[str]) -> None:
     """Print lines from rank 0 alone."""
     print("\n".join(lines), flush=True)

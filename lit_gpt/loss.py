@@ -1,4 +1,4 @@
-"""Losses over the vocabulary without ever holding all logits: cross-entropy, R-Drop, and the scores of an evaluation.
+"""Cross-entropy over the vocabulary without ever holding all logits, and the scores of an evaluation.
 
 At GPT-2's vocabulary the logits of 2,048 tokens take 412 MB in float32, and their gradient as much again. All
 functions here run the head over chunks of tokens, so the peak is one chunk. In training the gradient of a chunk is
@@ -7,7 +7,6 @@ computed twice.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
@@ -20,11 +19,11 @@ Measure: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 #: The same over a few targets' logits in float32, with the gradient of the first written to the third argument.
 Rows: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 
-IGNORE = -100
+IGNORE_INDEX = -100
 
 
-class Softmax(NamedTuple):
-    """What a loss is taken over: the arguments of `summed_nats` and `r_drop_nats` after the hidden states."""
+class LossInputs(NamedTuple):
+    """What a loss is taken over: the arguments of `cross_entropy_sum` and `r_drop_sum` after the hidden states."""
 
     head: Head
     weights: list[Tensor]
@@ -46,7 +45,7 @@ MAX_LOGITS_CPU = 2**23 - 2**15
 LOGITS_IN_CACHE = 2**19
 
 
-def summed_nats(
+def cross_entropy_sum(
     hidden: Tensor, head: Head, weights: list[Tensor], targets: Tensor, vocab_size: int, shift: Tensor | None = None
 ) -> Tensor:
     """Cross-entropy summed over the scored targets, in nats, differentiable.
@@ -59,34 +58,8 @@ def summed_nats(
         vocab_size: V, from which the size of a chunk follows.
         shift: To be added to the logits in float32, (V,).
     """
-    measure, rows = _by_hand(_cross_entropy_rows, shift), chunk_rows(vocab_size, hidden)
-    return _summed(measure, hidden.flatten(0, 1), head, weights, targets.flatten(), rows)[0]
-
-
-def r_drop_nats(
-    hidden: Tensor,
-    head: Head,
-    weights: list[Tensor],
-    targets: Tensor,
-    vocab_size: int,
-    shift: Tensor | None = None,
-    *,
-    weight: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Half the loss of R-Drop (Wu et al. 2021): two passes with different dropout learn the targets and to agree.
-
-    Args:
-        hidden: Final hidden states of both passes, (2, B, T, C).
-        head: As in `summed_nats`, like `weights`, `targets`, `vocab_size` and `shift`.
-        weight: The paper's alpha.
-
-    Returns:
-        Sums over the scored targets, in nats: the mean cross-entropy of the passes p and q plus
-        weight * (KL(p||q) + KL(q||p)) / 4, differentiable; that cross-entropy alone; the mean of the two KL.
-    """
-    measure, rows = _by_hand(partial(_r_drop_rows, weight=weight), shift), chunk_rows(2 * vocab_size, hidden)
-    loss, nats, kl = _summed(measure, hidden.flatten(1, 2), head, weights, targets.flatten(), rows)
-    return loss, nats, kl
+    measure, rows = by_hand(_cross_entropy_rows, shift), chunk_rows(vocab_size, hidden)
+    return summed_in_chunks(measure, hidden.flatten(0, 1), head, weights, targets.flatten(), rows)[0]
 
 
 @torch.no_grad()
@@ -116,7 +89,8 @@ def as_multiplied(weight: Tensor) -> Tensor:
     return weight.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else weight
 
 
-def _by_hand(rows: Rows, shift: Tensor | None) -> Measure:
+def by_hand(rows: Rows, shift: Tensor | None) -> Measure:
+    """A measure whose gradient ``rows`` writes, a few targets at a time; ``shift`` (V,) is added to the logits."""
     return lambda logits, targets: cast(tuple[Tensor, ...], _ByHand.apply(logits, targets, shift, rows))
 
 
@@ -148,7 +122,7 @@ def _cross_entropy_rows(logits: Tensor, targets: Tensor, grad: Tensor) -> tuple[
     """Cross-entropy of some targets, summed; its gradient p - y, with p the softmax and y the target, goes into
     ``grad``.
     """
-    scored, place = targets != IGNORE, targets.clamp(min=0)[:, None]  # (N,), (N, 1)
+    scored, place = targets != IGNORE_INDEX, targets.clamp(min=0)[:, None]  # (N,), (N, 1)
     logs = logits.log_softmax(-1)
     nats = -(logs.gather(-1, place)[:, 0] * scored).sum()
     probs = logs.exp_()
@@ -157,33 +131,10 @@ def _cross_entropy_rows(logits: Tensor, targets: Tensor, grad: Tensor) -> tuple[
     return (nats,)
 
 
-def _r_drop_rows(logits: Tensor, targets: Tensor, grad: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
-    """R-Drop's loss of some targets, their cross-entropy and KL, summed; the loss's gradient goes into ``grad``.
-
-    With p, q the softmax of z, z' and y the target: dCE/dz = p - y, dKL(p||q)/dz = p * (log p - log q - KL(p||q)),
-    dKL(q||p)/dz = p - q.
-    """
-    scored, place = targets != IGNORE, targets.clamp(min=0).expand(2, -1)[..., None]  # (N,), (2, N, 1)
-    logs = logits.log_softmax(-1)
-    nats = -(logs.gather(-1, place)[..., 0] * scored).sum() / 2
-    apart = logs[0] - logs[1]  # (N, V)
-    p, q = probs = logs.exp_()
-    with torch.autocast(logits.device.type, enabled=False):  # which would round a product of vectors
-        kl = torch.stack((torch.linalg.vecdot(p, apart), -torch.linalg.vecdot(q, apart)))  # (2, N)
-    share = weight / 4
-    slope = probs * ((1 - kl) * share + 0.5)[..., None]  # (2, N, V)
-    slope[0].addcmul_(p, apart, value=share).sub_(q, alpha=share)
-    slope[1].addcmul_(q, apart, value=-share).sub_(p, alpha=share)
-    slope.scatter_add_(-1, place, torch.full_like(slope[..., :1], -0.5))
-    torch.mul(slope, scored[:, None], out=grad)
-    mean_kl = (kl * scored).sum() / 2
-    return nats + weight / 2 * mean_kl, nats, mean_kl
-
-
 def _nats_and_rank(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     logits = logits.float()  # (N, V)
-    nats = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
-    return nats, torch.where(targets != IGNORE, _rank(logits, targets.clamp(min=0)[:, None]), logits.size(1))
+    nats = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="none")
+    return nats, torch.where(targets != IGNORE_INDEX, _rank(logits, targets.clamp(min=0)[:, None]), logits.size(1))
 
 
 def _rank(logits: Tensor, target: Tensor) -> Tensor:
@@ -196,7 +147,7 @@ def _rank(logits: Tensor, target: Tensor) -> Tensor:
     return above.long()
 
 
-def _summed(
+def summed_in_chunks(
     measure: Measure, hidden: Tensor, head: Head, weights: list[Tensor], targets: Tensor, rows: int
 ) -> tuple[Tensor, ...]:
     """`measure` over hidden states (..., N, C) and targets (N,), in chunks of `rows` targets where there are more."""

@@ -25,48 +25,58 @@ from lit_gpt.attention import (
     Rotation,
     attention,
     attention_mask_for,
+    dropout,
     positions,
     rotate,
     rotation,
 )
+from lit_gpt.bounds import check_fits
 from lit_gpt.config import PRESETS, GPTConfig
-from lit_gpt.dropout import dropout
-from lit_gpt.methods.ngrams import NgramEmbedding, tokens_read
-from lit_gpt.methods.token_parts import ComposedEmbedding
+from lit_gpt.protocols import Network
 
-__all__ = ["GPT", "MLP", "PRESETS", "Attention", "Block", "GPTConfig"]
+__all__ = ["GPT", "MLP", "PRESETS", "Attention", "Block", "GPTConfig", "TokenEmbedding"]
 
 
 def _norm(config: GPTConfig) -> nn.Module:
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.n_embd, eps=1e-6, elementwise_affine=config.norm_gain)
-    return nn.LayerNorm(config.n_embd, eps=1e-5, elementwise_affine=config.norm_gain, bias=config.bias)
-
-
-def _token_embedding(config: GPTConfig) -> nn.Embedding:
-    if not config.token_parts:
-        return nn.Embedding(config.vocab_rows, config.n_embd)
-    assert config.n_parts is not None, "GPTConfig.n_parts is not set: the data's tokenizer decides it"
-    return ComposedEmbedding(config.vocab_rows, config.n_parts, config.n_embd)
+        return nn.RMSNorm(config.n_embd, eps=config.norm_epsilon, elementwise_affine=config.norm_gain)
+    return nn.LayerNorm(config.n_embd, eps=config.norm_epsilon, elementwise_affine=config.norm_gain, bias=config.bias)
 
 
 def _layer_scale(config: GPTConfig) -> nn.Parameter | None:
     return None if config.layer_scale is None else nn.Parameter(torch.full((config.n_embd,), config.layer_scale))
 
 
-def _ngrams(config: GPTConfig) -> NgramEmbedding | None:
-    if not config.ngrams:
-        return None
-    return NgramEmbedding(config.ngrams, config.ngram_rows, config.ngram_width, config.n_embd)
+class TokenEmbedding(nn.Embedding):
+    """The embedding of tokens, which is the head's weight too when they are tied. A subclass may add to it."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Embeddings of the tokens at every position, (B, T) to (B, T, C). Arguments are those of `GPT.hidden`."""
+        return self.rows(input_ids)
+
+    def rows(self, ids: Tensor | None = None) -> Tensor:
+        """Embeddings of token ids (...) wherever they stand, (..., C); of the whole vocabulary, (V, C), without ids."""
+        return self.weight if ids is None else super().forward(ids)
+
+    def reset(self) -> None:
+        """Initialise what is not drawn from N(0, 0.02)."""
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped key/value heads, RoPE, QK-norm and a gate on what each head found."""
+    """Self-attention with grouped key/value heads, RoPE, QK-norm and a gate on what each head found."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, causal: bool = True) -> None:
         """One projection `qkv` gives H query, H_kv key and H_kv value heads, in this order; `proj` mixes the result."""
         super().__init__()
         self.config = config
+        self.causal = causal
         self.heads = config.n_head, config.kv_heads, config.kv_heads
         self.qkv = nn.Linear(config.n_embd, sum(self.heads) * config.head_size, bias=config.bias_qkv)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
@@ -85,7 +95,8 @@ class Attention(nn.Module):
         v = v.transpose(1, 2)
         if cache is not None:
             k, v = cache.append(k, v)
-        y = attention(q, k, v, mask=mask, dropout=self.config.score_dropout if self.training else 0.0)
+        p = self.config.score_dropout if self.training else 0.0
+        y = attention(q, k, v, mask=mask, dropout=p, causal=self.causal)
         y = y.transpose(1, 2)  # (B, T, H, D)
         if self.gate is not None:
             y = y * (2 * self.gate(x).sigmoid())[..., None]
@@ -126,11 +137,11 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention, then MLP, each on the normalised stream and added to it."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, causal: bool = True) -> None:
         """Dropout applies to what each half adds, after its scale (Touvron et al. 2021)."""
         super().__init__()
         self.norm1 = _norm(config)
-        self.attn = Attention(config)
+        self.attn = Attention(config, causal)
         self.norm2 = _norm(config)
         self.mlp = MLP(config)
         self.scale1, self.scale2 = _layer_scale(config), _layer_scale(config)
@@ -147,29 +158,32 @@ class Block(nn.Module):
         return dropout(y if scale is None else y * scale, self.dropout, self.training)
 
 
-class GPT(nn.Module):
+class GPT(Network):
     """A decoder-only transformer: `hidden` computes features, `head` turns them into logits."""
 
+    cache_class = KVCache
+
     def __init__(self, config: GPTConfig) -> None:
-        """Build and initialise the model; `config.vocab_size` must be known."""
+        """Build and initialise the model; `config.vocab_size` must be known.
+
+        Raises:
+            UserError: It is larger than the memory.
+        """
         super().__init__()
-        if config.members != 1:
-            raise ValueError(
-                f"a GPT is one network, not {config.members}: build lit_gpt.methods.networks.network(config)."
-            )
+        check_fits(config.matrix_parameters, "config.n_embd, config.n_layer or the vocabulary")
         self.config = config
-        self.wte = _token_embedding(config)
+        self.wte = self.build_embedding()
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.learned_positions else None
-        self.ngrams = _ngrams(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = _norm(config)
         untied = not config.tied_head
         self.lm_head = nn.Linear(config.n_embd, config.vocab_rows, bias=config.bias_head) if untied else None
+        self.activation_checkpointing = False
         self.reset_parameters()
 
-    def forward(self, input_ids: Tensor, **context: Any) -> Tensor:
-        """Logits of the next token at every position, (B, T, V). Arguments are those of `hidden`."""
-        return self.head(self.hidden(input_ids, **context))
+    def build_embedding(self) -> TokenEmbedding:
+        """The embedding of tokens for ``self.config``."""
+        return TokenEmbedding(self.config.vocab_rows, self.config.n_embd)
 
     def hidden(
         self,
@@ -194,12 +208,10 @@ class GPT(nn.Module):
             raise ValueError(f"{past + T} tokens exceed the model's block_size {self.config.block_size}: pass fewer.")
         if cache is not None:
             attention_mask = cache.remember(attention_mask, input_ids)
-        masks = {"attention_mask": attention_mask, "document_ids": document_ids}
-        x = self.wte(input_ids)
+        masks: dict[str, Any] = {"attention_mask": attention_mask, "document_ids": document_ids}
+        x = self.wte(input_ids, **masks, cache=cache)
         if self.wpe is not None:
             x = x + self.wpe(positions(input_ids, past, **masks))
-        if self.ngrams is not None:
-            x = x + self.ngrams(tokens_read(input_ids, attention_mask, cache), T, document_ids)
         x = dropout(x, self.config.dropout, self.training)
         mask = attention_mask_for(input_ids, past, **masks, flex=self._flex_allowed(input_ids))
         return self.norm(self._run_blocks(x, self._rotation(past, T, x.device), mask, cache))
@@ -210,9 +222,7 @@ class GPT(nn.Module):
         """
         if self.lm_head is not None:
             return [p if ids is None else p[ids] for p in self.lm_head.parameters()]
-        if ids is not None:
-            return [self.wte(ids)]
-        return [self.wte.table() if isinstance(self.wte, ComposedEmbedding) else self.wte.weight]
+        return [self.wte.rows(ids)]
 
     def head(self, hidden: Tensor, weights: list[Tensor] | None = None) -> Tensor:
         """Logits (..., V) of features (..., C): softcapped, without the rows that pad the vocabulary.
@@ -232,16 +242,16 @@ class GPT(nn.Module):
         """An empty key/value cache for `batch_size` rows of up to block_size tokens, in the model's dtype."""
         config, weight = self.config, self.wte.weight
         shape = batch_size, config.kv_heads, config.block_size, config.head_size
-        return KVCache(config.n_layer, shape, device=weight.device, dtype=weight.dtype)
+        return self.cache_class(config.n_layer, shape, device=weight.device, dtype=weight.dtype)
 
     def num_parameters(self, *, embeddings: bool = True, positions: bool = True) -> int:
-        """Number of parameters, without the tables of tokens and runs or the learned positions where asked.
+        """Number of parameters, without the embeddings of tokens or the learned positions where asked.
 
-        A tied table is the head as well; without embeddings it is not counted in either place.
+        A tied embedding is the head as well; without embeddings it is not counted in either place.
         """
         total = sum(p.numel() for p in self.parameters())
-        runs = 0 if self.ngrams is None else self.ngrams.table.weight.numel()
-        tokens = 0 if embeddings else sum(p.numel() for p in self.wte.parameters()) + runs
+        tables = (m.weight.numel() for m in self.wte.modules() if isinstance(m, nn.Embedding))
+        tokens = 0 if embeddings else sum(tables)
         places = 0 if positions or self.wpe is None else self.wpe.weight.numel()
         return total - tokens - places
 
@@ -269,13 +279,9 @@ class GPT(nn.Module):
         for module in self.blocks.modules():
             if isinstance(module, Attention) and module.gate is not None:
                 nn.init.zeros_(module.gate.weight)
-        if isinstance(self.wte, ComposedEmbedding):
-            nn.init.zeros_(self.wte.shared.weight)  # a new network starts as if it had none
+        self.wte.reset()
         if self.wpe is not None:
             nn.init.normal_(self.wpe.weight, std=self.config.position_std)
-        if self.ngrams is not None:
-            nn.init.zeros_(self.ngrams.table.weight)  # likewise
-            nn.init.normal_(self.ngrams.mix.weight, std=self.config.n_embd**-0.5)
         self._scale_outputs()
 
     def _scale_outputs(self) -> None:
@@ -304,7 +310,7 @@ class GPT(nn.Module):
 
     def _run_blocks(self, x: Tensor, by: Rotation | None, mask: Mask, cache: KVCache | None) -> Tensor:
         # A cache is for decoding, and a block that runs again in the backward pass would append its keys twice.
-        recompute = self.config.activation_checkpointing and self.training and cache is None
+        recompute = self.activation_checkpointing and self.training and cache is None
         for i, block in enumerate(self.blocks):
             if recompute:
                 x = checkpoint(block, x, by, mask, use_reentrant=False)

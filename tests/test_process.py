@@ -203,7 +203,7 @@ def test_two_processes_count_the_pairs_that_one_counts(tmp_path: Path, text: Pat
 
 
 MEMBERS = [
-    *("--model.config.members", "2", "--model.config.activation_checkpointing", "true"),
+    *("--model.config.members", "2", "--model.activation_checkpointing", "true"),
     *("--trainer.gradient_clip_val", "0.1", "--model.optimizer.kind", "muon"),
 ]
 

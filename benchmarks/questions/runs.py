@@ -136,5 +136,5 @@ def train(data: LightningDataModule, steps: int, seed: int, **shape: Any) -> tup
         use_distributed_sampler=False,
     )
     trainer.fit(model, datamodule=data)
-    (net,) = model.learners()
+    (net,) = model.net.trained_nets()
     return net, {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -166,10 +166,10 @@ def _shares(model: TextModel, titles: list[str], packed: bool) -> tuple[np.ndarr
 
     A model that was trained on packed rows sees one title at a time.
     """
-    T, eos = int(model.net.config.block_size), model.tokenizer.eos_id  # type: ignore[union-attr, arg-type]
+    T, eos = int(model.net.config.block_size), model.tokenizer.eos_id
     ids = torch.tensor([i for title in titles for i in (eos, *model.tokenizer.encode(title))])
     rows = ids[: len(ids) // T * T].view(-1, T)  # (N, T)
-    V = int(model.net.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    V = int(model.net.config.vocab_size)
     predicted, first = torch.zeros(V, dtype=torch.float64), torch.zeros(V, dtype=torch.int64)
     for part in rows.split(4):
         read = part[:, :-1]

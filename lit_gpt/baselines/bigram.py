@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from datamodules.errors import UserError
 from lit_gpt.bounds import check_fits, wrong_numbers
-from lit_gpt.loss import IGNORE
+from lit_gpt.loss import IGNORE_INDEX
+from lit_gpt.protocols import Network, TextData
 
 #: Tokens that are counted at once: 8 MB of ids, whatever the length of the text.
 _CHUNK = 2**20
@@ -42,7 +43,7 @@ class BigramConfig:
             raise UserError(f"add_k is {self.add_k}: give a positive number, or unseen pairs have infinite loss.")
 
 
-class Bigram(nn.Module):
+class Bigram(Network):
     """What both kinds share: `hidden` looks up the row of logits of each token, and nothing is left for `head`."""
 
     def __init__(self, config: BigramConfig) -> None:
@@ -52,17 +53,9 @@ class Bigram(nn.Module):
         self.config = config
         self.vocab_size = config.vocab_size
 
-    def forward(self, input_ids: Tensor, **context: Any) -> Tensor:
-        """Logits of the next token at every position, (B, T, V); see `hidden`."""
-        return self.head(self.hidden(input_ids, **context))
-
     def hidden(self, input_ids: Tensor, **context: Any) -> Tensor:
         """Logits after each token, (B, T, V). Masks, documents and caches (`context`) cannot matter to one token."""
         raise NotImplementedError
-
-    def head_weights(self) -> list[Tensor]:
-        """None."""
-        return []
 
     def head(self, hidden: Tensor, weights: list[Tensor] | None = None) -> Tensor:
         """The features are the logits."""
@@ -99,10 +92,18 @@ class CountBigram(Bigram):
             ids = torch.from_numpy(tokens[start : start + _CHUNK + 1].astype(np.int64)).to(self.counts.device)
             self.counts += self.pairs(ids[:-1], ids[1:])
 
+    def prepare(self, data: TextData) -> None:
+        """Count the training text where the data gives it: each pair of neighbours once, whatever the epochs are.
+
+        Rows cannot be counted instead: windows overlap, steps may end inside an epoch, and another epoch repeats them.
+        """
+        if "train" in data.stores:
+            self.count(data.stores["train"].tokens)
+
     @torch.no_grad()
     def pairs(self, input_ids: Tensor, targets: Tensor) -> Tensor:
         """How often each pair occurs, (B, T) each to (V, V); targets of -100 are not counted."""
-        scored = targets != IGNORE
+        scored = targets != IGNORE_INDEX
         V = self.counts.size(0)
         found = input_ids[scored] * V + targets[scored]
         return torch.bincount(found, minlength=V * V).view(V, V)

@@ -8,6 +8,7 @@ from lit_gpt.baselines.bigram import Bigram, BigramConfig, CountBigram, bigram
 from lit_gpt.distributed import summed_over_processes
 from lit_gpt.language_model import Batch, LitLanguageModel
 from lit_gpt.optim import OptimizerConfig
+from lit_gpt.protocols import data_of
 
 
 class LitBigram(LitLanguageModel):
@@ -35,14 +36,9 @@ class LitBigram(LitLanguageModel):
         return bigram(self.config)
 
     def on_fit_start(self) -> None:
-        """Count the training text, each pair of neighbours once, whatever the epochs and the windows are.
-
-        Rows cannot be counted instead: windows overlap, steps may end inside an epoch, and another epoch repeats them.
-        """
-        stores = getattr(self._data(), "stores", None)
-        self._counts_batches = stores is None  # data of the user's own, whose text nobody else knows
-        if isinstance(self.net, CountBigram) and stores is not None:
-            self.net.count(stores["train"].tokens)
+        """Count the training text, or else, where the data cannot give it, the batches of the first epoch."""
+        self._counts_batches = "train" not in data_of(self._trainer).stores
+        super().on_fit_start()
 
     def batch_nats(self, batch: Batch, net: Bigram) -> Tensor:
         """Summed nats; the counting kind then counts the batch where it has no text to count, in the first epoch."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datamodules.errors import UserError
 from datamodules.files import write_atomically
-from lit_gpt.loss import IGNORE
+from lit_gpt.loss import IGNORE_INDEX
 from lit_gpt.outputs import check_output
 
 
@@ -47,7 +47,7 @@ class WritePredictions(Callback):
         """Collect the scored tokens of each row under its document."""
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         outputs = {name: values.cpu() for name, values in outputs.items()}
-        scored = outputs["targets"] != IGNORE
+        scored = outputs["targets"] != IGNORE_INDEX
         for row, document in enumerate(outputs["document"].tolist()):
             keep = scored[row]
             columns = [outputs[name][row][keep].tolist() for name in ("targets", "nats", "rank")]

@@ -4,7 +4,7 @@ import os
 import signal
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal
@@ -55,9 +55,18 @@ TRAINER_DEFAULTS = {
     "check_val_every_n_epoch": None,  # val_check_interval counts optimizer steps, across epochs
     "val_check_interval": 250,
 }
+
+
+def _methods() -> tuple[type, ...]:
+    """The module with the methods for small corpora; the core works without them."""
+    with suppress(ModuleNotFoundError):
+        return (resolve_name("lit_gpt.methods.module:LitExtendedGPT"),)
+    return ()
+
+
 #: Imported here, they are known to --model and --data by their short names.
 DATAMODULES = (CharDataModule, BPEDataModule, HeadlinesDataModule)
-MODULES = (LitGPT, LitBigram)
+MODULES = (LitGPT, *_methods(), LitBigram)
 #: Options that one verb alone has; a config file may hold those of every verb.
 OWN = {
     "fit": ("name", "logs_dir", "resume", "early_stopping", "val_at_start", "checkpoint", "samples"),
@@ -237,7 +246,7 @@ class LitCLI(LightningCLI):
             )
         else:
             config.ckpt_path = str(checkpoint.file_of(config.ckpt_path))
-            path = checkpoint.module_of(self.stored["network"], config.model.class_path)
+            path = checkpoint.module_of(self.stored, config.model.class_path)
             if issubclass(module := resolve_name(path), LitLanguageModel):
                 checkpoint.config_of(module.config_class, self.stored["config"])  # refuses an option of a newer version
             model = {"class_path": path, "init_args": {"config": self.stored["config"]}}

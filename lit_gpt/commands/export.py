@@ -27,5 +27,5 @@ def export(ckpt_path: str, out: str, format: Literal["huggingface", "safetensors
     else:
         print(f"{export_huggingface(checkpoint, out)}: {out}")
         print(f"Read it with transformers.AutoModelForCausalLM.from_pretrained({out!r}), AutoTokenizer likewise")
-    if checkpoint[KEY]["network"] == "GPT":
+    if checkpoint[KEY]["module"] == "lit_gpt.module.LitGPT":
         print(f"Go on from it:  python -m lit_gpt fit --config CONFIG_OF_THE_RUN --model.init_from {out}")

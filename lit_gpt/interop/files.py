@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import zipfile
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,22 @@ from datamodules.files import write_atomically, write_json
 from datamodules.reading import needs_hf_extra
 from datamodules.tokenizers import Tokenizer, load_tokenizer, open_tokenizer, tokenizer_from_dict
 from datamodules.tokenizers import to_huggingface as tokenizer_to_huggingface
-from lit_gpt.bounds import check_fits
-from lit_gpt.checkpoint import FREE, KEY, PREFIX, check, config_of, differing_fields, is_ours, read
+from lit_gpt.checkpoint import (
+    CHANGEABLE_FIELDS,
+    KEY,
+    PREFIX,
+    build_network,
+    check,
+    check_weights,
+    differing_fields,
+    is_ours,
+    read,
+)
 from lit_gpt.config import as_typed
 from lit_gpt.integrity import is_damaged
-from lit_gpt.interop.gpt2_llama import Config, State, from_huggingface, shapes_of, to_huggingface, without_padding
-from lit_gpt.methods.ensemble import GPTEnsemble
+from lit_gpt.interop.gpt2_llama import Config, State, from_huggingface, to_huggingface, without_padding
 from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.protocols import Network
 from lit_gpt.version import CHECKPOINT_FORMAT
 
 WEIGHTS = "model.safetensors"
@@ -64,14 +73,15 @@ def _read_gpt(source: str | Path) -> tuple[GPTConfig, State, Tokenizer | None]:
     elif folder is not None and (folder / "tokenizer.json").is_file():
         with suppress(UserError):  # of a kind that we have not
             tokenizer = load_tokenizer(folder / "tokenizer.json")
-    if entry["network"] != "GPT":
-        raise UserError(f"{source} holds a {entry['network']}, and only a GPT can be started from.")
-    config = config_of(GPTConfig, entry["config"])
-    return config, without_padding(config, state), tokenizer
+    whole = _network(entry, state)
+    nets = whole.trained_nets()
+    if len(nets) != 1 or not isinstance(nets[0], GPT):
+        raise UserError(f"{source} holds a {type(whole).__name__}, and only one GPT can be started from.")
+    return nets[0].config, without_padding(nets[0].config, nets[0].state_dict()), tokenizer
 
 
 @torch.no_grad()
-def initialise(net: GPT | GPTEnsemble, source: str | Path, tokenizer: Tokenizer | None = None) -> None:
+def initialise(net: GPT, source: str | Path, tokenizer: Tokenizer | None = None) -> None:
     """Put the weights of `source` (see `load_weights`) into `net`.
 
     A smaller `block_size` than theirs takes the first of their learned positions.
@@ -146,7 +156,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], State]:
     if ours := _read_metadata(files[0]).get(KEY):
         return _our_entry(ours, tensors, files[0]), tensors
     config, state = _translated(folder, tensors)
-    entry = {"format": CHECKPOINT_FORMAT, "network": "GPT", "config": asdict(config)}
+    entry = {"format": CHECKPOINT_FORMAT, "module": "lit_gpt.module.LitGPT", "config": asdict(config)}
     return {**entry, "tokenizer": None, "fingerprints": {}}, state
 
 
@@ -185,14 +195,7 @@ def _our_entry(text: str, tensors: State, file: Path) -> dict[str, Any]:
     try:
         entry = json.loads(text)
         check({KEY: entry}, file)
-        if not {"network", "config", "tokenizer", "fingerprints"} <= entry.keys():
-            raise damaged
-        if entry["network"] == "GPT":
-            config = config_of(GPTConfig, entry["config"])
-            check_fits(config.matrix_parameters, "config.n_embd or config.n_layer")
-            wanted = shapes_of(config)
-            if any(name not in tensors or tensors[name].shape != shape for name, shape in wanted.items()):
-                raise damaged
+        check_weights({KEY: entry, "state_dict": {PREFIX + name: t for name, t in tensors.items()}}, file)
     except UserError:
         raise
     except (ValueError, TypeError, RecursionError, AssertionError) as error:
@@ -244,7 +247,14 @@ def _read_tokenizer(folder: Path, config: Config) -> Tokenizer:
 
 
 def _check_same(ours: GPTConfig, theirs: GPTConfig, source: str) -> None:
-    differing = [name for name in differing_fields(theirs, ours) if name not in FREE]
+    known = {field.name for field in fields(ours)}
+    for name, value in asdict(theirs).items():
+        if name not in known and value != getattr(type(theirs)(), name):
+            raise UserError(
+                f"init_from {source} has {name} {as_typed(value)}, which a plain GPT lacks: set --model LitExtendedGPT."
+            )
+    theirs = type(ours)(**{name: value for name, value in asdict(theirs).items() if name in known})
+    differing = [name for name in differing_fields(theirs, ours) if name not in CHANGEABLE_FIELDS]
     if differing == ["vocab_size"] or (ours.learned_positions and ours.block_size > theirs.block_size):
         name = (differing or ["block_size"])[0]
         fix = "give the data the tokenizer of these weights" if differing else f"set it to {theirs.block_size} or less"
@@ -283,11 +293,10 @@ def export_huggingface(checkpoint: dict[str, Any], out: str | Path) -> str:
         UserError: For an option that has no counterpart there; it is named.
     """
     out, (entry, state) = Path(out), _parts(checkpoint)
-    if entry["network"] != "GPT":
-        raise UserError(f"a {entry['network']} has no counterpart at Hugging Face: export with --format safetensors.")
+    net = _plain_gpt(entry, state)
     tokenizer = None if entry["tokenizer"] is None else tokenizer_from_dict(entry["tokenizer"])
     eos_id = None if tokenizer is None else tokenizer.eos_id
-    config, tensors = to_huggingface(config_of(GPTConfig, entry["config"]), state, eos_id)
+    config, tensors = to_huggingface(net.config, net.state_dict(), eos_id)
     if tokenizer is not None:
         _write_tokenizer(tokenizer, entry["config"]["block_size"], out)
     marks = {name: value for name, value in config.items() if name.endswith("_token_id") and value is not None}
@@ -307,6 +316,23 @@ def export_safetensors(checkpoint: dict[str, Any], out: str | Path) -> None:
     """
     entry, state = _parts(checkpoint)
     _write_tensors(state, {KEY: json.dumps(entry)}, Path(out))
+
+
+def _plain_gpt(entry: dict[str, Any], state: State) -> GPT:
+    """The GPT of a checkpoint, with methods folded into it where that is possible."""
+    net = _network(entry, state).fold()
+    if type(net) is not GPT:
+        raise UserError(f"{_a(net)} has no counterpart at Hugging Face: export with --format safetensors.")
+    return net
+
+
+def _a(net: Network) -> str:
+    name = type(net).__name__
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+
+
+def _network(entry: dict[str, Any], state: State) -> Network:
+    return build_network({KEY: entry, "state_dict": {PREFIX + name: tensor for name, tensor in state.items()}})
 
 
 def _parts(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], State]:

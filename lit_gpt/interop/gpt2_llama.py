@@ -14,14 +14,11 @@ from torch import Tensor
 from datamodules.errors import UserError
 from lit_gpt.bounds import check_fits
 from lit_gpt.config import as_typed
-from lit_gpt.methods.token_parts import folded
 from lit_gpt.model import GPT, GPTConfig
 
 Config = dict[str, Any]
 State = dict[str, Tensor]
 
-LAYERNORM_EPS = 1e-5
-RMSNORM_EPS = 1e-6
 ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}
 
 
@@ -47,8 +44,6 @@ SAME: dict[str, tuple[Any, ...]] = {
     "bias_head": (False,),
     "attention_gate": (False,),
     "layer_scale": (None,),
-    "ngrams": ([],),
-    "token_parts": (False,),
 }
 GPT2 = Family(
     model_type="gpt2",
@@ -107,7 +102,6 @@ def to_huggingface(config: GPTConfig, state: State, eos_id: int | None) -> tuple
         UserError: Options that the architecture does not have; each is named.
     """
     family = LLAMA if config.rope else GPT2
-    config, state = plain_table(config, state)
     _check_options(family, config)
     full = _with_every_tensor(family, config)
     theirs = _gpt2_config(full) if family is GPT2 else _llama_config(full)
@@ -137,17 +131,8 @@ def _with_every_tensor(family: Family, config: GPTConfig) -> GPTConfig:
 
 def without_padding(config: GPTConfig, state: State) -> State:
     """Tensors without the rows that pad the vocabulary."""
-    rows = {"wte.weight", "lm_head.weight", "lm_head.bias", "wte.parts"}
+    rows = {"wte.weight", "lm_head.weight", "lm_head.bias", "wte.parts.table"}
     return {name: tensor[: config.vocab_size] if name in rows else tensor for name, tensor in state.items()}
-
-
-def plain_table(config: GPTConfig, state: State) -> tuple[GPTConfig, State]:
-    """The same function with a table of token vectors that stands alone, without `token_parts`."""
-    if not config.token_parts:
-        return config, state
-    own, shared, parts = (state[f"wte.{name}"] for name in ("weight", "shared.weight", "parts"))
-    rest = {name: tensor for name, tensor in state.items() if not name.startswith("wte.")}
-    return replace(config, token_parts=False, n_parts=None), {**rest, "wte.weight": folded(own, shared, parts)}
 
 
 def _their_tensors(family: Family, config: GPTConfig, state: State) -> Iterator[tuple[str, Tensor]]:
@@ -169,7 +154,7 @@ def _gpt2_config(config: GPTConfig) -> Config:
         "n_positions": config.block_size,
         "vocab_size": config.vocab_size,
         "activation_function": ACTIVATIONS[config.activation],
-        "layer_norm_epsilon": LAYERNORM_EPS,
+        "layer_norm_epsilon": config.norm_epsilon,
         "tie_word_embeddings": config.tied_head,
         "resid_pdrop": config.dropout,
         "embd_pdrop": config.dropout,
@@ -188,7 +173,7 @@ def _llama_config(config: GPTConfig) -> Config:
         "max_position_embeddings": config.block_size,
         "vocab_size": config.vocab_size,
         "hidden_act": "silu",
-        "rms_norm_eps": RMSNORM_EPS,
+        "rms_norm_eps": config.norm_epsilon,
         "rope_theta": config.rope_base,
         "attention_bias": config.bias_qkv,
         "mlp_bias": config.bias,
@@ -226,14 +211,12 @@ def _check_theirs(family: Family, theirs: Config) -> None:
     rope = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}
     width = theirs.get("hidden_size", 0) // theirs.get("num_attention_heads", 1)
     need: dict[str, tuple[Any, Any]] = {
-        "layer_norm_epsilon": (theirs.get("layer_norm_epsilon", LAYERNORM_EPS), LAYERNORM_EPS),
         "scale_attn_weights": (theirs.get("scale_attn_weights", True), True),
         "scale_attn_by_inverse_layer_idx": (theirs.get("scale_attn_by_inverse_layer_idx", False), False),
         "add_cross_attention": (theirs.get("add_cross_attention", False), False),
     }
     if family is LLAMA:
         need = {
-            "rms_norm_eps": (theirs.get("rms_norm_eps", RMSNORM_EPS), RMSNORM_EPS),
             "hidden_act": (theirs.get("hidden_act", "silu"), "silu"),
             "head_dim": (theirs.get("head_dim") or width, width),
             "rope_type": (rope.get("rope_type", rope.get("type", "default")), "default"),
@@ -255,6 +238,7 @@ def _from_gpt2(theirs: Config) -> Config:
         "block_size": theirs.get("n_positions", theirs.get("n_ctx")),
         "mlp_width": theirs.get("n_inner"),
         "activation": ours[activation],
+        "norm_eps": _unless(theirs.get("layer_norm_epsilon", 1e-5), 1e-5),
         "learned_positions": True,
         "bias": True,
         "bias_qkv": True,
@@ -276,6 +260,7 @@ def _from_llama(theirs: Config) -> Config:
         "mlp_width": theirs["intermediate_size"],
         "block_size": theirs["max_position_embeddings"],
         "vocab_size": theirs["vocab_size"],
+        "norm_eps": _unless(theirs.get("rms_norm_eps", 1e-6), 1e-6),
         "rope_base": rope.get("rope_theta") or theirs.get("rope_theta") or 10000.0,
         "bias": biased,
         "bias_qkv": biased,

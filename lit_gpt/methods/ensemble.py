@@ -1,11 +1,10 @@
-"""Several GPTs that learn side by side, each as if alone, and predict together.
+"""An ensemble: several GPTs that are trained side by side, each as if alone, and predict together.
 
-On a small corpus, networks that differ by their initial weights alone learn the same regularities and overfit to
-different accidents, so the mean of their logits predicts better than each of them (deep ensembles, Lakshminarayanan et
+On a small corpus, networks that differ only in their initial weights learn the same regularities and overfit to
+different accidents. The mean of their logits predicts better than each of them (deep ensembles, Lakshminarayanan et
 al. 2017; of language models, where text is what lacks: Kim et al. 2025).
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,22 +13,33 @@ from torch import Tensor, nn
 from lit_gpt.attention import KVCache
 from lit_gpt.config import GPTConfig
 from lit_gpt.model import GPT
+from lit_gpt.protocols import Network, TextData
 
 
-class GPTEnsemble(nn.Module):
-    """`config.members` GPTs behind the interface of one."""
+class GPTEnsemble(Network):
+    """GPTs of one configuration behind the interface of one."""
 
     members: Any  # an nn.ModuleList of GPTs
 
-    def __init__(self, config: GPTConfig) -> None:
-        """Every member draws its own initial weights."""
+    def __init__(self, config: GPTConfig, members: list[GPT]) -> None:
+        """Take the members, each with its own initial weights."""
         super().__init__()
         self.config = config
-        self.members = nn.ModuleList(GPT(replace(config, members=1)) for _ in range(config.members))
+        self.members = nn.ModuleList(members)
 
-    def forward(self, input_ids: Tensor, **context: Any) -> Tensor:
-        """Logits, (B, T, V). Arguments are those of `GPT.hidden`."""
-        return self.head(self.hidden(input_ids, **context))
+    def trained_nets(self) -> list[GPT]:
+        """The members: each is trained as if alone."""
+        return list(self.members)
+
+    def prepare(self, data: TextData) -> None:
+        """Prepare every member."""
+        for member in self.members:
+            member.prepare(data)
+
+    def fold(self) -> "GPTEnsemble":
+        """Fold every member."""
+        self.members = nn.ModuleList(member.fold() for member in self.members)
+        return self
 
     def hidden(self, input_ids: Tensor, *, cache: "EnsembleCache | None" = None, **context: Any) -> Tensor:
         """Features of all members side by side, (B, T, members * C)."""
@@ -37,9 +47,9 @@ class GPTEnsemble(nn.Module):
         found = [m.hidden(input_ids, cache=c, **context) for m, c in zip(self.members, caches, strict=True)]
         return torch.cat(found, dim=-1)
 
-    def head_weights(self) -> list[Tensor]:
+    def head_weights(self, ids: Tensor | None = None) -> list[Tensor]:
         """Those of the members, one after another."""
-        return [weight for member in self.members for weight in member.head_weights()]
+        return [weight for member in self.members for weight in member.head_weights(ids)]
 
     def head(self, hidden: Tensor, weights: list[Tensor] | None = None) -> Tensor:
         """The mean of the members' logits (..., V), in float32, of features (..., members * C)."""

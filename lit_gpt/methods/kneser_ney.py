@@ -5,6 +5,7 @@ little else, so both together predict better than either (of recurrent networks:
 Liu et al. 2024, "Infini-gram"). Counting takes seconds, and training knows nothing of it.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,10 @@ from torch import Tensor, nn
 
 from datamodules.errors import UserError
 from datamodules.tokens import TokenStream
-from lit_gpt.attention import TokenMemory
-from lit_gpt.config import GPTConfig
-from lit_gpt.methods.ngrams import earlier, tokens_read
+from lit_gpt.methods.config import ExtendedGPTConfig
+from lit_gpt.methods.ngrams import TokenHistory, shift_right, tokens_so_far
+from lit_gpt.protocols import Network, TextData
 
-#: Numbers of runs travel beside features in float32, which holds whole numbers up to here.
-MOST_RUNS = 2**24
 #: Above all keys, so that a search always ends at one.
 _LAST = 2**62
 
@@ -58,8 +57,6 @@ class KneserNey(nn.Module):
             self._keep(k, keys, np.bincount(numbers[counted], minlength=len(keys)))
 
     def _keep(self, k: int, keys: np.ndarray, times: np.ndarray) -> None:
-        if len(keys) >= MOST_RUNS:
-            raise UserError(f"the text has {len(keys)} runs of {k} tokens, too many to count: lower config.kneser_ney.")
         device, discount = self.discounts.device, _discount(times)
         self.discounts[k] = discount
         if k == 1:
@@ -85,9 +82,9 @@ class KneserNey(nn.Module):
         """
         found = [tokens]
         for k in range(2, self.order):
-            keys, before = getattr(self, f"keys_{k}"), earlier(found[-1], 1, -1)
+            keys, before = getattr(self, f"keys_{k}"), shift_right(found[-1], 1, -1)
             if document_ids is not None:
-                before = before.where(document_ids == earlier(document_ids, 1, -1), -1)
+                before = before.where(document_ids == shift_right(document_ids, 1, -1), -1)
             wanted = before * self.vocab_size + tokens
             place = torch.searchsorted(keys, wanted)
             known = (before >= 0) & (tokens >= 0) & (keys[place] == wanted)
@@ -154,42 +151,83 @@ def _number(ids: np.ndarray, lengths: np.ndarray, order: int, vocab_size: int) -
     return found
 
 
-class GPTWithCounts(nn.Module):
-    """A GPT, or several, and the counts of its training text, behind the interface of one GPT."""
+@dataclass(frozen=True)
+class CountedFeatures:
+    """Features (..., C) and the n-grams that end at the same places (..., order - 1), indexed and cut together.
 
-    def __init__(self, config: GPTConfig, gpt: Any) -> None:
-        """`gpt` is a `GPT` or a `GPTEnsemble`; it alone learns."""
+    The head of `GPTWithCounts` needs both. N-gram ids stay int64, which float features could not hold exactly.
+    """
+
+    features: Tensor
+    contexts: Tensor
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether both are on the CPU."""
+        return self.features.is_cpu
+
+    def __getitem__(self, index: Any) -> "CountedFeatures":
+        return CountedFeatures(self.features[index], self.contexts[index])
+
+    def flatten(self, start: int, end: int) -> "CountedFeatures":
+        """As of a tensor."""
+        return CountedFeatures(self.features.flatten(start, end), self.contexts.flatten(start, end))
+
+    def split(self, rows: int) -> list["CountedFeatures"]:
+        """As of a tensor."""
+        parts = zip(self.features.split(rows), self.contexts.split(rows), strict=True)
+        return [CountedFeatures(features, contexts) for features, contexts in parts]
+
+
+class GPTWithCounts(Network):
+    """A GPT, or an ensemble, mixed with n-gram counts of its training text, behind the interface of one GPT."""
+
+    def __init__(self, config: ExtendedGPTConfig, gpt: Network) -> None:
+        """`gpt` is a `GPT` or a `GPTEnsemble`; it alone is trained."""
         super().__init__()
         assert config.vocab_size is not None
         self.config, self.gpt = config, gpt
         self.counts = KneserNey(config.kneser_ney, config.vocab_size)
 
-    def forward(self, input_ids: Tensor, **context: Any) -> Tensor:
-        """Logarithms of probabilities, (B, T, V). Arguments are those of `GPT.hidden`."""
-        return self.head(self.hidden(input_ids, **context))
+    def trained_nets(self) -> list[Any]:
+        """Those of the network without counts."""
+        return self.gpt.trained_nets()
 
-    def hidden(self, input_ids: Tensor, *, cache: "CountsCache | None" = None, **context: Any) -> Tensor:
-        """The GPT's features and the numbers of the runs that end here, (B, T, C + order - 1)."""
+    def prepare(self, data: TextData) -> None:
+        """Prepare the network, and count the training text unless a checkpoint has brought the counts."""
+        self.gpt.prepare(data)
+        if self.counts.is_counted:
+            return
+        if "train" not in data.stores:
+            raise UserError("config.kneser_ney counts the text of lit-gpt's datamodules only: leave it out.")
+        self.counts.count(data.stores["train"])
+
+    def fold(self) -> "GPTWithCounts":
+        """Fold the network."""
+        self.gpt = self.gpt.fold()
+        return self
+
+    def hidden(self, input_ids: Tensor, *, cache: "CountsCache | None" = None, **context: Any) -> Any:
+        """The GPT's features, as `CountedFeatures` once the text is counted."""
         features = self.gpt.hidden(input_ids, cache=None if cache is None else cache.gpt, **context)
         if not self.counts.is_counted:
             return features
-        T, tokens = input_ids.size(1), tokens_read(input_ids, context.get("attention_mask"), cache) - 1
-        recent = tokens[:, -(T + self.counts.order - 2) :]  # no run reaches further back
-        contexts = self.counts.contexts(recent, context.get("document_ids"))[:, -T:]
-        return torch.cat((features, contexts.float()), dim=-1)
+        history = None if cache is None else cache.history
+        T, tokens = input_ids.size(1), tokens_so_far(input_ids, context.get("attention_mask"), history) - 1
+        recent = tokens[:, -(T + self.counts.order - 2) :]  # no n-gram reaches further back
+        return CountedFeatures(features, self.counts.contexts(recent, context.get("document_ids"))[:, -T:])
 
-    def head_weights(self) -> list[Tensor]:
+    def head_weights(self, ids: Tensor | None = None) -> list[Tensor]:
         """The GPT's."""
-        return self.gpt.head_weights()
+        return self.gpt.head_weights(ids)
 
-    def head(self, hidden: Tensor, weights: list[Tensor] | None = None) -> Tensor:
+    def head(self, hidden: Any, weights: list[Tensor] | None = None) -> Tensor:
         """Logarithms of the mixed probabilities, (..., V) in float32; the GPT's logits where nothing is counted."""
         if not self.counts.is_counted:
             return self.gpt.head(hidden, weights)
-        share, dtype = self.config.kneser_ney_share, next(self.gpt.parameters()).dtype
-        features, contexts = hidden.tensor_split((1 - self.counts.order,), dim=-1)
-        mixed = self.gpt.head(features.to(dtype), weights).float().softmax(-1) * (1 - share)
-        counted = self.counts(contexts.flatten(0, -2).long()).view_as(mixed)
+        share = self.config.kneser_ney_share
+        mixed = self.gpt.head(hidden.features, weights).float().softmax(-1) * (1 - share)
+        counted = self.counts(hidden.contexts.flatten(0, -2)).view_as(mixed)
         return mixed.add_(counted, alpha=share).log()
 
     def new_cache(self, batch_size: int) -> "CountsCache":
@@ -200,23 +238,24 @@ class GPTWithCounts(nn.Module):
         """See `GPT.num_parameters`: counts are none."""
         return self.gpt.num_parameters(**counted)
 
-    def flops_per_token(self, T: int | None = None) -> int:
+    def flops_per_token(self, T: int | None = None) -> int | None:
         """See `GPT.flops_per_token`."""
         return self.gpt.flops_per_token(T)
 
 
-class CountsCache(TokenMemory):
-    """What decoding remembers: for the GPT, and the tokens read."""
+class CountsCache:
+    """What decoding keeps: the GPT's cache, and the tokens read so far."""
 
     def __init__(self, gpt: Any) -> None:
         self.gpt = gpt
+        self.history = TokenHistory()
 
     @property
     def length(self) -> int:
-        """How many tokens of each row are cached, pads included."""
+        """Number of tokens of each row in the cache, padding included."""
         return int(self.gpt.length)
 
     def reset(self) -> None:
-        """Forget everything and keep the memory."""
+        """Forget all tokens; the memory is kept."""
         self.gpt.reset()
-        self.tokens = None
+        self.history.tokens = None

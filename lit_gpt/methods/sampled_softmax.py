@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_gpt.loss import IGNORE
+from lit_gpt.loss import IGNORE_INDEX
 
 #: Samples have few sizes, because oneDNN compiles a product anew for each: 10 to 30 ms in bfloat16, where a product of
 #: 1,911 targets and 4,352 tokens takes 3 (two threads with AMX).
@@ -38,7 +38,7 @@ def sample(targets: Tensor, vocab_size: int, others: int, multiple: int = 1) -> 
     ``multiple``, or all others where there are no more.
     """
     wanted = torch.zeros(vocab_size, dtype=torch.bool, device=targets.device)
-    wanted[targets[targets != IGNORE]] = True
+    wanted[targets[targets != IGNORE_INDEX]] = True
     own, rest = wanted.nonzero()[:, 0], (~wanted).nonzero()[:, 0]
     others += -(len(own) + others) % multiple
     drawn = rest[torch.randperm(len(rest), device=rest.device)[:others]]
@@ -48,4 +48,4 @@ def sample(targets: Tensor, vocab_size: int, others: int, multiple: int = 1) -> 
         shift[len(own) :] = math.log(len(rest) / len(drawn))
     place = torch.empty(vocab_size, dtype=torch.int64, device=ids.device)
     place[ids] = torch.arange(len(ids), device=ids.device)
-    return Sample(ids, shift, torch.where(targets == IGNORE, IGNORE, place[targets.clamp(min=0)]))
+    return Sample(ids, shift, torch.where(targets == IGNORE_INDEX, IGNORE_INDEX, place[targets.clamp(min=0)]))

@@ -19,7 +19,8 @@ from lit_gpt.callbacks.samples import SampleText
 from lit_gpt.cli.arguments import check_values
 from lit_gpt.cli.lightning_cli import LitCLI, run
 from lit_gpt.config import GPTConfig
-from lit_gpt.methods.networks import network
+from lit_gpt.methods.config import ExtendedGPTConfig
+from lit_gpt.methods.extended_gpt import build_network
 from lit_gpt.optim import OptimizerConfig, lr_factor
 from tests.conftest import TINY
 
@@ -156,7 +157,7 @@ def test_the_seed_is_one_of_numpys(value: int, text: Path) -> None:
 )
 def test_the_size_that_is_checked_is_the_size_that_is_built(options: dict[str, Any]) -> None:
     config = GPTConfig(**{"block_size": 16, "vocab_size": 50, "n_layer": 2, "n_head": 2, "n_embd": 16, **options})
-    built = sum(p.numel() for p in network(config).parameters() if p.ndim > 1)
+    built = sum(p.numel() for p in build_network(config).parameters() if p.ndim > 1)
     assert config.matrix_parameters == built
 
 
@@ -178,7 +179,7 @@ def test_the_memory_is_known_here_and_not_asked_for_on_meta() -> None:
     assert memory is not None
     assert memory > 2**28
     with torch.device("meta"):
-        network(GPTConfig(vocab_size=10**9, n_embd=6 * 2**20, n_layer=1))
+        build_network(GPTConfig(vocab_size=10**9, n_embd=6 * 2**20, n_layer=1))
 
 
 def test_a_batch_larger_than_the_memory(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_gpt.dropout import dropout
+from lit_gpt.attention import dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from datamodules import CharDataModule
 from datamodules.errors import UserError
-from lit_gpt import LitGPT
+from lit_gpt import ExtendedGPTConfig, LitExtendedGPT, LitGPT
 from lit_gpt.callbacks.checkpoints import Interrupted, RunCheckpoints
 from lit_gpt.callbacks.resume import ExactResume
 from lit_gpt.config import GPTConfig
@@ -113,58 +113,6 @@ def test_pads_do_not_change_a_step(tmp_path: Path) -> None:
         weights_after_a_step(one, tmp_path), weights_after_a_step([joined([*one, empty])], tmp_path), strict=True
     ):
         torch.testing.assert_close(a, b)
-
-
-class FixedDropout(LitGPT):
-    """The first pass over each row drops nothing, the second the same channels in every row, so that rows may be
-    dealt out to micro-batches in any way.
-    """
-
-    def _hidden(self, batch: dict[str, torch.Tensor], net: Any) -> torch.Tensor:
-        self.reads = getattr(self, "reads", 0) + 1
-        hidden = super()._hidden(batch, net)
-        return hidden * (torch.arange(hidden.size(-1)) % 4 > 0) * 4 / 3 if self.reads % 2 == 0 else hidden
-
-
-def r_drop_step(batches: list[dict[str, torch.Tensor]], folder: Path, **options: Any) -> FixedDropout:
-    torch.manual_seed(0)
-    optimizer = OptimizerConfig(kind="sgd", lr=0.1, momentum=0.0, weight_decay=0.0)
-    config = GPTConfig(**SMALL, vocab_size=20, init="normal", dropout=1e-9)
-    model = FixedDropout(config, optimizer, r_drop=2.0)
-    trainer(folder, max_steps=1, **options).fit(model, DataLoader(batches, batch_size=None))
-    return model
-
-
-def test_r_drop_weighs_tokens_not_micro_batches(tmp_path: Path) -> None:
-    uneven = rows(*[16, 3, 9, 1] * 8)
-    fours = [joined(uneven[i : i + 8]) for i in range(0, 32, 8)]
-    together = r_drop_step([joined(uneven)], tmp_path)
-    accumulated = r_drop_step(fours, tmp_path, accumulate_grad_batches=4)
-    assert together.step_figures["r_drop"] > 1e-4
-    torch.testing.assert_close(accumulated.step_figures, together.step_figures)
-    torch.testing.assert_close(accumulated.state_dict(), together.state_dict())
-    plain = weights_after_a_step([joined(uneven)], tmp_path)
-    assert not torch.allclose(plain[0], next(together.parameters()), atol=1e-6)
-
-
-def test_the_loss_under_r_drop_is_the_cross_entropy_of_both_passes(tmp_path: Path) -> None:
-    batch = joined(rows(16, 3, 9, 1))
-    model = r_drop_step([batch], tmp_path)
-    torch.manual_seed(0)
-    fresh = FixedDropout(model.config, model.optimizer_config, r_drop=2.0)
-    fresh.configure_model()
-    expected = (fresh.batch_nats(batch, fresh.net) + fresh.batch_nats(batch, fresh.net)) / (2 * 29)
-    torch.testing.assert_close(model.step_loss, expected.detach())
-
-
-def test_r_drop_without_dropout_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"r_drop 2.0 .* config\.dropout is 0: set it"):
-        trainer(tmp_path).fit(LitGPT(GPTConfig(**SMALL, vocab_size=20), r_drop=2.0), DataLoader(rows(16)))
-    with pytest.raises(UserError, match=r"r_drop is -1\.0: give 0"):
-        LitGPT(GPTConfig(**SMALL, dropout=0.1), r_drop=-1.0)
-    for wrong in (1.0, -0.5):
-        with pytest.raises(UserError, match=r"r_drop_start is .* give a share"):
-            LitGPT(GPTConfig(**SMALL, dropout=0.1), r_drop=1.0, r_drop_start=wrong)
 
 
 def test_initial_loss_is_near_the_logarithm_of_the_vocabulary() -> None:
@@ -280,8 +228,8 @@ def test_a_resumed_run_equals_a_straight_one(
 
     def run(steps: int, resume: Path | None = None) -> dict[str, torch.Tensor]:
         torch.manual_seed(7)
-        config, optimizer = GPTConfig(**SMALL, dropout=0.2), OptimizerConfig(kind=kind, lr=0.01, warmup=3)
-        model = LitGPT(config, optimizer, **options)
+        config, optimizer = ExtendedGPTConfig(**SMALL, dropout=0.2), OptimizerConfig(kind=kind, lr=0.01, warmup=3)
+        model = LitExtendedGPT(config, optimizer, **options)
         data = CharDataModule(str(text), tokens_per_step=128, micro_batch_size=8 // accumulation)
         # The schedule must see 12 steps in every part, so parts end by a stop, not by max_steps.
         watchers = {"callbacks": [ExactResume(), Stop(steps)], "enable_checkpointing": True}
@@ -351,14 +299,6 @@ def test_a_strategy_that_cuts_weights_is_refused(kind: type) -> None:
 class Endless(IterableDataset[dict[str, torch.Tensor]]):
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         yield from rows(16)
-
-
-def test_a_second_fit_of_a_module_begins_anew(tmp_path: Path) -> None:
-    model = LitGPT(GPTConfig(**SMALL, vocab_size=20, dropout=0.1), r_drop=1.0, r_drop_start=0.5)
-    for _ in range(2):
-        passes = Passes()
-        trainer(tmp_path, max_steps=4, callbacks=[passes]).fit(model, DataLoader(rows(*[16] * 4), batch_size=None))
-        assert passes.seen == [1, 1, 2, 2]
 
 
 def test_a_second_fit_has_forgotten_the_signal_of_the_first(tmp_path: Path) -> None:

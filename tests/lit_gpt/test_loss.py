@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gpt import loss
+from lit_gpt.methods.r_drop import r_drop_sum
 
 
 @pytest.fixture
@@ -13,7 +14,7 @@ def problem() -> tuple[Tensor, nn.Linear, Tensor]:
     torch.manual_seed(0)
     hidden = torch.randn(3, 5, 8, requires_grad=True)
     targets = torch.randint(11, (3, 5))
-    targets[0, :2] = loss.IGNORE
+    targets[0, :2] = loss.IGNORE_INDEX
     return hidden, nn.Linear(8, 11), targets
 
 
@@ -25,7 +26,7 @@ def test_loss_and_gradients_do_not_depend_on_the_chunk(
     plain = F.cross_entropy(head(hidden).flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=-100)
     expected = torch.autograd.grad(plain / 7, (hidden, head.weight, head.bias))
     monkeypatch.setattr(loss, "MAX_LOGITS_CPU", held)
-    ours = loss.summed_nats(hidden, head, list(head.parameters()), targets, 11)
+    ours = loss.cross_entropy_sum(hidden, head, list(head.parameters()), targets, 11)
     torch.testing.assert_close(ours, plain)
     found = torch.autograd.grad(ours / 7, (hidden, head.weight, head.bias))
     for a, b in zip(found, expected, strict=True):
@@ -40,7 +41,7 @@ def test_chunked_gradients_under_autocast_stay_close(
     for held in (10_000, 22):
         monkeypatch.setattr(loss, "MAX_LOGITS_CPU", held)
         with torch.autocast("cpu", torch.bfloat16):
-            nats = loss.summed_nats(hidden, head, list(head.parameters()), targets, 11)
+            nats = loss.cross_entropy_sum(hidden, head, list(head.parameters()), targets, 11)
         gradients.append(torch.autograd.grad(nats, head.weight)[0])
     torch.testing.assert_close(*gradients, rtol=0.02, atol=0.02)
 
@@ -60,9 +61,9 @@ def test_no_more_logits_than_allowed_are_held(
     monkeypatch.setattr(loss, "MAX_LOGITS_CPU", 44)
     weights = list(linear.parameters())
     if what == "train":
-        loss.summed_nats(hidden, head, weights, targets, 11)
+        loss.cross_entropy_sum(hidden, head, weights, targets, 11)
     elif what == "r_drop":
-        loss.r_drop_nats(torch.stack((hidden, hidden)), head, weights, targets, 11, weight=1.0)
+        r_drop_sum(torch.stack((hidden, hidden)), head, weights, targets, 11, weight=1.0)
     else:
         loss.score(hidden, head, targets, 11)
     assert max(sizes) <= 44
@@ -76,7 +77,7 @@ def test_chunks_lose_nothing_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> Non
     gradients = []
     for held in (10_000, 11):
         monkeypatch.setattr(loss, "MAX_LOGITS_CPU", held)
-        nats = loss.summed_nats(hidden, head, list(head.parameters()), targets, 11)
+        nats = loss.cross_entropy_sum(hidden, head, list(head.parameters()), targets, 11)
         gradients.append(torch.autograd.grad(nats, head.weight)[0].float())
     assert (gradients[0] - gradients[1]).norm() < 0.005 * gradients[0].norm()
 
@@ -89,77 +90,12 @@ def test_a_shift_is_added_to_the_logits_in_float32(dtype: torch.dtype, off: floa
     targets, shift = torch.randint(11, (2, 30)), torch.linspace(0, 1.7, 11)
     plain = F.cross_entropy((logits + shift).flatten(0, 2), targets.flatten().repeat(passes), reduction="sum") / passes
     if passes == 1:
-        ours = loss.summed_nats(logits[0], lambda h: h, [], targets, 11, shift)
+        ours = loss.cross_entropy_sum(logits[0], lambda h: h, [], targets, 11, shift)
     else:
-        ours = loss.r_drop_nats(logits, lambda h: h, [], targets, 11, shift, weight=0)[0]
+        ours = r_drop_sum(logits, lambda h: h, [], targets, 11, shift, weight=0)[0]
     torch.testing.assert_close(ours, plain)
     found, expected = (torch.autograd.grad(value, logits)[0].float() for value in (ours, plain))
     assert (found - expected).norm() <= off * expected.norm()
-
-
-def naive_r_drop(logits: Tensor, targets: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Token by token as the paper writes it, halved: logits (2, B, T, V)."""
-    nats, kl = torch.zeros(()), torch.zeros(())
-    for b, t in (targets != loss.IGNORE).nonzero().tolist():
-        p, q = logits[:, b, t].softmax(-1)
-        nats = nats - (p[targets[b, t]].log() + q[targets[b, t]].log()) / 2
-        kl = kl + ((p * (p / q).log()).sum() + (q * (q / p).log()).sum()) / 2
-    return nats + weight * kl / 2, nats, kl
-
-
-@pytest.mark.parametrize("held", [11, 66, 10_000])  # one target at a time, three, all
-@pytest.mark.parametrize("cap", [None, 1.5])
-def test_r_drop_and_its_gradients_equal_the_papers_halved(
-    problem: tuple[Tensor, nn.Linear, Tensor], held: int, cap: float | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, linear, targets = problem
-    passes = torch.stack((first, first + torch.randn_like(first) / 2))
-
-    def head(hidden: Tensor) -> Tensor:
-        logits = linear(hidden)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
-
-    naive = naive_r_drop(head(passes), targets, weight=3.0)
-    expected = torch.autograd.grad(naive[0] / 7, (first, linear.weight, linear.bias), retain_graph=True)
-    monkeypatch.setattr(loss, "MAX_LOGITS_CPU", held)
-    monkeypatch.setattr(loss, "LOGITS_IN_CACHE", 44)  # of four targets
-    ours = loss.r_drop_nats(passes, head, list(linear.parameters()), targets, 11, weight=3.0)
-    torch.testing.assert_close(ours, naive)
-    assert [figure.requires_grad for figure in ours] == [True, False, False]
-    found = torch.autograd.grad(ours[0] / 7, (first, linear.weight, linear.bias))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_r_drop_of_equal_passes_is_their_cross_entropy(problem: tuple[Tensor, nn.Linear, Tensor]) -> None:
-    hidden, head, targets = problem
-    plain = loss.summed_nats(hidden, head, list(head.parameters()), targets, 11)
-    total, nats, kl = loss.r_drop_nats(
-        torch.stack((hidden, hidden)), head, list(head.parameters()), targets, 11, weight=5.0
-    )
-    assert kl == 0
-    torch.testing.assert_close((total, nats), (plain, plain.detach()))
-    gradients = [torch.autograd.grad(value, hidden, retain_graph=True)[0] for value in (total, plain)]
-    torch.testing.assert_close(*gradients)
-    assert (gradients[0][0, :2] == 0).all()  # unscored places
-
-
-def test_r_drop_under_autocast_measures_distance_in_float32(problem: tuple[Tensor, nn.Linear, Tensor]) -> None:
-    _, _, targets = problem
-    passes = torch.randn(2, *targets.shape, 11)
-    expected = loss.r_drop_nats(passes, lambda h: h, [], targets, 11, weight=2.0)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = loss.r_drop_nats(passes, lambda h: h, [], targets, 11, weight=2.0)
-    assert found == expected
-
-
-def test_what_unscored_targets_predict_does_not_count(problem: tuple[Tensor, nn.Linear, Tensor]) -> None:
-    hidden, head, targets = problem
-    passes = torch.stack((hidden, hidden * 0.9)).detach().requires_grad_()
-    total = loss.r_drop_nats(passes, head, list(head.parameters()), targets, 11, weight=2.0)[0]
-    gradient = torch.autograd.grad(total, passes)[0]  # (2, B, T, C)
-    unscored = targets == loss.IGNORE
-    assert (gradient[:, unscored] == 0).all()
-    assert (gradient[:, ~unscored].abs().amax(-1) > 0).all()
 
 
 def test_ranks_and_nats_match_a_sort(
@@ -170,7 +106,7 @@ def test_ranks_and_nats_match_a_sort(
     nats, rank = loss.score(hidden, head, targets, 11)
     logits = head(hidden)
     order = logits.argsort(-1, descending=True)
-    for b, t in (targets != loss.IGNORE).nonzero().tolist():
+    for b, t in (targets != loss.IGNORE_INDEX).nonzero().tolist():
         assert order[b, t, rank[b, t]] == targets[b, t]
         assert nats[b, t] == pytest.approx(-F.log_softmax(logits[b, t], -1)[targets[b, t]].item(), abs=1e-5)
     assert nats[0, :2].tolist() == [0, 0]

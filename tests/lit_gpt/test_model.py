@@ -13,8 +13,9 @@ from torch import Tensor
 
 from datamodules.tokens import TokenArrays
 from lit_gpt.config import GPT2
+from lit_gpt.methods.config import ExtendedGPTConfig
+from lit_gpt.methods.extended_gpt import build_network
 from lit_gpt.methods.kneser_ney import GPTWithCounts
-from lit_gpt.methods.networks import members_of, network
 from lit_gpt.model import GPT, PRESETS, GPTConfig
 
 CLASSIC = {**GPT2, "block_size": 32, "activation": "gelu"}
@@ -35,7 +36,7 @@ def small(**options: Any) -> Any:
     """Two layers with weights large enough that every input matters to every output."""
     torch.manual_seed(0)
     size = {"block_size": 32, "vocab_size": 37, "n_layer": 2, "n_head": 4, "n_embd": 32}
-    net = network(GPTConfig(**{**size, **options}))
+    net = build_network(ExtendedGPTConfig(**{**size, **options}))
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if parameter.ndim > 1:
@@ -237,7 +238,8 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
     ids = tokens(2, 16)
     gradients = []
     for recompute in (False, True):
-        net, calls = small(activation_checkpointing=recompute, dropout=0.2), []
+        net, calls = small(dropout=0.2), []
+        net.activation_checkpointing = recompute
         net.blocks[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         torch.manual_seed(5)
         net(ids).square().mean().backward()
@@ -297,7 +299,6 @@ def test_weights_are_named_plainly_and_nothing_else_is_saved() -> None:
         ({"vocab_size": 0}, "vocab_size is 0"),
         ({"dropout": 1.0}, "dropout is 1.0: give a probability"),
         ({"softcap": 0.0}, "softcap is 0.0: give a positive number"),
-        ({"ngrams": [2, 2]}, "has a length twice"),
         ({"rope_base": 1.0}, "rope_base is 1.0"),
         ({"layer_scale": 0.0}, "layer_scale is 0.0: give a positive number, such as 0.1, or null"),
         ({"position_std": -1.0}, "position_std is -1.0"),
@@ -329,7 +330,7 @@ def test_the_model_needs_torch_only() -> None:
 @EVERY_ARCHITECTURE
 def test_a_block_compiles_without_breaks_and_gives_the_same(architecture: dict[str, Any]) -> None:
     plain, compiled = small(**architecture), small(**architecture)
-    for block in (block for gpt in members_of(compiled) for block in gpt.blocks):
+    for block in (block for gpt in compiled.trained_nets() for block in gpt.blocks):
         block.compile(fullgraph=True)
     ids, documents = tokens(2, 32), torch.tensor([0, 1]).repeat_interleave(16).repeat(2, 1)
     for options in ({}, {"document_ids": documents}):

@@ -22,7 +22,8 @@ from datamodules.tokenizers import (
 from lit_gpt.checkpoint import KEY, PREFIX, build_network
 from lit_gpt.decode import Sampling, decode
 from lit_gpt.interop.files import export_huggingface, import_checkpoint, load_weights
-from lit_gpt.methods.token_parts import ComposedEmbedding
+from lit_gpt.methods.config import ExtendedGPTConfig
+from lit_gpt.methods.extended_gpt import ExtendedGPT
 from lit_gpt.model import GPT, GPTConfig
 from tests.conftest import SHARED
 
@@ -157,14 +158,21 @@ def trained(tokenizer: Tokenizer, preset: str, **options: Any) -> tuple[GPT, dic
     """A random GPT of ours and its checkpoint; the vocabulary is padded."""
     torch.manual_seed(0)
     small = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 64, "vocab_size": tokenizer.vocab_size}
-    config = GPTConfig.from_preset(preset, **{**small, "pad_vocab_to": 64, **options})
-    net = GPT(config).eval()
+    extended = "token_parts" in options
+    kind, module = (ExtendedGPTConfig, "methods.module.LitExtendedGPT") if extended else (GPTConfig, "module.LitGPT")
+    config = kind.from_preset(preset, **{**small, "pad_vocab_to": 64, **options})
+    net = (ExtendedGPT if extended else GPT)(config).eval()
     disturb(net)
-    if isinstance(net.wte, ComposedEmbedding):
-        net.wte.compose(token_parts(tokenizer))
-    entry = {"network": "GPT", "config": asdict(config), "tokenizer": tokenizer.to_dict(), "fingerprints": {}}
+    if isinstance(net, ExtendedGPT):
+        net.wte.parts.assign(token_parts(tokenizer))
+    entry = {
+        "module": f"lit_gpt.{module}",
+        "config": asdict(config),
+        "tokenizer": tokenizer.to_dict(),
+        "fingerprints": {},
+    }
     state = {PREFIX + name: tensor for name, tensor in net.state_dict().items()}
-    return net, {KEY: {"format": 1, **entry}, "state_dict": state}
+    return net, {KEY: {"format": 2, "fingerprints": {}, **entry}, "state_dict": state}
 
 
 @pytest.mark.parametrize("shape", SHAPES)

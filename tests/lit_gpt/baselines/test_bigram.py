@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from lit_gpt.baselines.bigram import BigramConfig, CountBigram, NeuralBigram, bigram
-from lit_gpt.loss import summed_nats
+from lit_gpt.loss import cross_entropy_sum
 
 IDS = torch.tensor([[0, 1, 0, 1, 2]])
 TARGETS = torch.tensor([[1, 0, 1, 2, -100]])
@@ -60,7 +60,7 @@ def test_a_large_vocabulary_is_scored_in_chunks(monkeypatch: pytest.MonkeyPatch)
     gradients = []
     for held in (100, 20):
         monkeypatch.setattr("lit_gpt.loss.MAX_LOGITS_CPU", held)
-        nats = summed_nats(net.hidden(ids), net.head, net.head_weights(), targets, 5)
+        nats = cross_entropy_sum(net.hidden(ids), net.head, net.head_weights(), targets, 5)
         gradients.append(torch.autograd.grad(nats, net.table.weight)[0])
     torch.testing.assert_close(*gradients)
 

@@ -46,8 +46,8 @@ def small(**options: Any) -> GPTConfig:
 
 
 def checkpoint_of(net: Any) -> dict[str, Any]:
-    name = "GPT" if isinstance(net, GPT) else "Bigram"
-    entry = {"format": 1, "network": name, "config": asdict(net.config), "fingerprints": {}}
+    module = "lit_gpt.module.LitGPT" if isinstance(net, GPT) else "lit_gpt.baselines.module.LitBigram"
+    entry = {"format": 2, "module": module, "config": asdict(net.config), "fingerprints": {}}
     state = {PREFIX + key: tensor for key, tensor in net.state_dict().items()}
     return {KEY: {**entry, "tokenizer": ByteTokenizer(eos=True).to_dict()}, "state_dict": state}
 

@@ -12,26 +12,26 @@ from torch.utils.data import DataLoader
 
 import lit_gpt
 from datamodules.errors import UserError
-from lit_gpt import LitGPT
+from lit_gpt import LitExtendedGPT
 from lit_gpt import muon as orthogonal
 from lit_gpt.cli.lightning_cli import run
 from lit_gpt.commands.export import export
+from lit_gpt.methods.config import ExtendedGPTConfig
 from lit_gpt.methods.ensemble import GPTEnsemble
-from lit_gpt.methods.networks import members_of
-from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.model import TokenEmbedding
 from lit_gpt.optim import OptimizerConfig, parameter_groups
 from tests.lit_gpt.test_language_model import SMALL, joined, rows, trainer
 from tests.lit_gpt.test_model import small, tokens
 
 Fit = Callable[..., Path]
-TWO = ("--model.config.members", "2")
+TWO = ("--model", "LitExtendedGPT", "--model.config.members", "2")
 
 
-def trained(folder: Path, members: int, weights: dict[str, Any] | None = None, **options: Any) -> LitGPT:
+def trained(folder: Path, members: int, weights: dict[str, Any] | None = None, **options: Any) -> LitExtendedGPT:
     """A module after three steps of Muon, from given weights where there are some."""
     torch.manual_seed(0)
-    config = GPTConfig(**SMALL, vocab_size=20, members=members, **options)
-    model = LitGPT(config, OptimizerConfig(kind="muon", schedule="constant"))
+    config = ExtendedGPTConfig(**SMALL, vocab_size=20, members=members, **options)
+    model = LitExtendedGPT(config, OptimizerConfig(kind="muon", schedule="constant"))
     model.configure_model()
     if weights is not None:
         model.net.load_state_dict(weights)
@@ -46,7 +46,7 @@ def test_each_member_learns_as_if_alone(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(orthogonal, "has_bfloat16", lambda _: False)
     together = trained(tmp_path, 2)
     losses, norms = [], []
-    for number, member in enumerate(members_of(together.net)):
+    for number, member in enumerate(together.net.trained_nets()):
         start = f"members.{number}."
         weights = {name.removeprefix(start): w for name, w in together.begun.items() if name.startswith(start)}
         alone = trained(tmp_path, 1, weights)
@@ -71,7 +71,7 @@ def test_the_ensemble_predicts_better_than_its_members_on_average() -> None:
 
 @pytest.mark.parametrize("more", [{}, {"tied_head": True}, {"bias_head": True, "pad_vocab_to": 64}], ids=str)
 def test_what_is_scored_is_the_common_prediction(more: dict[str, Any]) -> None:
-    model = LitGPT(GPTConfig(**SMALL, vocab_size=20, members=3, **more))
+    model = LitExtendedGPT(ExtendedGPTConfig(**SMALL, vocab_size=20, members=3, **more))
     model.configure_model()
     batch = joined(rows(16, 9))
     expected = F.cross_entropy(model.net(batch["input_ids"]).mT, batch["targets"], reduction="none", ignore_index=-100)
@@ -116,14 +116,14 @@ def test_a_run_of_an_ensemble_is_kept_goes_on_and_writes(
     assert len(model.generate("the", max_new_tokens=40, seed=1, stop=[])[0]) == 40
     assert model.generate("the", seed=1) == model.generate("the", seed=1, cache=False)
     weights = torch.load(path, weights_only=True)["state_dict"]
-    assert weights["net.members.1.wte.parts"].any()
-    assert [type(gpt.wte) for gpt in members_of(model.net)] == [torch.nn.Embedding] * 2  # the parts are folded
+    assert weights["net.members.1.wte.parts.table"].any()
+    assert [type(gpt.wte) for gpt in model.net.trained_nets()] == [TokenEmbedding] * 2  # the parts are folded
     capsys.readouterr()
     run("validate", ["--ckpt_path", str(whole), "--data.source", str(text), "--trainer.accelerator", "cpu"])
     assert f"val {loss:.4f}" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"the checkpoint has members 2, not members 1: set --model\.config\.members 2"):
         fit(*flags, "--model.config.members", "1", "--trainer.max_steps", "9", "--ckpt_path", path)
-    with pytest.raises(UserError, match="holds a GPTEnsemble, and only a GPT can be started from"):
+    with pytest.raises(UserError, match="holds a GPTEnsemble, and only one GPT can be started from"):
         fit("--model.init_from", path)
     with pytest.raises(UserError, match="a GPTEnsemble has no counterpart at Hugging Face"):
         export(path, "out")
@@ -134,15 +134,10 @@ def test_a_run_of_an_ensemble_is_kept_goes_on_and_writes(
 @pytest.mark.parametrize("members", [0, -1])
 def test_an_ensemble_of_none_is_refused(members: int) -> None:
     with pytest.raises(ValueError, match=f"members is {members}: give at least 1"):
-        GPTConfig(members=members)
-
-
-def test_one_gpt_is_not_several() -> None:
-    with pytest.raises(ValueError, match=r"a GPT is one network, not 2: build lit_gpt\.methods\.networks\.network"):
-        GPT(GPTConfig(vocab_size=20, members=2))
+        ExtendedGPTConfig(members=members)
 
 
 def test_weights_of_one_gpt_do_not_start_an_ensemble(fit: Fit) -> None:
     path = str(fit() / "checkpoints" / "last.ckpt")
-    with pytest.raises(UserError, match=r"has members 1, not 2: set --model\.config\.members 1"):
+    with pytest.raises(UserError, match="init_from starts one GPT, and this network has 2"):
         fit(*TWO, "--model.init_from", path)

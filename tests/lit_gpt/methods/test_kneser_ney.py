@@ -15,17 +15,17 @@ from torch.utils.data import DataLoader
 import lit_gpt
 from datamodules.errors import UserError
 from datamodules.tokens import TokenArrays
-from lit_gpt import LitGPT
+from lit_gpt import LitExtendedGPT
 from lit_gpt.cli.lightning_cli import run
 from lit_gpt.commands.export import export
+from lit_gpt.methods.config import ExtendedGPTConfig
 from lit_gpt.methods.kneser_ney import GPTWithCounts, KneserNey
-from lit_gpt.model import GPTConfig
 from tests.lit_gpt.methods.test_ensemble import final_loss, whole_and_gone_on
 from tests.lit_gpt.test_language_model import SMALL, joined, rows, trainer
 from tests.lit_gpt.test_model import small, tokens
 
 Fit = Callable[..., Path]
-THREE = ("--model.config.kneser_ney", "3")
+THREE = ("--model", "LitExtendedGPT", "--model.config.kneser_ney", "3")
 V = 12
 
 
@@ -113,9 +113,9 @@ def test_the_mix_has_both_shares_and_the_training_text_alone() -> None:
     assert (net(ids).exp() - alone).abs().max() > 0.05
 
 
-def trained(folder: Path, **options: Any) -> LitGPT:
+def trained(folder: Path, **options: Any) -> LitExtendedGPT:
     torch.manual_seed(0)
-    model = LitGPT(GPTConfig(**SMALL, vocab_size=20, **options))
+    model = LitExtendedGPT(ExtendedGPTConfig(**SMALL, vocab_size=20, **options))
     data = [joined(rows(16, 3, 9, 1)), joined(rows(5, 16))]
     model.configure_model()
     if isinstance(model.net, GPTWithCounts):
@@ -139,7 +139,7 @@ def test_training_is_the_same_with_counts_and_scores_are_those_of_the_mix(tmp_pa
 def test_a_run_with_counts_is_kept_goes_on_and_writes(fit: Fit, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = (*THREE, "--model.optimizer.schedule", "constant", "--model.config.members", "2")
     whole, path, loss = whole_and_gone_on(fit, *flags)
-    assert loss < final_loss(fit("--model.config.members", "2", *flags[2:4])) - 0.1
+    assert loss < final_loss(fit(*flags[:2], "--model.config.members", "2", *flags[4:6])) - 0.1
     model = lit_gpt.load(whole)
     assert isinstance(model.net, GPTWithCounts)
     assert model.generate("the", seed=1) == model.generate("the", seed=1, cache=False)
@@ -151,7 +151,7 @@ def test_a_run_with_counts_is_kept_goes_on_and_writes(fit: Fit, text: Path, caps
     first, second = (line for line in capsys.readouterr().out.splitlines() if "val " in line)
     assert first.split("train")[0] == second.split("train")[0]
     with pytest.raises(UserError, match=r"has kneser_ney 3, not kneser_ney 0: set --model\.config\.kneser_ney 3"):
-        fit(*flags[2:], "--trainer.max_steps", "9", "--ckpt_path", path)
+        fit(*flags[:2], *flags[4:], "--trainer.max_steps", "9", "--ckpt_path", path)
     with pytest.raises(UserError, match="a GPTWithCounts has no counterpart at Hugging Face"):
         export(path, "out")
 
@@ -164,8 +164,8 @@ def test_counts_start_beside_the_weights_of_another_run(fit: Fit) -> None:
 
 
 def test_counts_need_our_data(tmp_path: Path) -> None:
-    model = LitGPT(GPTConfig(**SMALL, vocab_size=20, kneser_ney=3))
-    with pytest.raises(UserError, match="kneser_ney counts the text of our datamodules, and this data is none"):
+    model = LitExtendedGPT(ExtendedGPTConfig(**SMALL, vocab_size=20, kneser_ney=3))
+    with pytest.raises(UserError, match="kneser_ney counts the text of lit-gpt's datamodules only"):
         trainer(tmp_path, max_steps=1).fit(model, DataLoader([joined(rows(16))], batch_size=None))
 
 
@@ -179,4 +179,4 @@ def test_counts_need_our_data(tmp_path: Path) -> None:
 )
 def test_mistakes(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        GPTConfig(**options)
+        ExtendedGPTConfig(**options)

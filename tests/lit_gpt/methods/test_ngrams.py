@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from lit_gpt.decode import Sampling, decode
+from lit_gpt.methods.config import ExtendedGPTConfig
+from lit_gpt.methods.extended_gpt import ExtendedGPT
 from lit_gpt.methods.ngrams import NgramEmbedding
-from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.model import GPT
 from lit_gpt.optim import parameter_groups
 
 SHAPE = {"block_size": 16, "vocab_size": 11, "n_layer": 2, "n_head": 2, "n_embd": 16}
@@ -14,7 +16,7 @@ SHAPE = {"block_size": 16, "vocab_size": 11, "n_layer": 2, "n_head": 2, "n_embd"
 def network(**options: object) -> GPT:
     """A small GPT whose table of runs is no longer zero."""
     torch.manual_seed(0)
-    net = GPT(GPTConfig(**SHAPE, ngrams=[2, 3, 5], ngram_rows=512, ngram_width=8, **options)).eval()  # type: ignore[arg-type]
+    net = ExtendedGPT(ExtendedGPTConfig(**SHAPE, ngrams=[2, 3, 5], ngram_rows=512, ngram_width=8, **options)).eval()  # type: ignore[arg-type]
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return net
@@ -35,9 +37,9 @@ def test_equal_runs_share_a_row_and_different_ones_hardly_ever() -> None:
 def test_a_new_network_starts_as_if_it_had_none() -> None:
     ids = torch.randint(11, (2, 16))
     torch.manual_seed(0)
-    plain = GPT(GPTConfig(**SHAPE))  # type: ignore[arg-type]
+    plain = ExtendedGPT(ExtendedGPTConfig(**SHAPE))  # type: ignore[arg-type]
     torch.manual_seed(0)
-    runs = GPT(GPTConfig(**SHAPE, ngrams=[2, 3]))  # type: ignore[arg-type]
+    runs = ExtendedGPT(ExtendedGPTConfig(**SHAPE, ngrams=[2, 3]))  # type: ignore[arg-type]
     runs.load_state_dict(plain.state_dict(), strict=False)
     torch.testing.assert_close(runs(ids), plain(ids))
 
@@ -78,9 +80,9 @@ def test_pads_on_the_left_are_no_tokens() -> None:
 
 
 def test_the_table_counts_as_an_embedding_and_its_mix_as_a_matrix() -> None:
-    net, plain = network(), GPT(GPTConfig(**SHAPE))  # type: ignore[arg-type]
-    assert "ngrams.table.weight" in dict(parameter_groups(net)["embeddings"])
-    assert "ngrams.mix.weight" in dict(parameter_groups(net)["matrices"])
+    net, plain = network(), ExtendedGPT(ExtendedGPTConfig(**SHAPE))  # type: ignore[arg-type]
+    assert "wte.ngrams.table.weight" in dict(parameter_groups(net)["embeddings"])
+    assert "wte.ngrams.mix.weight" in dict(parameter_groups(net)["matrices"])
     mix = 3 * 8 * 16
     assert net.flops_per_token() == plain.flops_per_token() + 6 * mix
     assert net.num_parameters() == plain.num_parameters() + 512 * 8 + mix
@@ -88,5 +90,5 @@ def test_the_table_counts_as_an_embedding_and_its_mix_as_a_matrix() -> None:
 
 
 def test_a_run_of_one_token_is_refused() -> None:
-    with pytest.raises(ValueError, match="fewer than 2"):
-        GPTConfig(ngrams=[1, 2])
+    with pytest.raises(ValueError, match="holds an n below 2"):
+        ExtendedGPTConfig(ngrams=[1, 2])

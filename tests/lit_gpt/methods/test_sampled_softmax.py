@@ -8,15 +8,16 @@ import torch
 from torch.utils.data import DataLoader
 
 from datamodules.errors import UserError
-from lit_gpt import LitGPT, loss
-from lit_gpt import module as module_gpt
-from lit_gpt.config import GPTConfig
+from lit_gpt import LitExtendedGPT, loss
+from lit_gpt.methods import module as module_gpt
+from lit_gpt.methods.config import ExtendedGPTConfig
+from lit_gpt.methods.extended_gpt import ExtendedGPT
 from lit_gpt.methods.sampled_softmax import sample
 from lit_gpt.model import GPT
 from lit_gpt.optim import OptimizerConfig
 from tests.lit_gpt.test_language_model import SMALL, joined, rows, trainer
 
-TARGETS = torch.tensor([[7, 2, loss.IGNORE, 7], [39, loss.IGNORE, 2, 0]])
+TARGETS = torch.tensor([[7, 2, loss.IGNORE_INDEX, 7], [39, loss.IGNORE_INDEX, 2, 0]])
 
 
 def test_a_sample_holds_the_targets_once_and_others() -> None:
@@ -25,8 +26,8 @@ def test_a_sample_holds_the_targets_once_and_others() -> None:
     assert len(set(found.ids.tolist())) == len(found.ids) == 14
     assert found.shift[:4].tolist() == [0] * 4
     torch.testing.assert_close(found.shift[4:].exp(), torch.full((10,), 36 / 10))
-    scored = TARGETS != loss.IGNORE
-    assert (found.targets[~scored] == loss.IGNORE).all()
+    scored = TARGETS != loss.IGNORE_INDEX
+    assert (found.targets[~scored] == loss.IGNORE_INDEX).all()
     assert torch.equal(found.ids[found.targets[scored]], TARGETS[scored])
 
 
@@ -41,7 +42,7 @@ def test_others_change_from_step_to_step() -> None:
     assert set(sample(TARGETS, 400, 10).ids.tolist()) != set(sample(TARGETS, 400, 10).ids.tolist())
 
 
-@pytest.mark.parametrize("targets", [TARGETS, torch.full((2, 4), loss.IGNORE), torch.arange(40)])
+@pytest.mark.parametrize("targets", [TARGETS, torch.full((2, 4), loss.IGNORE_INDEX), torch.arange(40)])
 def test_a_sample_of_all_is_the_vocabulary(targets: torch.Tensor) -> None:
     found = sample(targets, 40, 50)
     assert sorted(found.ids.tolist()) == list(range(40))
@@ -59,19 +60,19 @@ def test_the_sum_of_exponentials_is_right_on_average() -> None:
 def test_logits_of_some_tokens_are_theirs(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     parts = {"token_parts": True, "n_parts": 3, "tied_head": True} if options.pop("parts", False) else {}
-    net = GPT(GPTConfig(**SMALL, vocab_size=20, pad_vocab_to=8, **options, **parts))
+    net = ExtendedGPT(ExtendedGPTConfig(**SMALL, vocab_size=20, pad_vocab_to=8, **options, **parts))
     if parts:
-        net.wte.compose([[1 + i % 3] for i in range(20)])
-        torch.nn.init.normal_(net.wte.shared.weight[1:])
+        net.wte.parts.assign([[1 + i % 3] for i in range(20)])
+        torch.nn.init.normal_(net.wte.parts.shared.weight[1:])
     hidden, ids = torch.randn(3, 16), torch.tensor([19, 0, 7])
     torch.testing.assert_close(net.head(hidden, net.head_weights(ids)), net.head(hidden)[:, ids])
 
 
-class Sizes(LitGPT):
+class Sizes(LitExtendedGPT):
     """Notes how many tokens each step's softmax has."""
 
-    def softmax(self, targets: torch.Tensor, net: GPT) -> Any:
-        found = super().softmax(targets, net)
+    def loss_inputs(self, targets: torch.Tensor, net: GPT) -> Any:
+        found = super().loss_inputs(targets, net)
         self.sizes = [*getattr(self, "sizes", []), found.vocab_size]
         return found
 
@@ -79,7 +80,7 @@ class Sizes(LitGPT):
 def fitted(folder: Path, sampled: int, config: dict[str, Any] | None = None, **options: Any) -> Sizes:
     """Five steps over 20 tokens, of which a batch has 9 at most as targets."""
     torch.manual_seed(0)
-    shape = GPTConfig(**{**SMALL, "vocab_size": 20, "init": "normal", **(config or {})})
+    shape = ExtendedGPTConfig(**{**SMALL, "vocab_size": 20, "init": "normal", **(config or {})})
     optimizer = OptimizerConfig(kind="sgd", lr=0.1)
     model = Sizes(shape, optimizer, sampled_softmax=sampled, **options)
     trainer(folder, max_steps=5).fit(model, DataLoader(rows(9) * 5, batch_size=None))
@@ -121,10 +122,10 @@ def test_the_gradient_of_a_sample_is_that_of_all_on_average() -> None:
 
 def test_wrong_samples_are_refused() -> None:
     with pytest.raises(UserError, match="sampled_softmax is -1: give 0"):
-        LitGPT(GPTConfig(**SMALL), sampled_softmax=-1)
+        LitExtendedGPT(ExtendedGPTConfig(**SMALL), sampled_softmax=-1)
     for wrong in (0.0, 1.5):
         with pytest.raises(UserError, match=r"sampled_softmax_until is .* give a share"):
-            LitGPT(GPTConfig(**SMALL), sampled_softmax=5, sampled_softmax_until=wrong)
+            LitExtendedGPT(ExtendedGPTConfig(**SMALL), sampled_softmax=5, sampled_softmax_until=wrong)
 
 
 def test_evaluation_takes_the_whole_vocabulary(tmp_path: Path) -> None:
