@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 
 from datamodules.accumulation import set_accumulation
 from datamodules.agreement import check_agreement
-from datamodules.batches import IGNORED, BatchLoader, MicroBatches, Rows, Share, TrainLoader
+from datamodules.batches import IGNORE_INDEX, BatchLoader, MicroBatches, RankShare, Rows, TrainLoader
 from datamodules.cores import check_workers
 from datamodules.cutting import Cutting, RowKind
 from datamodules.errors import UserError, check_at_least
@@ -276,7 +276,7 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         rows, subset = self._train_eval()
         for start in range(0, len(subset), 1024):
             batch = rows.batch(0, subset[start : start + 1024])
-            scored = batch["targets"] != IGNORED
+            scored = batch["targets"] != IGNORE_INDEX
             yield batch["input_ids"][scored], batch["targets"][scored]
 
     # Processes
@@ -287,7 +287,7 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         kwargs = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
         return (kwargs["rank"], kwargs["num_replicas"]) if kwargs else (0, 1)
 
-    def _share(self, rows: int) -> Share:
+    def _share(self, rows: int) -> RankShare:
         """This process's part of an epoch of training."""
         rank, world = self._place
         step = self._rows_per_step()
@@ -297,7 +297,7 @@ class TextDataModule(RemembersOptions, LightningDataModule):
                 f"A step of {step} rows (tokens_per_step / block_size) cannot be divided among {world} process(es) in "
                 f"micro-batches of {micro or 1} row(s): choose another tokens_per_step or micro_batch_size."
             )
-        return Share(rows, step, micro, rank, world)
+        return RankShare(rows, step, micro, rank, world)
 
     def _rows_per_step(self) -> int:
         if self.tokens_per_step is None:
@@ -315,5 +315,5 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         micro = self.micro_batch_size or -(-self._rows_per_step() // world)
         count = rows.count if subset is None else len(subset)
         return BatchLoader(
-            MicroBatches(rows, Share(count, micro * world, micro, rank, world), subset), self.num_workers
+            MicroBatches(rows, RankShare(count, micro * world, micro, rank, world), subset), self.num_workers
         )

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.permutation import permute, random_words
 from datamodules.tokens import TokenStream
 
-IGNORED = -100
+IGNORE_INDEX = -100
 Batch = dict[str, torch.Tensor]
 _ROW_ORDER, _OFFSET, DOCUMENT_ORDER = 0, 1, 2  # independent random streams of one epoch
 
@@ -80,7 +80,7 @@ class StreamRows(Rows):
         scored = mask if unscored is None else mask & ~unscored
         return {
             "input_ids": np.where(mask, tokens[:, :-1], self.pad_id),
-            "targets": np.where(scored, tokens[:, 1:], IGNORED),
+            "targets": np.where(scored, tokens[:, 1:], IGNORE_INDEX),
             "attention_mask": mask,
         }
 
@@ -178,7 +178,7 @@ class Padded(StreamRows):
 
 
 @dataclass(frozen=True)
-class Share:
+class RankShare:
     """Which rows of each global batch one process takes, and in how many micro-batches.
 
     Rank r's micro-batch j of global batch k takes the m rows from ``k * rows_per_batch + (j * world + r) * m``.
@@ -216,7 +216,7 @@ class MicroBatches(Dataset[Batch]):
         subset: row numbers to use instead of all, in this order (evaluation on a part).
     """
 
-    def __init__(self, rows: Rows, share: Share, subset: np.ndarray | None = None) -> None:
+    def __init__(self, rows: Rows, share: RankShare, subset: np.ndarray | None = None) -> None:
         self.rows, self.share, self.subset = rows, share, subset
 
     def __len__(self) -> int:

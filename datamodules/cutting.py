@@ -10,7 +10,7 @@ import numpy as np
 from datamodules.batches import Padded, Rows, StreamRows, Windows
 from datamodules.errors import UserError
 from datamodules.packing import Packed, WholePacked
-from datamodules.resegmented_rows import ResampledRows
+from datamodules.resegmented_rows import ResegmentedRows
 from datamodules.tokenizers import Tokenizer, UnigramTokenizer
 from datamodules.tokenizers.sampling import SampledTexts
 from datamodules.tokens import TokenStore, TokenStream
@@ -53,7 +53,7 @@ class Cutting:
             return cut(store)
         assert isinstance(tokenizer, UnigramTokenizer)  # by `check`
         documents = (tokenizer.decode(ids.tolist()) for ids in store.documents())
-        return ResampledRows(SampledTexts(tokenizer, documents, self.sampling), cut, self.seed)
+        return ResegmentedRows(SampledTexts(tokenizer, documents, self.sampling), cut, self.seed)
 
     def evaluation_rows(self, store: TokenStore) -> Rows:
         """Rows in which every token is scored exactly once."""

@@ -143,7 +143,7 @@ class Recipe:
         return _sha256({"version": STORE_VERSION, "data": self.data_fingerprint, "tokenizer": tokenizer})[:24]
 
     @property
-    def end_marks(self) -> bool:
+    def eos_tokens(self) -> bool:
         """Whether documents end with a mark."""
         made = self.tokenizer
         return made.eos if isinstance(made, NewTokenizer) else made.eos_id is not None
@@ -171,7 +171,7 @@ class Recipe:
     def pieces(self) -> Iterator[SplitPiece]:
         """Every piece of every split, each document's pieces together and in order."""
         pieces = self._split_pieces()
-        return _joined(pieces) if self.joined and not self.end_marks else pieces
+        return _joined(pieces) if self.joined and not self.eos_tokens else pieces
 
     def _split_pieces(self) -> Iterator[SplitPiece]:
         cut = split_documents if self.split.by == "documents" else split_text

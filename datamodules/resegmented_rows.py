@@ -12,7 +12,7 @@ from datamodules.tokens import TokenArrays, TokenStream
 _SEGMENTATION = 3  # a random stream of its own beside those in `batches`
 
 
-class ResampledRows(Rows):
+class ResegmentedRows(Rows):
     """Rows of which each epoch has its own segmentation, a pure function of (seed, epoch).
 
     Segmentations differ in length, so ``count`` has room for 0.4 % more rows than epoch 0 takes. Those that an epoch

@@ -28,7 +28,7 @@ class ScoredText:
     tokens: int
     chars: int
     bytes: int
-    end_marks: int
+    eos_tokens: int
     coverage: float | None = None
 
 
@@ -43,7 +43,7 @@ def challenge_coverage(tokens: int, step: int) -> float:
 
 def scored_split(store: TokenStore, tokenizer: Tokenizer) -> ScoredText:
     """A whole split: every token but the first, before which nothing comes, counted in the text as it was read."""
-    counts, marks = store.counts, store.counts.end_marks
+    counts, marks = store.counts, store.counts.eos_tokens
     if marks:  # the first token is a mark, and no text
         return ScoredText(counts.tokens - 1, counts.chars + marks, counts.bytes + marks, marks)
     first = scored_targets([(np.array([BEGINNING]), store.tokens[:1])], tokenizer)

@@ -19,7 +19,7 @@ from datamodules.files import SummedFile
 
 #: Raised by one when the files of older code can no longer be read, or tokenizers are trained otherwise than by it.
 #: Part of the cache's key.
-STORE_VERSION = 3
+STORE_VERSION = 4
 META = "meta.json"
 TOKENIZER = "tokenizer.json"
 SPLITS = ("train", "val", "test")
@@ -33,12 +33,12 @@ class Counts:
     documents: int
     chars: int
     bytes: int
-    end_marks: int
+    eos_tokens: int
 
     @property
     def text_tokens(self) -> int:
         """Those that are no marks: where documents have marks, there is one more than documents."""
-        return self.tokens - self.end_marks - (self.end_marks > 0)
+        return self.tokens - self.eos_tokens - (self.eos_tokens > 0)
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

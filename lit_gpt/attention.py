@@ -50,11 +50,11 @@ def attention(
     """
     if isinstance(mask, BlockMask):
         assert dropout == 0.0, "FlexAttention has no dropout: attention_mask_for(flex=False) builds a dense mask"
-        return _attend_in_blocks(q, k, v, mask)
+        return _block_sparse_attention(q, k, v, mask)
     if q.size(2) == 1 and not dropout and not torch.is_grad_enabled():
-        return _attend_from_one(q, k, v, mask)
+        return _single_query_attention(q, k, v, mask)
     if q.is_cpu and (dropout or _has_slow_gradient(q)):
-        return _attend_openly(q, k, v, mask, dropout, causal)
+        return _unfused_attention(q, k, v, mask, dropout, causal)
     if mask is None and causal and 1 < q.size(2) < k.size(2):
         mask = _causal_mask(q, k)  # the kernel's own `is_causal` takes the queries for those of the first T tokens
     causal = causal and mask is None and q.size(2) > 1
@@ -69,7 +69,7 @@ def _causal_mask(q: Tensor, k: Tensor) -> Tensor:
     return torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
 
 
-def _attend_from_one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def _single_query_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of a single new token: heads that share keys are the rows of one matrix product.
 
     For 16 rows of 128 cached tokens on two threads this takes half the time of `scaled_dot_product_attention`.
@@ -89,7 +89,7 @@ def _has_slow_gradient(q: Tensor) -> bool:
     return q.dtype == torch.bfloat16 and q.size(2) <= 256 and torch.is_grad_enabled()
 
 
-def _attend_openly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float, causal: bool) -> Tensor:
+def _unfused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float, causal: bool) -> Tensor:
     """Attention by plain products, with dropout of its weights. On a CPU the fused kernel has none: this takes 0.65 of
     `scaled_dot_product_attention`'s time for 8 rows of 256 tokens, 6 heads of 64 channels, forward and backward.
     """
@@ -103,7 +103,7 @@ def _attend_openly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: floa
     return dropout(scores.softmax(-1), p, training=True) @ v
 
 
-def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
+def _block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
     """FlexAttention (Dong et al. 2024): fast only when compiled, by the caller's compiled block or here."""
     run: Any = flex_attention if torch.compiler.is_compiling() or not q.is_cuda else _compiled_flex_attention()
     return run(q, k, v, block_mask=mask, enable_gqa=q.size(1) != k.size(1))
@@ -240,7 +240,7 @@ class KVCache:
         for layer in self.layers:
             layer.length = 0
 
-    def remember(self, attention_mask: Tensor | None, input_ids: Tensor) -> Tensor | None:
+    def extend_mask(self, attention_mask: Tensor | None, input_ids: Tensor) -> Tensor | None:
         """Extend the mask of real tokens to (B, S) by that of the new ones; None while no row has a pad."""
         if attention_mask is None and self.real is None:
             return None

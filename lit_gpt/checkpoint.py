@@ -175,7 +175,7 @@ def _on_paper(ours: dict[str, Any], tensors: int, path: str | Path) -> nn.Module
     try:
         if max(ours["config"].get(name) or 0 for name in ("n_layer", "members")) > tensors:
             raise ValueError(f"more layers than the file's {tensors} tensors")
-        with torch.device("meta"), integrity.Undrawn():
+        with torch.device("meta"), integrity.WithoutInitialisation():
             return _new_network(ours)
     except UserError:
         raise

@@ -170,7 +170,7 @@ def set_aside(path: Path) -> None:
     os.replace(path, path.with_name(f"{path.name}.damaged"))
 
 
-def way_on(folder: str | None) -> str:
+def how_to_go_on(folder: str | None) -> str:
     """What to do after a run has failed: go on from its last checkpoint, where it has saved one."""
     saved = folder is not None and newest_whole(Path(folder) / "checkpoints")
     return f"go on from the last checkpoint with --ckpt_path {folder}" if saved else "start a new run"
@@ -186,7 +186,7 @@ def check_kinds(values: dict[str, Any], kinds: dict[str, Any], path: str | Path)
             )
 
 
-class Undrawn(TorchFunctionMode):
+class WithoutInitialisation(TorchFunctionMode):
     """Leaves out the initial weights, for which the meta device would import the compiler, in seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

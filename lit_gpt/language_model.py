@@ -26,7 +26,7 @@ from lit_gpt import checkpoint
 from lit_gpt.checked_module import CheckedModule
 from lit_gpt.config import vocabulary
 from lit_gpt.distributed import sent_to_cpu, summed_over_processes
-from lit_gpt.integrity import way_on
+from lit_gpt.integrity import how_to_go_on
 from lit_gpt.loop_state import inside_its_epoch
 from lit_gpt.loss import IGNORE_INDEX, LossInputs, as_multiplied, cross_entropy_sum, score
 from lit_gpt.metrics import TokenMetrics, per_text
@@ -56,7 +56,7 @@ class LitLanguageModel(CheckedModule):
         self.options = options
         self._store_hyper_parameters()
         self.scores = nn.ModuleDict({split: TokenMetrics() for split in ("val", "train_eval", "test")})
-        self.step_figures = {"loss": torch.tensor(math.nan)}
+        self.step_metrics = {"loss": torch.tensor(math.nan)}
         self.grad_norm: Tensor | None = None
         self._tokenizer: str | None = None  # fingerprint of the one whose ids the network knows
         self._step_sums: Any = 0  # a Tensor after the first micro-batch
@@ -129,15 +129,15 @@ class LitLanguageModel(CheckedModule):
         """Sums over the scored targets of ``batch``: what ``net`` minimises, differentiable, and what is logged as
         train/NAME per scored target.
         """
-        nats = self.batch_nats(batch, net)
+        nats = self.batch_cross_entropy(batch, net)
         return nats, {"loss": nats.detach()}
 
     @property
     def step_loss(self) -> Tensor:
         """Cross-entropy of the last optimizer step in nats per scored target."""
-        return self.step_figures["loss"]
+        return self.step_metrics["loss"]
 
-    def batch_nats(self, batch: Batch, net: Any) -> Tensor:
+    def batch_cross_entropy(self, batch: Batch, net: Any) -> Tensor:
         """Summed nats over the scored targets of ``batch``, differentiable."""
         return cross_entropy_sum(self._hidden(batch, net), *self.loss_inputs(batch["targets"], net))
 
@@ -164,7 +164,7 @@ class LitLanguageModel(CheckedModule):
         if self._step_is_empty:
             optimizer.zero_grad(set_to_none=True)
             return
-        self.step_figures = {name: total / scored for name, total in zip(self._step_names, sums, strict=True)}
+        self.step_metrics = {name: total / scored for name, total in zip(self._step_names, sums, strict=True)}
         capacity = self._capacity * self.trainer.accumulate_grad_batches * self.trainer.world_size
         if scored.is_cuda or scored != capacity:  # on a GPU the comparison would wait for the device
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
@@ -199,7 +199,7 @@ class LitLanguageModel(CheckedModule):
         if (logged or self.device.type == "cpu") and not math.isfinite(self.step_loss):
             raise self._non_finite(f"the loss became {float(self.step_loss)} at step {self.global_step + 1}")
         if logged:
-            figures = {f"train/{name}": value for name, value in self.step_figures.items()}
+            figures = {f"train/{name}": value for name, value in self.step_metrics.items()}
             self.log_now(
                 {**figures, **learning_rates(self.trainer.optimizers[0]), "grad_norm": self.grad_norm},
                 self.global_step + 1,
@@ -253,7 +253,7 @@ class LitLanguageModel(CheckedModule):
         self._log_scores("test")
 
     def _log_scores(self, *splits: str) -> None:
-        figures = {f"{split}/{k}": v for split in splits for k, v in self._figures(split).items()}
+        figures = {f"{split}/{k}": v for split in splits for k, v in self._split_metrics(split).items()}
         fits = self.trainer.state.fn == "fit"
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*have no logger configured")
@@ -261,7 +261,7 @@ class LitLanguageModel(CheckedModule):
         if fits and not self.trainer.sanity_checking:
             self.log_now(figures, self.global_step)
 
-    def _figures(self, split: str) -> dict[str, float]:
+    def _split_metrics(self, split: str) -> dict[str, float]:
         metric = self.scores[split]
         if not metric.update_called:
             return {}
@@ -332,7 +332,7 @@ class LitLanguageModel(CheckedModule):
     def _non_finite(self, what: str) -> UserError:
         return UserError(
             f"{what}: lower --model.optimizer.lr, raise --model.optimizer.warmup or set --trainer.gradient_clip_val "
-            f"1.0, and {way_on(self.trainer.log_dir)}."
+            f"1.0, and {how_to_go_on(self.trainer.log_dir)}."
         )
 
 

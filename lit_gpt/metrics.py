@@ -18,7 +18,7 @@ class ScoredText(Protocol):
     tokens: int
     chars: int
     bytes: int
-    end_marks: int
+    eos_tokens: int
 
 
 class TokenMetrics(Metric):
@@ -86,5 +86,5 @@ def _challenge(nats: float, text: ScoredText, coverage: float) -> dict[str, floa
     the tokens that the challenge's own figure scores. That figure is not among them: it is a sum over those tokens
     alone, which are not as hard as the others on average.
     """
-    loss = nats / (text.chars + 4 * text.end_marks)  # text.chars holds one newline for each mark
+    loss = nats / (text.chars + 4 * text.eos_tokens)  # text.chars holds one newline for each mark
     return {"challenge_loss": loss, "challenge_coverage": coverage}

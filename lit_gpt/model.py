@@ -207,7 +207,7 @@ class GPT(Network):
         if past + T > self.config.block_size:
             raise ValueError(f"{past + T} tokens exceed the model's block_size {self.config.block_size}: pass fewer.")
         if cache is not None:
-            attention_mask = cache.remember(attention_mask, input_ids)
+            attention_mask = cache.extend_mask(attention_mask, input_ids)
         masks: dict[str, Any] = {"attention_mask": attention_mask, "document_ids": document_ids}
         x = self.wte(input_ids, **masks, cache=cache)
         if self.wpe is not None:

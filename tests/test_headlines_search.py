@@ -95,7 +95,7 @@ def assert_told(folder: Path, loss: float, judged: list[str]) -> None:
     assert (search.PAGE.parent / "headlines_record_curves.png").stat().st_size > 1000
     assert_drawn(folder)
     nats = story.nats_of_titles(load(folder / LAST), judged)
-    characters = sum(len(title) + story.END_MARK for title in judged)
+    characters = sum(len(title) + story.EOS_TOKEN for title in judged)
     assert sum(nats) / characters == pytest.approx(loss, rel=0.02)
 
 

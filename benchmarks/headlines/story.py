@@ -15,7 +15,7 @@ from lit_gpt.generate import TextModel
 
 RECORDS = ("headlines_cpu", "headlines")
 SHOWN, GENERATED = 10, 200
-END_MARK = 5  # characters that the challenge counts for it
+EOS_TOKEN = 5  # characters that the challenge counts for it
 
 
 def tell(logs: Path, results: Path) -> None:
@@ -41,7 +41,7 @@ def _titles(folder: Path) -> dict[str, Any]:
     data = configured(folder)["data"]["init_args"]
     model, (training, judged) = load(folder / LAST), split_titles(data)
     nats = nats_of_titles(model, judged)
-    hardest = sorted(zip(nats, judged, strict=True), key=lambda pair: -pair[0] / (len(pair[1]) + END_MARK))
+    hardest = sorted(zip(nats, judged, strict=True), key=lambda pair: -pair[0] / (len(pair[1]) + EOS_TOKEN))
     known = set(training)
     written = model.generate(num_samples=GENERATED, max_new_tokens=60, temperature=1.0, seed=1337)
     return {

@@ -1,6 +1,6 @@
 """Tokenizers behind one small interface. Libraries are imported when a tokenizer first needs them, torch never."""
 
-from datamodules.tokenizers.base import END_MARK, Tokenizer
+from datamodules.tokenizers.base import EOS_TOKEN, Tokenizer
 from datamodules.tokenizers.bpe import ENCODINGS, PATTERNS, BPETokenizer, PatternName
 from datamodules.tokenizers.files import (
     is_written_here,
@@ -17,7 +17,7 @@ from datamodules.tokenizers.unigram import UnigramTokenizer
 
 __all__ = [
     "ENCODINGS",
-    "END_MARK",
+    "EOS_TOKEN",
     "PATTERNS",
     "BPETokenizer",
     "ByteTokenizer",

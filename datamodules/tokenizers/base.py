@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from datamodules.errors import UserError
 
-END_MARK = "<|endoftext|>"
+EOS_TOKEN = "<|endoftext|>"
 
 #: Ids as they are counted, stored and concatenated; no vocabulary comes near 2 ** 32.
 Ids = npt.NDArray[np.uint32]

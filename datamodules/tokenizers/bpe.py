@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from datamodules.errors import UserError
-from datamodules.tokenizers.base import END_MARK, Ids
+from datamodules.tokenizers.base import EOS_TOKEN, Ids
 from datamodules.tokenizers.byte_level import ByteLevelTokenizer, to_visible
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class BPETokenizer(ByteLevelTokenizer):
             tokens[rank] = token.decode("latin-1")
         # Ours splits as tiktoken's does, runs 16 % faster, and is the same under every version of tiktoken.
         pattern = PATTERNS["gpt2"] if name == "gpt2" else encoding._pat_str
-        return cls(tokens, pattern, dict(encoding._special_tokens), END_MARK)
+        return cls(tokens, pattern, dict(encoding._special_tokens), EOS_TOKEN)
 
     def to_dict(self) -> dict[str, Any]:
         """See `ByteLevelTokenizer`."""
@@ -104,5 +104,5 @@ class BPETokenizer(ByteLevelTokenizer):
         import tiktoken
 
         # A mark that is never allowed. Without any, `encode_to_numpy` looks for an empty one at every character.
-        mark = {END_MARK: self.vocab_size}
+        mark = {EOS_TOKEN: self.vocab_size}
         return tiktoken.Encoding("ours", pat_str=self.pattern, mergeable_ranks=self.ids_by_bytes, special_tokens=mark)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from datamodules.errors import UserError
-from datamodules.tokenizers.base import END_MARK, Tokenizer
+from datamodules.tokenizers.base import EOS_TOKEN, Tokenizer
 from datamodules.tokenizers.bpe import PATTERNS, BPETokenizer
 from datamodules.tokenizers.byte_level import (
     PREPEND,
@@ -14,11 +14,11 @@ from datamodules.tokenizers.byte_level import (
     library_tokenizer,
     special_tokens,
 )
-from datamodules.tokenizers.simple import UNKNOWN_MARK, ByteTokenizer, CharTokenizer
+from datamodules.tokenizers.simple import UNKNOWN_TOKEN, ByteTokenizer, CharTokenizer
 from datamodules.tokenizers.unigram import UnigramTokenizer
 
 #: Names of end marks in published tokenizers, looked for in this order.
-_END_MARKS = (END_MARK, "<|end_of_text|>", "</s>", "<eos>")
+_END_MARKS = (EOS_TOKEN, "<|end_of_text|>", "</s>", "<eos>")
 
 #: Ids without a token that a small vocabulary may have; in a large one there may be as many as tokens.
 _UNUSED = 1024
@@ -45,7 +45,7 @@ def to_huggingface(tokenizer: Tokenizer) -> dict[str, Any]:
             model = tokenizer.huggingface_model()
             return huggingface_state(model, tokenizer.pattern, tokenizer.specials, tokenizer.prefix_space)
         case ByteTokenizer():
-            specials = {} if tokenizer.eos_id is None else {END_MARK: tokenizer.eos_id}
+            specials = {} if tokenizer.eos_id is None else {EOS_TOKEN: tokenizer.eos_id}
             tokens = [chr(byte) for byte in range(256)] + [""] * len(specials)
             return to_huggingface(BPETokenizer(tokens, PATTERNS["none"], specials))
         case CharTokenizer():
@@ -56,9 +56,9 @@ def to_huggingface(tokenizer: Tokenizer) -> dict[str, Any]:
 def _characters(tokenizer: CharTokenizer) -> dict[str, Any]:
     """A "word" level model of single characters; without ``<unk>`` an unknown one is an error there too."""
     vocab = {character: token_id for token_id, character in enumerate(tokenizer.chars)}
-    specials = {UNKNOWN_MARK: tokenizer.unk_id, END_MARK: tokenizer.eos_id}
+    specials = {UNKNOWN_TOKEN: tokenizer.unk_id, EOS_TOKEN: tokenizer.eos_id}
     marks = {name: token_id for name, token_id in specials.items() if token_id is not None}
-    model = {"type": "WordLevel", "vocab": vocab | marks, "unk_token": UNKNOWN_MARK}
+    model = {"type": "WordLevel", "vocab": vocab | marks, "unk_token": UNKNOWN_TOKEN}
     split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
     state = huggingface_state(model, "", {}) | {"pre_tokenizer": split, "decoder": {"type": "Fuse"}}
     return state | {"added_tokens": special_tokens(marks)}

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.errors import UserError
-from datamodules.tokenizers.base import END_MARK, Ids, Tokenizer, refuse_surrogate
+from datamodules.tokenizers.base import EOS_TOKEN, Ids, Tokenizer, refuse_surrogate
 
-UNKNOWN_MARK = "<unk>"
+UNKNOWN_TOKEN = "<unk>"
 _UNICODE_SIZE = 0x110000
 _ABSENT = np.uint32(0xFFFFFFFF)
 
@@ -34,7 +34,7 @@ class CharTokenizer(Tokenizer):
             raise UserError("A character vocabulary needs at least one character; the text it was made from is empty.")
         self.unknown = unknown
         self.unk_id = len(self.chars) if unknown == "unk" else None
-        specials = ([UNKNOWN_MARK] if unknown == "unk" else []) + ([END_MARK] if eos else [])
+        specials = ([UNKNOWN_TOKEN] if unknown == "unk" else []) + ([EOS_TOKEN] if eos else [])
         self._tokens = [*self.chars, *specials]
         self.vocab_size = len(self._tokens)
         self.eos_id = self.vocab_size - 1 if eos else None
@@ -101,7 +101,7 @@ class ByteTokenizer(Tokenizer):
 
     def token_bytes(self, token_id: int) -> bytes:
         """The byte itself."""
-        return END_MARK.encode() if token_id == self.eos_id else bytes([token_id])
+        return EOS_TOKEN.encode() if token_id == self.eos_id else bytes([token_id])
 
     def to_dict(self) -> dict[str, Any]:
         """Only whether there is an end mark."""

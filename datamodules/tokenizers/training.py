@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from datamodules.errors import UserError
 from datamodules.reading import cut
-from datamodules.tokenizers.base import END_MARK, Tokenizer, check_unicode
+from datamodules.tokenizers.base import EOS_TOKEN, Tokenizer, check_unicode
 from datamodules.tokenizers.bpe import PATTERNS, BPETokenizer, PatternName
 from datamodules.tokenizers.byte_level import from_visible, huggingface_state, library_tokenizer
 from datamodules.tokenizers.simple import ByteTokenizer, CharTokenizer
@@ -70,8 +70,8 @@ def train_tokenizer(
         texts = (f" {text}" for text in texts if text)
     vocab = _trained_vocabulary(kind, texts, vocab_size - eos, PATTERNS[pattern])
     tokens = [from_visible(token) for token, _ in vocab] + [""] * eos
-    specials = {END_MARK: len(vocab)} if eos else {}
-    end_mark = END_MARK if eos else None
+    specials = {EOS_TOKEN: len(vocab)} if eos else {}
+    end_mark = EOS_TOKEN if eos else None
     if kind == "bpe":
         return BPETokenizer(tokens, PATTERNS[pattern], specials, end_mark, prefix_space)
     scores = [score for _, score in vocab] + [0.0] * eos

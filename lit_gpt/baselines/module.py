@@ -40,9 +40,9 @@ class LitBigram(LitLanguageModel):
         self._counts_batches = "train" not in data_of(self._trainer).stores
         super().on_fit_start()
 
-    def batch_nats(self, batch: Batch, net: Bigram) -> Tensor:
+    def batch_cross_entropy(self, batch: Batch, net: Bigram) -> Tensor:
         """Summed nats; the counting kind then counts the batch where it has no text to count, in the first epoch."""
-        nats = super().batch_nats(batch, net)
+        nats = super().batch_cross_entropy(batch, net)
         if not isinstance(net, CountBigram) or self.nothing is None:
             return nats
         if self._counts_batches and self.current_epoch == 0:

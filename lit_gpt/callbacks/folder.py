@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.files import remove_leftovers, write_text
 from lit_gpt.callbacks.metrics_csv import MetricsCSV
-from lit_gpt.callbacks.run_folder import CONFIG, LAST, Hold
+from lit_gpt.callbacks.run_folder import CONFIG, LAST, RunLock
 
 
 class RunFolder(Callback):
@@ -28,7 +28,7 @@ class RunFolder(Callback):
         self.config = config
         self.settings = settings
         self.began = False
-        self._hold: Hold | None = None
+        self._hold: RunLock | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The hash of the settings in force."""
@@ -37,8 +37,8 @@ class RunFolder(Callback):
     @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to share the folder with another process; remove what a killed one has left of files half written."""
-        self._hold = Hold(self.folder)
-        for folder in (self.folder, self.folder / LAST.parent) if self._hold.is_held else ():
+        self._hold = RunLock(self.folder)
+        for folder in (self.folder, self.folder / LAST.parent) if self._hold.is_locked else ():
             remove_leftovers(folder)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -49,7 +49,7 @@ class RunFolder(Callback):
             self._hold.release()
             self._hold = None
 
-    def _make_whole(self, hold: Hold) -> None:
+    def _make_whole(self, hold: RunLock) -> None:
         """Say where the files are, where the folder was moved away or emptied while the run went on."""
         if not (self.folder / CONFIG).is_file():
             write_text(self.folder / CONFIG, self.config)

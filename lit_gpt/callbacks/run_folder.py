@@ -26,7 +26,7 @@ LAST = Path("checkpoints") / "last.ckpt"
 #: How rank 0 tells the processes that it starts where the run is.
 FOLDER_VARIABLE = "LIT_GPT_RUN_FOLDER"
 #: Options of the data that change how batches are made, not what they are.
-FREE = ("micro_batch_size", "num_workers", "cache_dir", "predict_source")
+CHANGEABLE_OPTIONS = ("micro_batch_size", "num_workers", "cache_dir", "predict_source")
 
 
 def settings_of(config: Namespace) -> Settings:
@@ -37,7 +37,7 @@ def settings_of(config: Namespace) -> Settings:
     return {
         name: json.dumps(value, sort_keys=True, default=str)
         for name, value in vars(deciding.as_flat()).items()
-        if name.rpartition(".")[-1] not in FREE
+        if name.rpartition(".")[-1] not in CHANGEABLE_OPTIONS
     }
 
 
@@ -46,18 +46,18 @@ def hash_of(settings: Settings) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def claim(parent: Path) -> Path:
+def new_run_folder(parent: Path) -> Path:
     """A new ``version_N`` below ``parent``; two runs that start together get two folders."""
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        return _claim(parent)
+        return _new_version(parent)
     except OSError as error:
         raise UserError(
             f"a run's folder cannot be made in {str(parent)!r} ({error.strerror}): choose another --logs_dir or --name."
         ) from error
 
 
-def _claim(parent: Path) -> Path:
+def _new_version(parent: Path) -> Path:
     number = max((_version(folder) for folder in parent.glob("version_*")), default=-1) + 1
     while True:
         folder = parent / f"version_{number}"
@@ -95,7 +95,7 @@ def chosen_by_rank_0() -> Path | None:
     return Path(told) if told and rank() else None
 
 
-def obstacles(parent: Path, settings: Settings, read: Callable[[Path], Settings | None]) -> dict[Path, str | None]:
+def not_resumable(parent: Path, settings: Settings, read: Callable[[Path], Settings | None]) -> dict[Path, str | None]:
     """What is in the way of each run below ``parent``, from the newest on, up to the first that can go on: see
     `obstacle`.
     """
@@ -103,13 +103,13 @@ def obstacles(parent: Path, settings: Settings, read: Callable[[Path], Settings 
         return {told: None} if to_go_on_from(told / LAST) else {}
     found: dict[Path, str | None] = {}
     for folder in sorted(parent.glob("version_*"), key=_version, reverse=True):
-        found[folder] = obstacle(folder, settings, read)
+        found[folder] = why_not_resumable(folder, settings, read)
         if found[folder] is None:
             break
     return found
 
 
-def obstacle(folder: Path, settings: Settings, read: Callable[[Path], Settings | None]) -> str | None:
+def why_not_resumable(folder: Path, settings: Settings, read: Callable[[Path], Settings | None]) -> str | None:
     """Why a run cannot go on under these settings, None when it can.
 
     Args:
@@ -119,7 +119,7 @@ def obstacle(folder: Path, settings: Settings, read: Callable[[Path], Settings |
     """
     if read_summary(folder).get("finished"):
         return "is finished"
-    if is_held(folder):
+    if is_locked(folder):
         return "is still running"
     if not any((folder / LAST).parent.glob("*.ckpt")):
         return "has saved no checkpoint"
@@ -148,7 +148,7 @@ def hash_in(saved: Path) -> str | None:
     return callbacks.get("RunFolder", {}).get("settings")  # its state_key
 
 
-class Hold:
+class RunLock:
     """A run's folder, held by the process that trains there; the system lets go of it however that process ends.
 
     Raises:
@@ -158,7 +158,7 @@ class Hold:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._file: int | None = os.open(folder, os.O_RDONLY)  # the folder itself, so that no file is left behind
-        _HOLDS.add(self)
+        _LOCKS.add(self)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -171,7 +171,7 @@ class Hold:
             self.release()
 
     @property
-    def is_held(self) -> bool:
+    def is_locked(self) -> bool:
         """Whether no other process can have it: not on a file system without locks, nor when it was released."""
         return self._file is not None
 
@@ -196,21 +196,21 @@ def _is_same(file: int, path: Path) -> bool:
         return False
 
 
-_HOLDS: "WeakSet[Hold]" = WeakSet()
+_LOCKS: "WeakSet[RunLock]" = WeakSet()
 
 
 def _release_all() -> None:
-    for hold in list(_HOLDS):
+    for hold in list(_LOCKS):
         hold.release()
 
 
 os.register_at_fork(after_in_child=_release_all)  # a loader's worker outlives a killed run by seconds
 
 
-def is_held(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Whether a process trains in the folder."""
     try:
-        Hold(folder).release()
+        RunLock(folder).release()
     except UserError:
         return True
     return False

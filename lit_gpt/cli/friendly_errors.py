@@ -33,7 +33,9 @@ WRONG_GROUP = r"Parser key \"(?P<key>[\w.]+)\":\s+Unable to load config '(?P<val
 NOISE = r"(Does not validate|Subtypes:|Errors:|Given value|- Expected a <class 'NoneType'>)"
 
 
-def sentence(report: str, known: Iterable[str], classes: Mapping[str, Iterable[str]] = MappingProxyType({})) -> str:
+def friendly_error(
+    report: str, known: Iterable[str], classes: Mapping[str, Iterable[str]] = MappingProxyType({})
+) -> str:
     """What is wrong, in one sentence with a fix.
 
     Args:

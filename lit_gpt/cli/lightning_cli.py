@@ -23,7 +23,7 @@ from datamodules.errors import UserError, is_refusal, refusal
 from datamodules.tokenizers import tokenizer_from_dict
 from lit_gpt import LitBigram, LitGPT, checkpoint
 from lit_gpt.bounds import is_out_of_memory, out_of_memory
-from lit_gpt.callbacks import run_folder as runs
+from lit_gpt.callbacks import run_folder
 from lit_gpt.callbacks.artifacts import LogArtifacts
 from lit_gpt.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from lit_gpt.callbacks.folder import RunFolder
@@ -39,7 +39,7 @@ from lit_gpt.callbacks.summary import RunSummary
 from lit_gpt.callbacks.throughput import Throughput
 from lit_gpt.cli import run_data
 from lit_gpt.cli.arguments import check_values, pairs, preset, value_of, with_packaged_configs
-from lit_gpt.cli.friendly_errors import sentence
+from lit_gpt.cli.friendly_errors import friendly_error
 from lit_gpt.cli.parser import StrictParser, prepare_parsing
 from lit_gpt.cli.quiet import quieten_lightning
 from lit_gpt.config import PRESETS
@@ -95,7 +95,7 @@ class LitCLI(LightningCLI):
         self.preset = preset(arguments)
         self.claimed: Path | None = None
         self.folder = Path("logs")  # until the run's own is known
-        self.run_folder: RunFolder | None = None
+        self.folder_callback: RunFolder | None = None
         with self._in_sentences():
             super().__init__(
                 LightningModule,
@@ -118,11 +118,11 @@ class LitCLI(LightningCLI):
         try:
             yield
         except (MisconfigurationException, ModuleNotFoundError) as error:
-            raise UserError(sentence(str(error), [])) from error
+            raise UserError(friendly_error(str(error), [])) from error
         except ValueError as error:  # Lightning's, when it counts the batches of an epoch
             if "`val_check_interval`" not in str(error):
                 raise
-            raise UserError(sentence(str(error), [])) from error
+            raise UserError(friendly_error(str(error), [])) from error
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -135,8 +135,8 @@ class LitCLI(LightningCLI):
         except SIGTERMException:  # where RunCheckpoints does not listen: before the first step, and in the other verbs
             raise Interrupted(signal.SIGTERM) from None
         finally:
-            if self.claimed and not (self.run_folder and self.run_folder.began):
-                runs.give_up(self.claimed)
+            if self.claimed and not (self.folder_callback and self.folder_callback.began):
+                run_folder.give_up(self.claimed)
 
     # ---- options
 
@@ -218,7 +218,7 @@ class LitCLI(LightningCLI):
             return self.parser.parse_args([self.verb, *args])
         except ArgumentError as error:
             classes = {"model": _names(MODULES), "data": _names(DATAMODULES)}
-            raise UserError(sentence(str(error), self._known_options(args), classes)) from error
+            raise UserError(friendly_error(str(error), self._known_options(args), classes)) from error
 
     def _known_options(self, given: list[str]) -> list[str]:
         """Dotted names of every option, those of the classes chosen on the command line included."""
@@ -254,23 +254,23 @@ class LitCLI(LightningCLI):
 
     def _choose_folder(self) -> None:
         config = self.config[self.verb]
-        self.settings = runs.settings_of(config)
+        self.settings = run_folder.settings_of(config)
         root = Path(config.logs_dir)
-        obstacles = runs.obstacles(root / config.name, self.settings, self._read) if config.resume else {}
-        unfinished = next((folder for folder, obstacle in obstacles.items() if obstacle is None), None)
+        not_resumable = run_folder.not_resumable(root / config.name, self.settings, self._read) if config.resume else {}
+        unfinished = next((folder for folder, why_not in not_resumable.items() if why_not is None), None)
         if unfinished:
             self._go_on_with(unfinished)
         self.folder = self._folder_of_checkpoint() or unfinished or self._new_folder(root / config.name)
-        if self.claimed and obstacles:
-            newest, obstacle = next(iter(obstacles.items()))
-            _say(f"{newest} {obstacle}: a new run starts in {self.folder}")
-        os.environ[runs.FOLDER_VARIABLE] = str(self.folder)
+        if self.claimed and not_resumable:
+            newest, why_not = next(iter(not_resumable.items()))
+            _say(f"{newest} {why_not}: a new run starts in {self.folder}")
+        os.environ[run_folder.FOLDER_VARIABLE] = str(self.folder)
 
     def _go_on_with(self, folder: Path) -> None:
-        saved = to_go_on_from(folder / runs.LAST)
+        saved = to_go_on_from(folder / run_folder.LAST)
         self.config[self.verb].ckpt_path = str(saved)
         _say(f"going on with {folder}")
-        if saved and saved.name != runs.LAST.name:
+        if saved and saved.name != run_folder.LAST.name:
             _say(
                 f"its last.ckpt is damaged or gone: going on from step {step_of(saved)}, {saved}, the newest whole one"
             )
@@ -284,18 +284,20 @@ class LitCLI(LightningCLI):
         config.ckpt_path = str(path)
         if issubclass(resolve_name(config.model.class_path), LitLanguageModel):
             self.stored = checkpoint.read(path, mmap=True)[checkpoint.KEY]  # refused before anything is written
-        return runs.folder_of(path)
+        return run_folder.folder_of(path)
 
     def _new_folder(self, parent: Path) -> Path:
-        if runs.rank() == 0:
-            self.claimed = runs.claim(parent)
+        if run_folder.rank() == 0:
+            self.claimed = run_folder.new_run_folder(parent)
             return self.claimed
-        return runs.chosen_by_rank_0() or parent / "version_0"  # under torchrun rank 0 broadcasts the folder later
+        return (
+            run_folder.chosen_by_rank_0() or parent / "version_0"
+        )  # under torchrun rank 0 broadcasts the folder later
 
-    def _read(self, path: Path) -> runs.Settings | None:
+    def _read(self, path: Path) -> run_folder.Settings | None:
         """The settings of a run's own file; options that did not exist then have their defaults."""
         try:
-            return runs.settings_of(self._parser(self.verb).parse_path(path))
+            return run_folder.settings_of(self._parser(self.verb).parse_path(path))
         except (ArgumentError, OSError, TypeError, ValueError):  # options that are gone, no file, no text
             return None
 
@@ -322,7 +324,7 @@ class LitCLI(LightningCLI):
         try:
             return self.parser.instantiate(self.config)
         except (ValueError, ArgumentError) as error:
-            raise UserError(sentence(str(error), [])) from error
+            raise UserError(friendly_error(str(error), [])) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with our loggers, callbacks and atomic checkpoints."""
@@ -345,7 +347,7 @@ class LitCLI(LightningCLI):
         try:
             built = super().instantiate_trainer(**chosen, **kwargs)
         except (ValueError, TypeError) as error:  # a strategy or an accelerator of no such name, devices of no number
-            raise UserError(sentence(str(error), [])) from error
+            raise UserError(friendly_error(str(error), [])) from error
         if getattr(built.strategy.launcher, "_start_method", "fork") != "fork":
             raise UserError(
                 "trainer.strategy starts processes that are handed the run's loggers and callbacks, which cannot be "
@@ -358,12 +360,12 @@ class LitCLI(LightningCLI):
 
     def _callbacks(self) -> list[Callback]:
         config = self.config[self.verb]
-        summary = RunSummary(runs.hash_of(self.settings), config.seed_everything)
+        summary = RunSummary(run_folder.hash_of(self.settings), config.seed_everything)
         fresh = config.clone()  # the file starts such a run, not this one again, and after a flag takes nothing back
         del fresh["ckpt_path"], fresh["resume"]
         resolved = self._parser(self.verb).dump(fresh, skip_unset=False)
-        self.run_folder = RunFolder(self.folder, resolved, runs.hash_of(self.settings))
-        callbacks: list[Callback] = [self.run_folder, Throughput(), ExactResume()]
+        self.folder_callback = RunFolder(self.folder, resolved, run_folder.hash_of(self.settings))
+        callbacks: list[Callback] = [self.folder_callback, Throughput(), ExactResume()]
         callbacks += [summary, LogArtifacts()]
         if config.val_at_start:
             callbacks.append(EvaluateAtStart())

@@ -6,7 +6,7 @@ from argparse import ArgumentError
 from typing import Any
 
 from datamodules.errors import UserError
-from lit_gpt.cli.friendly_errors import sentence
+from lit_gpt.cli.friendly_errors import friendly_error
 
 
 def run(verb: str, arguments: list[str]) -> None:
@@ -27,7 +27,7 @@ def run(verb: str, arguments: list[str]) -> None:
     try:
         auto_cli(target, args=arguments, as_positional=False, exit_on_error=False, allow_abbrev=False, prog=prog)
     except ArgumentError as error:
-        raise UserError(sentence(str(error), _options(target))) from error
+        raise UserError(friendly_error(str(error), _options(target))) from error
 
 
 def _options(target: Any) -> list[str]:

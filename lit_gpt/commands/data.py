@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
 from datamodules import TextDataModule
-from datamodules.batches import IGNORED, Batch
+from datamodules.batches import IGNORE_INDEX, Batch
 from datamodules.corpus_stats import document_lengths, overlap, token_counts
 from datamodules.tokenizers import Tokenizer
 from datamodules.tokens import TokenStore
@@ -97,13 +97,17 @@ def row_lines(batch: Batch, row: int, tokenizer: Tokenizer) -> list[str]:
     between = "" if all(len(tokenizer.token_bytes(i)) == 1 for i in ids[:32].tolist()) else "|"
     document = f", documents {_spans(batch['document_ids'][row])}" if "document_ids" in batch else ""
     return [
-        f"  row {row}: {int(mask.sum())} tokens, {int((targets != IGNORED).sum())} scored{document}",
+        f"  row {row}: {int(mask.sum())} tokens, {int((targets != IGNORE_INDEX).sum())} scored{document}",
         f"    input   {between.join(tokenizer.token_text(i) for i in ids[mask].tolist())}",
-        f"    target  {between.join('·' if i == IGNORED else tokenizer.token_text(i) for i in targets[mask].tolist())}",
+        f"    target  {between.join(_target(i, tokenizer) for i in targets[mask].tolist())}",
         f"    ids     {' '.join(map(str, ids.tolist()))}",
         f"    targets {' '.join(map(str, targets.tolist()))}",
         f"    mask    {''.join('#' if real else '.' for real in mask.tolist())}",
     ]
+
+
+def _target(i: int, tokenizer: Tokenizer) -> str:
+    return "·" if i == IGNORE_INDEX else tokenizer.token_text(i)
 
 
 def _vocabulary_lines(train: TokenStore, tokenizer: Tokenizer) -> list[str]:

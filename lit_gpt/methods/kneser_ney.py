@@ -45,15 +45,15 @@ class KneserNey(nn.Module):
 
     def count(self, text: TokenStream) -> None:
         """Count the runs inside the documents of a text; a document's first token follows its end mark."""
-        lengths = _run_lengths(text)
-        runs = _number(text.tokens.astype(np.int64), lengths, self.order, self.vocab_size)
+        lengths = _ngram_lengths(text)
+        ngrams = _ngram_ids(text.tokens.astype(np.int64), lengths, self.order, self.vocab_size)
         self.discounts = torch.full((self.order + 1,), 0.5, device=self.discounts.device)
-        for k, (numbers, keys, _) in enumerate(runs, start=1):
+        for k, (numbers, keys, _) in enumerate(ngrams, start=1):
             # A run counts each time; a shorter one once for each kind of token before it, and each time without one.
             counted = lengths >= k
             if k < self.order:
                 counted = lengths == k
-                counted[runs[k][-1]] = True
+                counted[ngrams[k][-1]] = True
             self._keep(k, keys, np.bincount(numbers[counted], minlength=len(keys)))
 
     def _keep(self, k: int, keys: np.ndarray, times: np.ndarray) -> None:
@@ -118,7 +118,7 @@ class KneserNey(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def _run_lengths(text: TokenStream) -> np.ndarray:
+def _ngram_lengths(text: TokenStream) -> np.ndarray:
     """The longest run that ends at each place and lies in one document, (n,). An end mark belongs to the document that
     it ends, and as context also to the one that it begins; the very first is no run.
     """
@@ -133,10 +133,10 @@ def _discount(times: np.ndarray) -> float:
     return (ones + 0.5) / (ones + 2 * twos + 1)
 
 
-Runs = tuple[np.ndarray, np.ndarray, np.ndarray]
+Ngrams = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def _number(ids: np.ndarray, lengths: np.ndarray, order: int, vocab_size: int) -> list[Runs]:
+def _ngram_ids(ids: np.ndarray, lengths: np.ndarray, order: int, vocab_size: int) -> list[Ngrams]:
     """For runs of 1 to `order` tokens: the number of the one that ends at each place, (n,), the keys of all numbers,
     and the first place of each.
     """

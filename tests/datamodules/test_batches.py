@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.batches import IGNORED, Batch, MicroBatches, Padded, Rows, Share, StreamRows, Windows
+from datamodules.batches import IGNORE_INDEX, Batch, MicroBatches, Padded, RankShare, Rows, StreamRows, Windows
 from datamodules.cutting import Cutting
 from datamodules.integrity import write_meta
 from datamodules.packing import Packed, WholePacked
@@ -36,7 +36,7 @@ def store_of(folder: Path, lengths: list[int], eos_id: int | None = E) -> TokenS
 
 def batches_of(rows: Rows, rows_per_batch: int, micro: int, world: int, epoch: int = 0) -> list[list[Batch]]:
     """For each global batch, the micro-batches of all processes in the order of their rows."""
-    ranks = [MicroBatches(rows, Share(rows.count, rows_per_batch, micro, r, world)) for r in range(world)]
+    ranks = [MicroBatches(rows, RankShare(rows.count, rows_per_batch, micro, r, world)) for r in range(world)]
     assert len({len(rank) for rank in ranks}) == 1
     steps = rows_per_batch // (micro * world)
     flat = [rank[epoch, item] for item in range(len(ranks[0])) for rank in ranks]
@@ -47,7 +47,7 @@ def scored(batches: list[list[Batch]]) -> tuple[Counter[int], list[tuple[int, in
     """How often each token is a target, and all (input, target) pairs."""
     pairs = []
     for batch in (b for step in batches for b in step):
-        kept = batch["targets"] != IGNORED
+        kept = batch["targets"] != IGNORE_INDEX
         assert not (kept & ~batch["attention_mask"]).any()
         pairs += list(zip(batch["input_ids"][kept].tolist(), batch["targets"][kept].tolist(), strict=True))
     return Counter(target for _, target in pairs), pairs
@@ -145,7 +145,7 @@ def test_strided_windows_start_at_every_multiple_and_reach_the_end(
     stride = min(stride, block_size)
     rows = Windows(store_of(tmp_path_factory.mktemp("store"), [n], None), block_size, stride, seed)
     assert rows.count == max(-(-(n - 1 - block_size) // stride), 0) + 1
-    batch = MicroBatches(rows, Share(rows.count, rows.count, rows.count))[3, 0]
+    batch = MicroBatches(rows, RankShare(rows.count, rows.count, rows.count))[3, 0]
     firsts = sorted(batch["input_ids"][:, 0].tolist())
     assert firsts == [1 + i * stride for i in range(rows.count)]
     for ids, targets, mask in zip(batch["input_ids"], batch["targets"], batch["attention_mask"], strict=True):
@@ -183,7 +183,7 @@ def test_offsets_move_the_cuts_between_epochs(tmp_path: Path, kind: str) -> None
 def test_mask_first_drops_targets_of_windows_but_not_their_inputs(tmp_path: Path) -> None:
     rows = Windows(store_of(tmp_path, [8], None), 4, stride=1, mask_first=3)
     batch = rows.batch(0, np.arange(rows.count))
-    assert (batch["targets"][:, :3] == IGNORED).all()
+    assert (batch["targets"][:, :3] == IGNORE_INDEX).all()
     assert batch["targets"][:, 3].tolist() == [5, 6, 7, 8]
     assert batch["attention_mask"].all()
 
@@ -224,13 +224,13 @@ def test_evaluation_scores_every_target_once_with_the_context_that_val_stride_pr
     stride = block_size if val_stride is None else min(val_stride, block_size)
     rows = evaluated(kind, store, block_size, val_stride and stride)
     batch = rows.batch(0, np.arange(-1, rows.count))
-    assert (batch["targets"][0] == IGNORED).all()
+    assert (batch["targets"][0] == IGNORE_INDEX).all()
     place = 0  # of the next target: the store's order is that of the rows
     for row in range(1, rows.count + 1):
         mask, targets = batch["attention_mask"][row], batch["targets"][row]
         documents = batch.get("document_ids", np.zeros_like(batch["input_ids"]))[row]
         assert mask.tolist() == sorted(mask, reverse=True)
-        for column in np.flatnonzero(targets != IGNORED):
+        for column in np.flatnonzero(targets != IGNORE_INDEX):
             place += 1
             assert targets[column] == store.tokens[place]
             begin = 0 if kind == "windows" else int(store.starts[store.starts < place].max())

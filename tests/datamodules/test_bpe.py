@@ -105,7 +105,7 @@ def test_scored_text_counts_a_newline_for_each_end_mark(words: str) -> None:
         store = TokenStore(data._folder, "val" if split == "val" else "train")
         text = data.tokenizer.decode(store.tokens[1:-1].tolist())
         counted = data.scored_text(split)
-        assert (counted.tokens, counted.end_marks) == (len(store) - 1, 1)
+        assert (counted.tokens, counted.eos_tokens) == (len(store) - 1, 1)
         assert (counted.chars, counted.bytes) == (len(text) + 1, len(text.encode()) + 1)
 
 

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import seed_everything
 
 from datamodules import CharDataModule, HeadlinesDataModule
-from datamodules.batches import IGNORED
+from datamodules.batches import IGNORE_INDEX
 from datamodules.errors import UserError
 from datamodules.tokenizers import CharTokenizer
 
@@ -27,7 +27,7 @@ def text(tmp_path: Path) -> str:
 
 
 def scored(batches: list[dict[str, torch.Tensor]]) -> list[int]:
-    return [t for batch in batches for t in batch["targets"][batch["targets"] != IGNORED].tolist()]
+    return [t for batch in batches for t in batch["targets"][batch["targets"] != IGNORE_INDEX].tolist()]
 
 
 def test_a_plain_trainer_fits_validates_tests_and_predicts(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from datamodules import HeadlinesDataModule
-from datamodules.batches import IGNORED
+from datamodules.batches import IGNORE_INDEX
 from datamodules.errors import UserError
 from datamodules.synthetic import headlines
 from datamodules.tokens import TokenStore
@@ -42,7 +42,7 @@ def test_lines_are_stripped_and_the_last_ones_validate(lines: str) -> None:
     stripped = [title.strip() for title in TITLES]
     assert documents(data, "train") == stripped[:180]
     assert documents(data, "val") == stripped[180:]
-    assert data.scored_text("val").end_marks == 20
+    assert data.scored_text("val").eos_tokens == 20
     assert data.scored_text("val").chars == sum(len(title) + 1 for title in stripped[180:])
 
 
@@ -73,7 +73,7 @@ def test_validation_scores_every_token_once_in_every_kind(lines: str, rows: str)
     store = TokenStore(data._folder, "val")
     found: Counter[int] = Counter()
     for batch in data.val_dataloader()[0]:
-        found.update(batch["targets"][batch["targets"] != IGNORED].tolist())
+        found.update(batch["targets"][batch["targets"] != IGNORE_INDEX].tolist())
         assert ("document_ids" in batch) == (rows == "packed")
     assert found == Counter(store.tokens[1:].tolist())
 
@@ -96,7 +96,7 @@ def test_a_mask_that_leaves_no_target_of_any_document_is_refused(tmp_path: Path,
         module(title, rows=rows, val_documents=1, mask_first=5)
     data = module(title, rows=rows, val_documents=1, mask_first=4)
     batches = list(data.train_dataloader())
-    assert [t for batch in batches for t in batch["targets"][batch["targets"] != IGNORED].tolist()] == [
+    assert [t for batch in batches for t in batch["targets"][batch["targets"] != IGNORE_INDEX].tolist()] == [
         data.tokenizer.eos_id
     ]
 

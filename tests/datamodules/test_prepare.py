@@ -26,7 +26,7 @@ from datamodules.prepare import NewTokenizer, Recipe, load_tokenizer_of, prepare
 from datamodules.reading import Piece
 from datamodules.sources import Source, open_source
 from datamodules.splitting import Split, scan, split_documents, split_text
-from datamodules.tokenizers import END_MARK, ByteTokenizer, CharTokenizer, train_tokenizer
+from datamodules.tokenizers import EOS_TOKEN, ByteTokenizer, CharTokenizer, train_tokenizer
 from datamodules.tokens import TokenStore, TokenWriter, read_meta
 
 ROOT = Path(__file__).parents[2]
@@ -230,7 +230,7 @@ def test_stores_are_the_same_with_and_without_workers(
     assert useful_workers(tokenizer, 10**6) > 0 or len(os.sched_getaffinity(0)) == 1
     for file in ("train.bin", "train.starts", "val.bin", "val.starts", "meta.json"):
         assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes()
-    assert "".join(texts_of(folders[0]).values()).replace(END_MARK, "") == whole
+    assert "".join(texts_of(folders[0]).values()).replace(EOS_TOKEN, "") == whole
 
 
 def test_an_error_in_a_worker_is_the_callers() -> None:

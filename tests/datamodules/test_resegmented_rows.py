@@ -12,10 +12,10 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules import BPEDataModule, HeadlinesDataModule, TextDataModule
-from datamodules.batches import IGNORED, Batch
+from datamodules.batches import IGNORE_INDEX, Batch
 from datamodules.cutting import RowKind
 from datamodules.errors import UserError
-from datamodules.resegmented_rows import ResampledRows
+from datamodules.resegmented_rows import ResegmentedRows
 from datamodules.tokenizers import save_tokenizer, train_tokenizer
 
 KINDS: list[RowKind] = ["packed", "padded", "windows"]
@@ -44,7 +44,7 @@ def module(files: tuple[str, str]) -> Callable[..., TextDataModule]:
     return make
 
 
-def segmentation(rows: ResampledRows, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
+def segmentation(rows: ResegmentedRows, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
     """All ids of an epoch, and each document's."""
     rows.prepare(epoch)
     store = rows._current[1].store
@@ -67,7 +67,7 @@ def test_every_epoch_has_other_tokens_of_the_same_text_and_scores_each_once(
     for epoch, batches in enumerate(epochs(data, 3)):
         tokens, documents = segmentation(sampled, epoch)
         assert [data.tokenizer.decode(ids.tolist()) for ids in documents] == TITLES[:135]
-        scored = Counter(t for b in batches for t in b["targets"][b["targets"] != IGNORED].tolist())
+        scored = Counter(t for b in batches for t in b["targets"][b["targets"] != IGNORE_INDEX].tolist())
         assert scored == Counter(tokens[1:].tolist())
         assert len(batches) == len(data.train_dataloader())
         seen.append(tokens.tolist())

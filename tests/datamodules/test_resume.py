@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules import CharDataModule, HeadlinesDataModule
-from datamodules.batches import Batch, MicroBatches, Padded, Rows, Share, TrainLoader, Windows
+from datamodules.batches import Batch, MicroBatches, Padded, RankShare, Rows, TrainLoader, Windows
 from datamodules.packing import Packed
 from datamodules.tokens import TokenStore
 
@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> TokenStore:
 
 
 def loader(rows: Rows, micro: int, world: int = 1, rank: int = 0, workers: int = 0) -> TrainLoader:
-    return TrainLoader(MicroBatches(rows, Share(rows.count, 8, micro, rank, world)), workers)
+    return TrainLoader(MicroBatches(rows, RankShare(rows.count, 8, micro, rank, world)), workers)
 
 
 def endless(train: TrainLoader):

@@ -25,7 +25,7 @@ def test_end_marks_lie_between_and_around_documents(tmp_path: Path) -> None:
     store = write(tmp_path, eos_id=9)
     assert store.tokens.tolist() == [9, 1, 2, 3, 9, 4, 9]
     assert store.starts.tolist() == [0, 4, 6]
-    assert (len(store), store.counts.documents, store.counts.end_marks) == (7, 2, 2)
+    assert (len(store), store.counts.documents, store.counts.eos_tokens) == (7, 2, 2)
     assert (store.counts.chars, store.counts.bytes) == (4, 5)
 
 
@@ -33,7 +33,7 @@ def test_without_an_end_mark_it_is_the_bare_stream(tmp_path: Path) -> None:
     store = write(tmp_path, eos_id=None)
     assert store.tokens.tolist() == [1, 2, 3, 4]
     assert store.starts.tolist() == [0, 3, 4]
-    assert store.counts.end_marks == 0
+    assert store.counts.eos_tokens == 0
 
 
 def test_ids_take_two_bytes_up_to_65536_and_four_above() -> None:

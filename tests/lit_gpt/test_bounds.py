@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from datamodules import CharDataModule, HeadlinesDataModule
 from datamodules.errors import UserError
 from datamodules.tokenizers import train_tokenizer
-from lit_gpt import LitBigram, LitGPT, bounds
+from lit_gpt import LitBigram, LitExtendedGPT, bounds
 from lit_gpt.baselines.bigram import BigramConfig, bigram
 from lit_gpt.callbacks.checkpoints import RunCheckpoints
 from lit_gpt.callbacks.samples import SampleText
@@ -21,15 +21,16 @@ from lit_gpt.cli.lightning_cli import LitCLI, run
 from lit_gpt.config import GPTConfig
 from lit_gpt.methods.config import ExtendedGPTConfig
 from lit_gpt.methods.extended_gpt import build_network
+from lit_gpt.model import GPT
 from lit_gpt.optim import OptimizerConfig, lr_factor
 from tests.conftest import TINY
 
 INTS = (-1, 0, 10**11)
 FLOATS = (-1.0, 0.0, 0.5, 1e11, math.inf, -math.inf, math.nan)
 SLOTS: dict[str, Any] = {
-    "model.init_args.config": GPTConfig,
+    "model.init_args.config": ExtendedGPTConfig,
     "model.init_args.optimizer": OptimizerConfig,
-    "model.init_args": LitGPT.__init__,
+    "model.init_args": LitExtendedGPT.__init__,
     "data.init_args": CharDataModule.__init__,
     "trainer": Trainer.__init__,
     "checkpoint": RunCheckpoints.__init__,
@@ -73,7 +74,7 @@ class Parsed(LitCLI):
 
     def _network(self, model: Any) -> None:
         model.config.vocab_size = model.config.vocab_size or 50
-        (bigram if isinstance(model, LitBigram) else network)(model.config)
+        (bigram if isinstance(model, LitBigram) else GPT)(model.config)
         assert all(math.isfinite(lr_factor(step, 10, model.optimizer_config)) for step in range(10))
 
 
@@ -156,12 +157,13 @@ def test_the_seed_is_one_of_numpys(value: int, text: Path) -> None:
     ids=lambda options: next(iter(options), "default"),
 )
 def test_the_size_that_is_checked_is_the_size_that_is_built(options: dict[str, Any]) -> None:
-    config = GPTConfig(**{"block_size": 16, "vocab_size": 50, "n_layer": 2, "n_head": 2, "n_embd": 16, **options})
+    shape = {"block_size": 16, "vocab_size": 50, "n_layer": 2, "n_head": 2, "n_embd": 16}
+    config = ExtendedGPTConfig(**{**shape, **options})
     built = sum(p.numel() for p in build_network(config).parameters() if p.ndim > 1)
     assert config.matrix_parameters == built
 
 
-@pytest.mark.parametrize("build", [network, bigram])
+@pytest.mark.parametrize("build", [GPT, bigram])
 def test_a_network_larger_than_the_memory_is_refused_before_it_is_made(
     build: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +181,7 @@ def test_the_memory_is_known_here_and_not_asked_for_on_meta() -> None:
     assert memory is not None
     assert memory > 2**28
     with torch.device("meta"):
-        build_network(GPTConfig(vocab_size=10**9, n_embd=6 * 2**20, n_layer=1))
+        GPT(GPTConfig(vocab_size=10**9, n_embd=6 * 2**20, n_layer=1))
 
 
 def test_a_batch_larger_than_the_memory(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

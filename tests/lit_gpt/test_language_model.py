@@ -119,7 +119,7 @@ def test_initial_loss_is_near_the_logarithm_of_the_vocabulary() -> None:
     model = module()
     model.configure_model()
     batch = joined(rows(16, 16, 16, 16))
-    assert model.batch_nats(batch, model.net).item() / 64 == pytest.approx(math.log(20), abs=0.1)
+    assert model.batch_cross_entropy(batch, model.net).item() / 64 == pytest.approx(math.log(20), abs=0.1)
 
 
 def test_evaluation_is_in_eval_mode_and_training_is_not(tmp_path: Path, text: Path) -> None:
@@ -138,7 +138,7 @@ def test_evaluation_is_in_eval_mode_and_training_is_not(tmp_path: Path, text: Pa
 def mean_loss(model: LitGPT, data: CharDataModule) -> float:
     nats = tokens = 0.0
     for batch in data.val_dataloader()[0]:
-        nats += float(model.batch_nats(batch, model.net))
+        nats += float(model.batch_cross_entropy(batch, model.net))
         tokens += float((batch["targets"] != -100).sum())
     return nats / tokens
 

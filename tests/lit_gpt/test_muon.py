@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_gpt import muon as orthogonal
+from lit_gpt import muon
 from lit_gpt.muon import orthogonalize
 
 
@@ -12,7 +12,7 @@ from lit_gpt.muon import orthogonalize
 def test_orthogonalize_brings_singular_values_near_one(
     bfloat16: bool, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(orthogonal, "has_bfloat16", lambda _: bfloat16)
+    monkeypatch.setattr(muon, "has_bfloat16", lambda _: bfloat16)
     torch.manual_seed(0)
     update = orthogonalize(torch.randn(shape))
     assert update.dtype == (torch.bfloat16 if bfloat16 else torch.float32)
@@ -27,6 +27,6 @@ def test_steps_on_the_square_equal_steps_on_the_matrix(decades: int, apart: floa
     left, _, right = torch.linalg.svd(torch.randn(2, 64, 256), full_matrices=False)
     x = left * torch.logspace(0, -decades, 64) @ right
     x = x / x.norm(dim=(-2, -1), keepdim=True)
-    torch.testing.assert_close(orthogonal._by_gram(x, 5), orthogonal._directly(x, 5), rtol=0, atol=apart)
-    exact = orthogonal._directly(x.double(), 5)
-    torch.testing.assert_close(orthogonal._by_gram(x, 5).double(), exact, rtol=0, atol=apart)
+    torch.testing.assert_close(muon._by_gram(x, 5), muon._directly(x, 5), rtol=0, atol=apart)
+    exact = muon._directly(x.double(), 5)
+    torch.testing.assert_close(muon._by_gram(x, 5).double(), exact, rtol=0, atol=apart)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_gpt import muon as orthogonal
+from lit_gpt import muon
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.optim import (
     OptimizerConfig,
@@ -84,7 +84,7 @@ def test_adamw_equals_torch(betas: tuple[float, float]) -> None:
 
 @pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])
 def test_muon_equals_torch_on_single_matrices(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orthogonal, "has_bfloat16", lambda _: True)  # torch's own always takes bfloat16
+    monkeypatch.setattr(muon, "has_bfloat16", lambda _: True)  # torch's own always takes bfloat16
     torch.manual_seed(0)
     ours, theirs = nn.Linear(*shape, bias=False), nn.Linear(*shape, bias=False)
     theirs.load_state_dict(ours.state_dict())

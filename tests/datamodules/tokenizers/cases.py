@@ -7,7 +7,7 @@ from tokenizers import Tokenizer as Library
 
 from datamodules.synthetic import headlines
 from datamodules.tokenizers import (
-    END_MARK,
+    EOS_TOKEN,
     Tokenizer,
     to_huggingface,
 )
@@ -18,8 +18,8 @@ HARD = [
     " ",
     "\n\n \t\r\n x",
     "It's  I'LL 12345\u00a0e\u0301 你好\uff0c世界 👍🏽 \x00\u200b\ufeff",
-    END_MARK,
-    f"a{END_MARK}b <unk>",
+    EOS_TOKEN,
+    f"a{EOS_TOKEN}b <unk>",
     "".join(map(chr, range(256))),
     "\U0010ffff\ue000\u0378",
 ]

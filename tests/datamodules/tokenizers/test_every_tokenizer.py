@@ -11,7 +11,7 @@ import torch
 
 from datamodules.errors import UserError
 from datamodules.tokenizers import (
-    END_MARK,
+    EOS_TOKEN,
     BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
@@ -43,7 +43,7 @@ def test_the_bytes_of_tokens_add_up(any_tokenizer: Tokenizer) -> None:
 
 def test_the_end_mark_is_the_last_id_and_shows_its_name(any_tokenizer: Tokenizer) -> None:
     assert any_tokenizer.eos_id == any_tokenizer.vocab_size - 1
-    assert any_tokenizer.decode([any_tokenizer.eos_id]) == any_tokenizer.token_text(any_tokenizer.eos_id) == END_MARK
+    assert any_tokenizer.decode([any_tokenizer.eos_id]) == any_tokenizer.token_text(any_tokenizer.eos_id) == EOS_TOKEN
 
 
 def test_survives_every_way_of_keeping_it(any_tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_equal_ids_in_hugging_face(any_tokenizer: Tokenizer) -> None:
     for text in TEXTS[:300] + HARD:
         assert library.encode(text).ids == any_tokenizer.encode(text)
     assert library.decode(any_tokenizer.encode(TEXTS[0])) == TEXTS[0]
-    assert library.token_to_id(END_MARK) == any_tokenizer.eos_id
+    assert library.token_to_id(EOS_TOKEN) == any_tokenizer.eos_id
 
 
 # Characters and bytes
@@ -110,7 +110,7 @@ def test_visible_form_of_tokens() -> None:
         " ",
         "A",
         "\\xc3",
-        END_MARK,
+        EOS_TOKEN,
     ]
 
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as Library
 from datamodules.errors import UserError
 from datamodules.reading import cut
 from datamodules.tokenizers import (
-    END_MARK,
+    EOS_TOKEN,
     PATTERNS,
     BPETokenizer,
     ByteTokenizer,
@@ -40,7 +40,7 @@ from tests.datamodules.tokenizers.cases import HARD, TEXTS, VALID, library_of
 def test_gpt2_ids(gpt2: BPETokenizer) -> None:
     assert gpt2.encode("I love machine learning.") == [40, 1842, 4572, 4673, 13]
     assert (gpt2.vocab_size, gpt2.eos_id) == (50257, 50256)
-    for text in (END_MARK, f"é{END_MARK}{END_MARK} x {END_MARK}"):
+    for text in (EOS_TOKEN, f"é{EOS_TOKEN}{EOS_TOKEN} x {EOS_TOKEN}"):
         assert gpt2.encode(text) == tiktoken.get_encoding("gpt2").encode_ordinary(text)
 
 
@@ -75,7 +75,7 @@ def split_by_every_pattern(gpt2: BPETokenizer) -> list[BPETokenizer]:
     """gpt2's ranks with all patterns, published and ours: ranks do not matter to where text splits."""
     patterns = {*map(_published, ENCODINGS), PATTERNS["cl100k"], PATTERNS["gpt2"]}
     assert len(patterns) == 5
-    return [BPETokenizer(gpt2.tokens, pattern, gpt2.specials, END_MARK) for pattern in patterns]
+    return [BPETokenizer(gpt2.tokens, pattern, gpt2.specials, EOS_TOKEN) for pattern in patterns]
 
 
 def test_pieces_have_the_tokens_of_the_whole(
@@ -101,7 +101,7 @@ def test_no_token_reaches_across_a_space_after_a_letter(
 
 
 def test_our_pattern_of_gpt2_splits_as_the_published_one_does(gpt2: BPETokenizer) -> None:
-    published = BPETokenizer(gpt2.tokens, _published("gpt2"), gpt2.specials, END_MARK)
+    published = BPETokenizer(gpt2.tokens, _published("gpt2"), gpt2.specials, EOS_TOKEN)
     alphabet = "ab Z019²éñ日\u0640\n\n\r\t  \u00a0\u2028'sllS.,-_/!🙂\u0301\x1c"
     rng = random.Random(0)
     drawn = ("".join(rng.choices(alphabet, k=rng.randint(1, 30))) for _ in range(5000))
@@ -240,12 +240,12 @@ def test_a_damaged_tokenizer_is_one_sentence(state: dict, tmp_path: Path) -> Non
         ("unigram", {"scores": [0.0]}, "has 270 tokens and 1 scores"),
         ("unigram", {"scores": [math.nan] * 270}, "scores that are no finite numbers"),
         ("unigram", {"scores": ["high"] * 270}, "scores that are no finite numbers"),
-        *((kind, {"specials": {END_MARK: 10**9}}, r"has the id 1000000000, and ids must be 0 to 269") for kind in BOTH),
-        *((kind, {"specials": {END_MARK: -1}}, r"has the id -1, and ids must be 0 to 269") for kind in BOTH),
-        *((kind, {"specials": {END_MARK: "269"}}, r"has the id '269', and ids") for kind in BOTH),
-        *((kind, {"specials": {END_MARK: 97}}, r"has the id 97, which is a token's") for kind in BOTH),
+        *((kind, {"specials": {EOS_TOKEN: 10**9}}, "has the id 1000000000, and ids must be 0 to 269") for kind in BOTH),
+        *((kind, {"specials": {EOS_TOKEN: -1}}, r"has the id -1, and ids must be 0 to 269") for kind in BOTH),
+        *((kind, {"specials": {EOS_TOKEN: "269"}}, r"has the id '269', and ids") for kind in BOTH),
+        *((kind, {"specials": {EOS_TOKEN: 97}}, r"has the id 97, which is a token's") for kind in BOTH),
         *((kind, {"specials": {}}, r"end mark .* is none of the 0 special marks") for kind in BOTH),
-        *((kind, {"specials": [END_MARK]}, "special marks are of another type") for kind in BOTH),
+        *((kind, {"specials": [EOS_TOKEN]}, "special marks are of another type") for kind in BOTH),
         *((kind, {"tokens": "".join(map(chr, range(256)))}, "is not a list of texts") for kind in BOTH),
         *((kind, {"tokens": [3] * 270}, "is not a list of texts") for kind in BOTH),
         *((kind, {"tokens": [*map(chr, range(256)), "\u4f60"]}, "which is no byte") for kind in BOTH),
@@ -279,7 +279,7 @@ def test_a_tokenizer_json_with_a_forged_id_is_refused_before_it_takes_memory(
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize("specials", [{END_MARK: 10**9}, {END_MARK: -1}, 3])
+@pytest.mark.parametrize("specials", [{EOS_TOKEN: 10**9}, {EOS_TOKEN: -1}, 3])
 def test_a_forged_tokenizer_of_a_checkpoint_is_one_sentence(specials: object) -> None:
     state = train_tokenizer("bpe", TEXTS[:50], 270).to_dict()
     with pytest.raises(UserError, match=r"special marks|ids must be 0 to 269"):

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Library
 from datamodules.errors import UserError
 from datamodules.reading import cut
 from datamodules.tokenizers import (
-    END_MARK,
+    EOS_TOKEN,
     PATTERNS,
     BPETokenizer,
     Tokenizer,
@@ -40,7 +40,7 @@ def test_bpe_is_lossless_and_agrees_with_the_library_that_trained_it(bpe: BPETok
 def test_unigram_is_lossless_sampled_or_not(unigram: UnigramTokenizer, text: str, alpha: float, seed: int) -> None:
     assert unigram.decode(unigram.encode(text)) == text
     ids, starts = SampledTexts(unigram, [text, text], alpha).draw(seed)
-    assert unigram.decode(ids.tolist()) == f"{END_MARK}{text}{END_MARK}{text}{END_MARK}"
+    assert unigram.decode(ids.tolist()) == f"{EOS_TOKEN}{text}{EOS_TOKEN}{text}{EOS_TOKEN}"
     assert [ids[start] for start in starts] == [unigram.eos_id] * 3
 
 
@@ -146,7 +146,7 @@ def test_texts_without_end_marks_follow_one_another(unigram: UnigramTokenizer) -
 def test_sampled_frequencies_are_those_of_the_definition() -> None:
     tokens = [chr(i) for i in range(256)] + ["ab", "bc", "abc", ""]
     scores = [-5.0] * 256 + [-3.0, -4.0, -6.0, 0.0]
-    tokenizer = UnigramTokenizer(tokens, PATTERNS["cl100k"], {END_MARK: 259}, END_MARK, scores)
+    tokenizer = UnigramTokenizer(tokens, PATTERNS["cl100k"], {EOS_TOKEN: 259}, EOS_TOKEN, scores)
     ways = {(97, 98, 99): -15.0, (256, 99): -8.0, (97, 257): -9.0, (258,): -6.0}
     alpha, words = 0.3, 60_000
     ids, starts = SampledTexts(tokenizer, ["abc"] * words, alpha).draw(0)

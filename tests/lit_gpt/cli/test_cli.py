@@ -223,8 +223,8 @@ def test_every_option_has_a_sentence(asked: list[str], known: str, capsys: pytes
     options = re.findall(r"^  (--[\w.]+)([^\n]*(?:\n {10,}[^\n]*)*)", capsys.readouterr().out, re.MULTILINE)
     assert any(name.endswith(known.removeprefix("--")) for name, _ in options)
     for name, rest in options:
-        _, _, sentence = re.sub(r" {2,}", "\n", rest).partition("\n")  # after NAME's value
-        assert len(sentence.split("(type:")[0].split()) > 3, name
+        _, _, friendly_error = re.sub(r" {2,}", "\n", rest).partition("\n")  # after NAME's value
+        assert len(friendly_error.split("(type:")[0].split()) > 3, name
 
 
 MISTAKES = {
@@ -342,9 +342,9 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(name: str, text: Pa
     given = [*TINY, "--data.source", str(text), *flags]
     with pytest.raises(UserError) as caught:
         run("fit", given)
-    sentence = str(caught.value)
-    assert expected in sentence
-    assert "\n" not in sentence
+    friendly_error = str(caught.value)
+    assert expected in friendly_error
+    assert "\n" not in friendly_error
     assert not list(Path().glob("logs/*"))
 
 

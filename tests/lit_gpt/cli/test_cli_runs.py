@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from datamodules.errors import UserError
 from datamodules.tokenizers import save_tokenizer, train_tokenizer
 from lit_gpt import LitGPT, checkpoint
-from lit_gpt.callbacks.run_folder import FOLDER_VARIABLE, Hold, is_held, obstacles
+from lit_gpt.callbacks.run_folder import FOLDER_VARIABLE, RunLock, is_locked, not_resumable
 from lit_gpt.cli.lightning_cli import run
 from lit_gpt.commands import run as run_command
 from tests.conftest import TINY
@@ -180,8 +180,8 @@ def test_a_checkpoint_with_an_option_of_a_newer_version_is_refused(fit: Fit, tex
 def test_a_checkpoint_of_another_network_is_refused(fit: Fit, text: Path) -> None:
     folder = fit()
     flags = ["--model", "LitBigram", "--model.config.block_size", "16", "--data.source", str(text)]
-    sentence = refused("fit", "--ckpt_path", str(folder), *flags, "--trainer.max_steps", "9")
-    assert sentence == "the checkpoint holds a GPT, not a NeuralBigram: set --model lit_gpt.LitGPT."
+    friendly_error = refused("fit", "--ckpt_path", str(folder), *flags, "--trainer.max_steps", "9")
+    assert friendly_error == "the checkpoint holds a GPT, not a NeuralBigram: set --model lit_gpt.LitGPT."
 
 
 def test_an_accepted_resume_rewrites_what_comes_after_its_step(fit: Fit) -> None:
@@ -265,8 +265,8 @@ def test_a_run_of_no_steps_is_refused_and_leaves_nothing(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    sentence = refused("fit", *TINY, "--data.source", str(text), "--trainer.max_steps", "0")
-    assert sentence == "already at step 0: raise --trainer.max_steps, which is 0."
+    friendly_error = refused("fit", *TINY, "--data.source", str(text), "--trainer.max_steps", "0")
+    assert friendly_error == "already at step 0: raise --trainer.max_steps, which is 0."
     assert not list(Path("logs").iterdir())
 
 
@@ -292,7 +292,7 @@ def held_by_another_process(folder: Path) -> Iterator[None]:
     child = os.fork()
     if not child:
         try:
-            hold = Hold(folder)
+            hold = RunLock(folder)
             if os.fork():
                 os.write(tell, b"1")
                 signal.pause()
@@ -305,7 +305,7 @@ def held_by_another_process(folder: Path) -> Iterator[None]:
     yield
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    assert not is_held(folder)
+    assert not is_locked(folder)
     for file in (ready, tell, stay, end):
         os.close(file)
 
@@ -330,8 +330,8 @@ def test_a_file_system_without_locks_holds_nothing(tmp_path: Path, monkeypatch: 
         raise OSError(errno.EBADF, "no locks here")
 
     monkeypatch.setattr("lit_gpt.callbacks.run_folder.fcntl.flock", refuse)
-    Hold(tmp_path)
-    assert not is_held(tmp_path)
+    RunLock(tmp_path)
+    assert not is_locked(tmp_path)
 
 
 def test_other_processes_of_a_run_follow_rank_0(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,9 +340,9 @@ def test_other_processes_of_a_run_follow_rank_0(fit: Fit, monkeypatch: pytest.Mo
     monkeypatch.setattr("lit_gpt.callbacks.run_folder.rank_zero_only.rank", 1)
     monkeypatch.setenv(FOLDER_VARIABLE, str(folder))
     with held_by_another_process(folder):
-        assert obstacles(folder.parent, {}, lambda _: None) == {folder: None}
+        assert not_resumable(folder.parent, {}, lambda _: None) == {folder: None}
     monkeypatch.setenv(FOLDER_VARIABLE, str(folder.with_name("version_1")))
-    assert obstacles(folder.parent, {}, lambda _: None) == {}
+    assert not_resumable(folder.parent, {}, lambda _: None) == {}
 
 
 def test_resume_auto_goes_on_with_smaller_micro_batches(fit: Fit) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lit_gpt.cli.friendly_errors import sentence
+from lit_gpt.cli.friendly_errors import friendly_error
 
 KNOWN = ["model.config.n_layer", "trainer.max_steps", "format", "source"]
 CLASSES = {"model": ["LitGPT", "LitBigram"]}
@@ -48,6 +48,6 @@ SLOT = 'Parser key "model":\n  Does not validate against any of the Union subtyp
     ],
 )
 def test_reports_become_sentences(report: str, expected: str) -> None:
-    found = sentence(report, KNOWN, CLASSES)
+    found = friendly_error(report, KNOWN, CLASSES)
     assert expected in found
     assert "\n" not in found

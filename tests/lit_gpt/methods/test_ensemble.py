@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader
 
 import lit_gpt
 from datamodules.errors import UserError
-from lit_gpt import LitExtendedGPT
-from lit_gpt import muon as orthogonal
+from lit_gpt import LitExtendedGPT, muon
 from lit_gpt.cli.lightning_cli import run
 from lit_gpt.commands.export import export
 from lit_gpt.methods.config import ExtendedGPTConfig
@@ -43,7 +42,7 @@ def trained(folder: Path, members: int, weights: dict[str, Any] | None = None, *
 
 def test_each_member_learns_as_if_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # bfloat16 would round Muon's products of two matrices at once otherwise than those of one.
-    monkeypatch.setattr(orthogonal, "has_bfloat16", lambda _: False)
+    monkeypatch.setattr(muon, "has_bfloat16", lambda _: False)
     together = trained(tmp_path, 2)
     losses, norms = [], []
     for number, member in enumerate(together.net.trained_nets()):

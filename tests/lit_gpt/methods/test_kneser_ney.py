@@ -53,11 +53,11 @@ def by_definition(texts: list[list[int]], order: int) -> Callable[[list[int], in
         for end in range(int(marked), len(text)):
             for n in range(1, min(order, end + 1) + 1):
                 found = tuple(text[end - n + 1 : end + 1])
-                earlier = text[end - n : end - n + 1] if end >= n else []
-                if n == order or not earlier:
+                shift_right = text[end - n : end - n + 1] if end >= n else []
+                if n == order or not shift_right:
                     times[n][found] += 1
                 else:
-                    before[n].setdefault(found, set()).update(earlier)
+                    before[n].setdefault(found, set()).update(shift_right)
     for n in range(order):
         times[n].update({found: len(kinds) for found, kinds in before[n].items()})
 

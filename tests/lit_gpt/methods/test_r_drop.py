@@ -112,8 +112,8 @@ def test_r_drop_weighs_tokens_not_micro_batches(tmp_path: Path) -> None:
     fours = [joined(uneven[i : i + 8]) for i in range(0, 32, 8)]
     together = r_drop_step([joined(uneven)], tmp_path)
     accumulated = r_drop_step(fours, tmp_path, accumulate_grad_batches=4)
-    assert together.step_figures["r_drop"] > 1e-4
-    torch.testing.assert_close(accumulated.step_figures, together.step_figures)
+    assert together.step_metrics["r_drop"] > 1e-4
+    torch.testing.assert_close(accumulated.step_metrics, together.step_metrics)
     torch.testing.assert_close(accumulated.state_dict(), together.state_dict())
     plain = weights_after_a_step([joined(uneven)], tmp_path)
     assert not torch.allclose(plain[0], next(together.parameters()), atol=1e-6)
@@ -125,13 +125,15 @@ def test_the_loss_under_r_drop_is_the_cross_entropy_of_both_passes(tmp_path: Pat
     torch.manual_seed(0)
     fresh = FixedDropout(model.config, model.optimizer_config, r_drop=2.0)
     fresh.configure_model()
-    expected = (fresh.batch_nats(batch, fresh.net) + fresh.batch_nats(batch, fresh.net)) / (2 * 29)
+    expected = (fresh.batch_cross_entropy(batch, fresh.net) + fresh.batch_cross_entropy(batch, fresh.net)) / (2 * 29)
     torch.testing.assert_close(model.step_loss, expected.detach())
 
 
 def test_r_drop_without_dropout_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"r_drop 2.0 .* config\.dropout is 0: set it"):
-        trainer(tmp_path).fit(LitExtendedGPT(ExtendedGPTConfig(**SMALL, vocab_size=20), r_drop=2.0), DataLoader(rows(16)))
+        trainer(tmp_path).fit(
+            LitExtendedGPT(ExtendedGPTConfig(**SMALL, vocab_size=20), r_drop=2.0), DataLoader(rows(16))
+        )
     with pytest.raises(UserError, match=r"r_drop is -1\.0: give 0"):
         LitExtendedGPT(ExtendedGPTConfig(**SMALL, dropout=0.1), r_drop=-1.0)
     for wrong in (1.0, -0.5):
