@@ -21,20 +21,18 @@ import torch
 
 #: Columns of metrics.csv that must be equal as text.
 COLUMNS = ("train/loss", "grad_norm")
+#: A tokenizer file that is trained once, and smaller steps.
+UNIGRAM = (
+    *("--data.tokenizer", "unigram.json", "--data.vocab_size", "null", "--data.prefix_space", "false"),
+    *("--data.tokens_per_step", "1024"),
+)
 #: Configs, and what makes their first steps quick without the network or much text.
 CONFIGS: dict[str, tuple[str, ...]] = {
     "char": (),
     "shakespeare_char": ("--data.source", "embedded"),
     "speedrun_cpu": ("--data.source", "embedded"),
-    "headlines_cpu": (
-        "--data.tokenizer",
-        "unigram.json",
-        "--data.prefix_space",
-        "false",
-        "--data.tokens_per_step",
-        "1024",
-    ),
-    "headlines": ("--data.tokenizer", "unigram.json", "--data.prefix_space", "false", "--data.tokens_per_step", "1024"),
+    "headlines_cpu": UNIGRAM,
+    "headlines": UNIGRAM,
     "reproductions/memorize": (),
     "reproductions/memorize_masked": (),
     "reproductions/taylor_swift_128": ("--data.source", "embedded"),

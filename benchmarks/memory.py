@@ -44,8 +44,8 @@ def build(case: str, block: int, device: str) -> tuple[Any, Any, Callable[[Any],
         return peer, optimizer, lambda ids: peers.cross_entropy(peer(ids[:, :-1]).logits, ids[:, 1:])
     if case == "full logits":
         loss.MAX_LOGITS = loss.MAX_LOGITS_CPU = 2**62
-    net = GPT(GPTConfig.from_preset("gpt2", vocab_size=V, block_size=block, activation_checkpointing=recompute))
-    net.to(device)
+    net = GPT(GPTConfig.from_preset("gpt2", vocab_size=V, block_size=block)).to(device)
+    net.activation_checkpointing = recompute
 
     def mean(ids: torch.Tensor) -> torch.Tensor:
         nats = loss.cross_entropy_sum(net.hidden(ids[:, :-1]), net.head, [net.wte.weight], ids[:, 1:], V)

@@ -172,13 +172,14 @@ def check_weights(checkpoint: dict[str, Any], path: str | Path) -> None:
 
 def _on_paper(ours: dict[str, Any], tensors: int, path: str | Path) -> nn.Module:
     """The network that a configuration describes, without memory for its weights."""
+    builder, kind = _builder(ours)
+    _check_options(kind, ours["config"])
     try:
         if max(ours["config"].get(name) or 0 for name in ("n_layer", "members")) > tensors:
             raise ValueError(f"more layers than the file's {tensors} tensors")
         with torch.device("meta"), integrity.WithoutInitialisation():
-            return _new_network(ours)
-    except UserError:
-        raise
+            net: nn.Module = builder(kind(**ours["config"]))
+            return net
     except Exception as error:  # values of every kind end in errors of every kind
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise UserError(
@@ -200,10 +201,14 @@ def config_of(kind: type[Any], value: Any) -> Any:
         UserError: The dict has an option that this version does not know.
     """
     values = value if isinstance(value, dict) else asdict(value)
+    _check_options(kind, values)
+    return kind(**values)
+
+
+def _check_options(kind: type[Any], values: dict[str, Any]) -> None:
     unknown = sorted(values.keys() - {field.name for field in fields(kind)})
     if unknown:
         raise UserError(f"the checkpoint was written by a newer lit-gpt (option {unknown[0]}): upgrade lit-gpt.")
-    return kind(**values)
 
 
 def _foreign(path: str | Path) -> UserError:
@@ -336,15 +341,21 @@ def build_network(checkpoint: dict[str, Any], model: str | type | None = None) -
 
 
 def _new_network(stored: dict[str, Any]) -> Network:
+    builder, kind = _builder(stored)
+    net: Network = builder(config_of(kind, stored["config"]))
+    return net
+
+
+def _builder(stored: dict[str, Any]) -> tuple[Any, type[Any]]:
+    """What makes the network of a checkpoint, and the class of its configuration."""
     path = stored["module"]
     if path not in MODULES:
         raise UserError(f"the checkpoint is of {path}, which is not one of lit-gpt's: add --model {path}.")
     try:
-        builder, config = map(resolve_name, MODULES[path])
+        builder, kind = map(resolve_name, MODULES[path])
     except ModuleNotFoundError as error:
         raise UserError(f"the checkpoint needs {error.name}, which is not installed: install lit-gpt whole.") from error
-    net: Network = builder(config_of(config, stored["config"]))
-    return net
+    return builder, kind
 
 
 def _network_of(model: str | type, stored: dict[str, Any]) -> Network:

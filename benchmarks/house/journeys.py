@@ -115,7 +115,7 @@ def trained(folder: Path, callbacks: list[Any]) -> Any:
     from lit_gpt import GPTConfig, LitGPT, OptimizerConfig
 
     config = GPTConfig(block_size=8, n_layer=1, n_head=1, n_embd=8)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     options = {"accelerator": "cpu", "enable_model_summary": False, "limit_val_batches": 0, **quiet}
     trainer = Trainer(max_steps=2, callbacks=callbacks, **options)
     data = CharDataModule(str(folder / "text.txt"), tokens_per_step=64, cache_dir=str(folder))

@@ -3,7 +3,6 @@
 import platform
 import subprocess
 from collections.abc import Mapping
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,6 +49,7 @@ class RunSummary(Callback):
         self.folder = Path()
         self._began = False
         self._found: dict[str, Any] = {}
+        self._origin: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run's folder, on all ranks: the Trainer broadcasts it."""
@@ -59,6 +59,7 @@ class RunSummary(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the network; leave a first summary for ``--resume auto`` to find."""
         self._began = True
+        self._origin = {"versions": _versions(), "started_in": self._found.get("started_in", _started_in())}
         _checkpoints(trainer).after_save = [lambda: self._write(trainer, pl_module, finished=False)]
         net: Any = getattr(pl_module, "net", pl_module)
         if trainer.is_global_zero:
@@ -89,9 +90,7 @@ class RunSummary(Callback):
 
     @rank_zero_only
     def _write(self, trainer: Trainer, pl_module: LightningModule, finished: bool) -> None:
-        path = self.folder / SUMMARY
-        started = read_summary(self.folder).get("started_in", _started_in())
-        write_json(path, self._summary(trainer, pl_module, finished) | {"started_in": started})
+        write_json(self.folder / SUMMARY, self._summary(trainer, pl_module, finished))
 
     def _summary(self, trainer: Trainer, pl_module: LightningModule, finished: bool) -> dict[str, Any]:
         speed = next(iter(_of(trainer, Throughput)), Throughput())
@@ -111,7 +110,7 @@ class RunSummary(Callback):
             "processes": trainer.world_size,
             "precision": str(trainer.precision),
             "hashes": {"config": self.config_hash, **getattr(getattr(trainer, "datamodule", None), "fingerprints", {})},
-            "versions": _versions(),
+            **self._origin,
         }
 
     @rank_zero_only
@@ -209,14 +208,12 @@ def _versions() -> dict[str, str | None]:
     }
 
 
-@cache
 def _started_in() -> dict[str, str | None]:
     """The folder that the run was started in, and its commit."""
     folder = Path.cwd()
     return {"folder": str(folder), "commit": None if _git(folder, "check-ignore", ".") else _commit(folder)}
 
 
-@cache
 def _commit(folder: Path) -> str | None:
     """The commit of the repository that the folder is a part of, None where it is of none.
 

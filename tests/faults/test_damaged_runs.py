@@ -250,8 +250,8 @@ def set_in(stored: dict[str, Any], where: str, value: Any) -> None:
 
 FORGED: dict[str, tuple[str, Any, str]] = {
     "a word for the format": ("lit_gpt/format", "1", "was not written by lit_gpt"),
-    "no network": ("lit_gpt/network", None, "has no network, which `fit` never writes"),
-    "a number for the network": ("lit_gpt/network", 3, "has int as its network"),
+    "no module": ("lit_gpt/module", None, "has no module, which `fit` never writes"),
+    "a number for the module": ("lit_gpt/module", 3, "has int as its module"),
     "a list for the configuration": ("lit_gpt/config", [1], "has list as its config"),
     "no fingerprints": ("lit_gpt/fingerprints", None, "has no fingerprints"),
     "no weights": ("state_dict", None, "has no state_dict"),
@@ -269,7 +269,7 @@ FORGED: dict[str, tuple[str, Any, str]] = {
     "NaN weights": ("state_dict/net.wte.weight", torch.nan, "has weights that are not finite, in wte.weight"),
     "an infinite weight": ("state_dict/net.wte.weight", torch.inf, "has weights that are not finite, in wte.weight"),
     "no tokens": ("lit_gpt/tokenizer", {"kind": "char", "characters": 5}, "tokenizer is damaged"),
-    "a tokenizer of no kind": ("lit_gpt/tokenizer", {"kind": []}, "tokenizer kind '[]' is not known"),
+    "a tokenizer of no kind": ("lit_gpt/tokenizer", {"kind": []}, "tokenizer kind [] is not known"),
     "a tokenizer of another network": ("lit_gpt/tokenizer", {"kind": "byte", "eos": True}, "a tokenizer of 257 tokens"),
 }
 
@@ -280,6 +280,8 @@ def test_a_forged_checkpoint_is_one_sentence(name: str, trained: Path, tmp_path:
     stored = checkpoint.read(trained / "logs" / "run" / "version_0")
     if isinstance(value, float) and where.startswith("state_dict"):
         value = stored["state_dict"]["net.wte.weight"].index_fill(0, torch.tensor([2]), value)
+    if "members" in where:
+        set_in(stored, "lit_gpt/module", "lit_gpt.methods.module.LitExtendedGPT")
     set_in(stored, where, value)
     torch.save(stored, tmp_path / "forged.ckpt")
     assert expected in refused(lambda: checkpoint.load(tmp_path / "forged.ckpt"))
@@ -414,7 +416,7 @@ def test_a_moved_folder_of_a_run_that_fails_stays(fit: Fit, monkeypatch: pytest.
     at_step(4, fail, monkeypatch)
     with pytest.raises(ZeroDivisionError):
         fit()
-    assert checkpoint.read(folder / "checkpoints" / "last.ckpt")["global_step"] == 3
+    assert checkpoint.read(folder / "checkpoints" / "last.ckpt")["global_step"] == 4
     assert (folder / "config.yaml").is_file()
 
 

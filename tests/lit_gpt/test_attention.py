@@ -90,7 +90,7 @@ def test_cached_logits_equal_uncached(architecture: dict[str, Any], pads: int, s
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "autocast": None}
 
 
-MODES = [{}, {"attention_dropout": 1e-9}, {"n_kv_head": 2}, {"activation_checkpointing": True}]
+MODES = [{}, {"attention_dropout": 1e-9}, {"n_kv_head": 2}, {"recompute": True}]
 
 
 @pytest.mark.parametrize("pads", [0, 3])
@@ -102,8 +102,10 @@ def test_a_cache_changes_no_logits_whatever_the_mode(
     options: dict[str, Any], grad: bool, training: bool, precision: str, pads: int
 ) -> None:
     """A dropout of 1e-9 drops nothing, and takes the ways through the code that dropout takes."""
-    dtype = PRECISIONS[precision]
+    dtype, options = PRECISIONS[precision], {**options}
+    recompute = options.pop("recompute", False)
     net, ids = small(**options).to(dtype or torch.float32).train(training), tokens(2, 13)
+    net.activation_checkpointing = recompute
     real = torch.arange(13) >= torch.tensor([[0], [pads]])
     exact = small(**options).eval()(ids, attention_mask=real)
     cache, parts, done = net.new_cache(2), [], 0

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from datamodules import CharDataModule, HeadlinesDataModule
 from datamodules.errors import UserError
 from datamodules.tokenizers import train_tokenizer
-from lit_gpt import LitBigram, LitExtendedGPT, bounds
+from lit_gpt import LitExtendedGPT, bounds
 from lit_gpt.baselines.bigram import BigramConfig, bigram
 from lit_gpt.callbacks.checkpoints import RunCheckpoints
 from lit_gpt.callbacks.samples import SampleText
@@ -74,7 +74,7 @@ class Parsed(LitCLI):
 
     def _network(self, model: Any) -> None:
         model.config.vocab_size = model.config.vocab_size or 50
-        (bigram if isinstance(model, LitBigram) else GPT)(model.config)
+        model.build_network()
         assert all(math.isfinite(lr_factor(step, 10, model.optimizer_config)) for step in range(10))
 
 
@@ -108,7 +108,7 @@ HEADLINES = [*TINY, "--data", "HeadlinesDataModule"]
 @pytest.mark.parametrize(
     ("flags", "slots", "own", "least"),
     [
-        (TINY, SLOTS, OWN, 60),
+        ([*TINY, "--model", "LitExtendedGPT"], SLOTS, OWN, 60),
         (BIGRAM, {"model.init_args.config": BigramConfig}, {}, 3),
         (HEADLINES, {"data.init_args": HeadlinesDataModule.__init__}, {}, 5),
     ],
@@ -190,7 +190,7 @@ def test_a_batch_larger_than_the_memory(text: Path, tmp_path: Path, monkeypatch:
     def refuse(*_: Any) -> None:
         raise MemoryError("Unable to allocate 46.6 GiB")
 
-    monkeypatch.setattr("datamodules.batches.Share.positions", refuse)
+    monkeypatch.setattr("datamodules.batches.RankShare.positions", refuse)
     with pytest.raises(UserError, match=r"not enough memory \(Unable to allocate 46\.6 GiB\): lower --data.micro"):
         run("fit", [*TINY, "--data.source", str(text)])
 

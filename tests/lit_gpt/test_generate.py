@@ -18,6 +18,7 @@ from lit_gpt.baselines.bigram import BigramConfig, NeuralBigram
 from lit_gpt.commands import generate as verb
 from lit_gpt.decode import Sampling, decode
 from lit_gpt.generate import TextModel
+from lit_gpt.protocols import Network
 from tests.lit_gpt.test_model import EVERY_ARCHITECTURE, small, tokens
 
 LETTERS = "\nabcdefghijklmnopqrstuvwxyz .,é€"
@@ -43,7 +44,7 @@ class Letters:
         return b"".join(self.table[i] for i in ids)
 
 
-class Script(nn.Module):
+class Script(Network):
     """A network that writes a given list of tokens, whatever it reads."""
 
     def __init__(self, script: list[int], V: int, block_size: int = 1000) -> None:
@@ -57,7 +58,7 @@ class Script(nn.Module):
         token = torch.tensor(self.script[self.calls - 1])
         return nn.functional.one_hot(token, self.V).float().expand(*input_ids.shape, -1) * 50
 
-    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+    def head(self, hidden: torch.Tensor, weights: list[torch.Tensor] | None = None) -> torch.Tensor:
         return hidden
 
 

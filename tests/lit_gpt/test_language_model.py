@@ -180,7 +180,7 @@ def test_a_checkpoint_is_enough(tmp_path: Path, text: Path) -> None:
     ids = torch.arange(10)[None]
     torch.testing.assert_close(again.net.eval()(ids), model.net.eval()(ids), rtol=0, atol=0)
     stored = torch.load(path, weights_only=True)
-    assert stored["lit_gpt"]["format"] == 1
+    assert stored["lit_gpt"]["format"] == 2
     assert not [key for key in stored["state_dict"] if "_orig_mod" in key]
 
 

@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from lit_gpt.model import GPT, GPTConfig
-
 Fit = Callable[..., Path]
 
 
@@ -55,19 +53,6 @@ def test_samples_keep_their_turns_when_a_run_resumes(fit: Fit, capsys: pytest.Ca
     assert capsys.readouterr().out.count("sample: ") == 1  # after 3, 6 and 9 steps: at 6
     fit(*flags, "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), "--trainer.max_steps", "12")
     assert capsys.readouterr().out.count("sample: ") == 1  # at 12
-
-
-def test_utilisation_counts_every_pass_over_a_batch(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_gpt.callbacks.throughput.peak_flops", lambda device: 1e12)
-    flags = ("--model.config.dropout", "0.1", "--trainer.log_every_n_steps", "1")
-    for passes, more in ((1, ()), (2, ("--model.r_drop", "1.0"))):
-        folder = fit(*flags, *more)
-        config = torch.load(folder / "checkpoints" / "last.ckpt")["lit_gpt"]["config"]
-        flops = passes * GPT(GPTConfig(**config)).flops_per_token()
-        logged = [row for row in rows(folder) if row["train/mfu"]]
-        assert len(logged) == 6
-        for row in logged:
-            assert float(row["train/mfu"]) == pytest.approx(float(row["train/tokens_per_second"]) * flops / 1e12)
 
 
 @pytest.mark.parametrize("kind", ["muon", "torch.optim.NAdam"])

@@ -102,6 +102,14 @@ def test_gpt2_of_each_published_depth_comes_and_goes(name: str, tmp_path: Path) 
     assert_same(ours, reloaded(tmp_path / "out"))
 
 
+def test_another_epsilon_of_the_norms_comes_and_goes(tmp_path: Path) -> None:
+    theirs = gpt2(tmp_path / "in", n_layer=2, n_head=4, n_embd=64, layer_norm_epsilon=0.1)
+    checkpoint = import_checkpoint(tmp_path / "in")
+    assert_same(build_network(checkpoint), theirs)
+    export_huggingface(checkpoint, tmp_path / "out")
+    assert_same(build_network(checkpoint), reloaded(tmp_path / "out"))
+
+
 @pytest.mark.slow
 def test_gpt2_124m(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not (SHARED / "tiktoken_cache").exists():

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
 from datamodules import CharDataModule
-from lit_gpt import GPTConfig, LitGPT, checkpoint
+from lit_gpt import GPTConfig, LitGPT, checkpoint, protocols
 from lit_gpt.baselines.module import LitBigram
 from lit_gpt.callbacks import checkpoints
 from lit_gpt.callbacks.checkpoints import RunCheckpoints
@@ -132,7 +132,7 @@ class Failing:
         def fail(*given: Any, **named: Any) -> Any:
             self.calls += 1
             if self.calls == number:
-                raise MemoryError("no more")
+                raise ArithmeticError("no more")
             return method(*given, **named)
 
         monkeypatch.setattr(owner, name, fail)
@@ -176,7 +176,7 @@ def test_what_fails_is_saved_at_the_last_step_s_end_and_goes_on_exactly(
 ) -> None:
     with monkeypatch.context() as failing:
         Failing(failing, owner, name, number)
-        with pytest.raises(MemoryError):
+        with pytest.raises(ArithmeticError):
             fit(*WATCHED)
     folder = Path("logs", "run", "version_0").absolute()
     assert files(folder)["last.ckpt"] == summary(folder)["steps"] == step
@@ -191,7 +191,7 @@ def test_what_fails_is_saved_at_the_last_step_s_end_and_goes_on_exactly(
 def test_weights_that_may_be_half_updated_are_not_saved(name: str, fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fit(*SMALL, "--checkpoint.every_n_steps", "2", "--trainer.max_steps", "2")
     Failing(monkeypatch, LitGPT, name, 2)
-    with pytest.raises(MemoryError):
+    with pytest.raises(ArithmeticError):
         fit(*SMALL, "--trainer.max_steps", "6", "--ckpt_path", str(folder))
     assert files(folder)["last.ckpt"] == 2
 
@@ -202,8 +202,10 @@ def test_a_network_that_has_counted_half_a_step_is_not_saved(
     flags = ["--model", "LitBigram", "--model.config.kind", "counts", "--model.config.block_size", "16"]
     flags += ["--data.source", str(text), "--data.tokens_per_step", "128", "--trainer.accelerator", "cpu"]
     flags += ["--trainer.max_steps", "4", "--checkpoint.every_n_steps", "1"]
+    no_text = property(lambda _: {}, lambda *_: None)  # as of a datamodule of your own: batches are counted
+    monkeypatch.setattr(protocols._Adapted, "stores", no_text, raising=False)
     Failing(monkeypatch, LitBigram, "on_before_optimizer_step", 3)  # after the third batch was counted
-    with pytest.raises(MemoryError):
+    with pytest.raises(ArithmeticError):
         run("fit", flags)
     saved = checkpoint.read("logs/run/version_0/checkpoints/last.ckpt")
     assert (saved["global_step"], int(saved["state_dict"]["net.counts"].sum())) == (2, 2 * 128)

@@ -32,6 +32,6 @@ def test_processes_draw_what_they_would_have_drawn() -> None:
     states, expected = [], []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        states.append(resume._random_state())
+        states.append(resume.random_state())
         expected.append(float(torch.rand(())))
     assert [drawn_on(rank, {"random": states, "accumulation": 1}) for rank in (0, 1)] == expected

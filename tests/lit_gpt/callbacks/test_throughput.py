@@ -104,9 +104,11 @@ def test_utilisation_counts_the_part_of_the_head_that_was_multiplied(
     fit: Fit, text: Path, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(throughput, "peak_flops", lambda _: 1e9)
-    monkeypatch.setattr("lit_gpt.module.MULTIPLE", 8)
+    monkeypatch.setattr("lit_gpt.methods.module.MULTIPLE", 8)
     byte = ("--data", "BPEDataModule", "--data.tokenizer", "byte", "--data.source", str(text))
-    folder = fit(*byte, "--model.sampled_softmax", "30", "--model.sampled_softmax_until", "0.5")
+    folder = fit(
+        "--model", "LitExtendedGPT", *byte, "--model.sampled_softmax", "30", "--model.sampled_softmax_until", "0.5"
+    )
     utilised = [float(row["train/mfu"]) * 4 * 1e9 / 128 for row in rows(folder) if row["train/mfu"]]
     whole = load(folder).net.flops_per_token()
     assert utilised[3:] == pytest.approx([whole] * 3)

@@ -71,32 +71,6 @@ def test_headlines_are_judged_by_the_challenge_and_other_texts_are_not(
     assert not [name for name in summary["final"] if "train_eval/challenge" in name]
 
 
-@pytest.mark.parametrize("kind", ["dropout", "attention_dropout"])
-def test_r_drop_by_one_key(kind: str, fit: Fit) -> None:
-    with pytest.raises(UserError, match="passes that differ by dropout alone"):
-        fit("--model.r_drop", "1.0")
-    folder = fit("--model.r_drop", "1.0", f"--model.config.{kind}", "0.2", "--model.optimizer.lr", "0.01")
-    found = [(float(row["train/loss"]), float(row["train/r_drop"])) for row in rows(folder) if row["train/loss"]]
-    assert len(found) == 6
-    assert all(0 < kl < loss for loss, kl in found[1:])
-
-
-def test_r_drop_begins_at_its_share_of_the_run(fit: Fit) -> None:
-    flags = ("--model.config.dropout", "0.1", "--model.optimizer.lr", "0.01")
-    late = rows(fit(*flags, "--model.r_drop", "1.0", "--model.r_drop_start", "0.5"))
-    plain = rows(fit(*flags))
-    losses = [[(row["step"], row["train/loss"]) for row in found if row["train/loss"]] for found in (late, plain)]
-    assert losses[0][:3] == losses[1][:3]
-    assert losses[0][3:] != losses[1][3:]
-    assert [row["step"] for row in late if row["train/r_drop"]] == ["4", "5", "6"]
-    endless = ("--trainer.max_steps", "-1", "--trainer.max_epochs", "-1", "--model.optimizer.schedule", "constant")
-    with pytest.raises(UserError, match="r_drop_start needs an end"):
-        fit(*flags, "--model.r_drop", "1.0", "--model.r_drop_start", "0.5", *endless)
-    assert not Path("logs/run/version_2").exists()
-    off = fit(*flags, "--model.r_drop", "0", "--model.r_drop_start", "0.5")
-    assert [row["train/loss"] for row in rows(off)] == [row["train/loss"] for row in plain]
-
-
 def test_the_best_of_the_summary_is_what_was_monitored_over_all_parts_of_a_run(fit: Fit) -> None:
     monitor = ["--checkpoint.monitor", "train_eval/top1", "--checkpoint.mode", "max", "--model.optimizer.lr", "0.1"]
     folder = fit(*monitor, "--trainer.max_steps", "9")

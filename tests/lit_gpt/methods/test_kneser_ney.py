@@ -148,7 +148,7 @@ def test_a_run_with_counts_is_kept_goes_on_and_writes(fit: Fit, text: Path, caps
     other.write_text(text.read_text()[-1200:] * 10, encoding="utf-8")
     for name in (text, other):
         run("validate", ["--ckpt_path", str(whole), "--data.source", str(name), "--data.val_source", str(text)])
-    first, second = (line for line in capsys.readouterr().out.splitlines() if "val " in line)
+    first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith("val "))
     assert first.split("train")[0] == second.split("train")[0]
     with pytest.raises(UserError, match=r"has kneser_ney 3, not kneser_ney 0: set --model\.config\.kneser_ney 3"):
         fit(*flags[:2], *flags[4:], "--trainer.max_steps", "9", "--ckpt_path", path)

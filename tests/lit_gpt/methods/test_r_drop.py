@@ -1,5 +1,6 @@
 """R-Drop: the paper's loss and its gradient, over micro-batches, and from a share of the run on."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ from torch.utils.data import DataLoader
 
 from datamodules.errors import UserError
 from lit_gpt import ExtendedGPTConfig, LitExtendedGPT, loss
+from lit_gpt.checkpoint import load
+from lit_gpt.cli.lightning_cli import run
 from lit_gpt.methods.r_drop import r_drop_sum
 from lit_gpt.optim import OptimizerConfig
+from tests.lit_gpt.cli.test_cli import rows as rows_of
 from tests.lit_gpt.test_language_model import SMALL, Passes, joined, rows, trainer, weights_after_a_step
 
 
@@ -147,3 +151,52 @@ def test_a_second_fit_of_a_module_begins_anew(tmp_path: Path) -> None:
         passes = Passes()
         trainer(tmp_path, max_steps=4, callbacks=[passes]).fit(model, DataLoader(rows(*[16] * 4), batch_size=None))
         assert passes.seen == [1, 1, 2, 2]
+
+
+# ---- on the command line
+
+Fit = Callable[..., Path]
+EXTENDED = ("--model", "LitExtendedGPT")
+
+
+@pytest.mark.parametrize("kind", ["dropout", "attention_dropout"])
+def test_r_drop_by_one_key(kind: str, fit: Fit) -> None:
+    with pytest.raises(UserError, match="passes that differ by dropout alone"):
+        fit(*EXTENDED, "--model.r_drop", "1.0")
+    folder = fit(*EXTENDED, "--model.r_drop", "1.0", f"--model.config.{kind}", "0.2", "--model.optimizer.lr", "0.01")
+    found = [(float(row["train/loss"]), float(row["train/r_drop"])) for row in rows_of(folder) if row["train/loss"]]
+    assert len(found) == 6
+    assert all(0 < kl < loss for loss, kl in found[1:])
+
+
+def test_r_drop_begins_at_its_share_of_the_run(fit: Fit) -> None:
+    flags = (*EXTENDED, "--model.config.dropout", "0.1", "--model.optimizer.lr", "0.01")
+    late = rows_of(fit(*flags, "--model.r_drop", "1.0", "--model.r_drop_start", "0.5"))
+    plain = rows_of(fit(*flags))
+    losses = [[(row["step"], row["train/loss"]) for row in found if row["train/loss"]] for found in (late, plain)]
+    assert losses[0][:3] == losses[1][:3]
+    assert losses[0][3:] != losses[1][3:]
+    assert [row["step"] for row in late if row["train/r_drop"]] == ["4", "5", "6"]
+    endless = ("--trainer.max_steps", "-1", "--trainer.max_epochs", "-1", "--model.optimizer.schedule", "constant")
+    with pytest.raises(UserError, match="r_drop_start needs an end"):
+        fit(*flags, "--model.r_drop", "1.0", "--model.r_drop_start", "0.5", *endless)
+    assert not Path("logs/run/version_2").exists()
+    off = fit(*flags, "--model.r_drop", "0", "--model.r_drop_start", "0.5")
+    assert [row["train/loss"] for row in rows_of(off)] == [row["train/loss"] for row in plain]
+
+
+def test_utilisation_counts_every_pass_over_a_batch(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_gpt.callbacks.throughput.peak_flops", lambda device: 1e12)
+    flags = (*EXTENDED, "--model.config.dropout", "0.1", "--trainer.log_every_n_steps", "1")
+    for passes, more in ((1, ()), (2, ("--model.r_drop", "1.0"))):
+        folder = fit(*flags, *more)
+        flops = passes * (load(folder).net.flops_per_token() or 0)
+        logged = [row for row in rows_of(folder) if row["train/mfu"]]
+        assert len(logged) == 6
+        for row in logged:
+            assert float(row["train/mfu"]) == pytest.approx(float(row["train/tokens_per_second"]) * flops / 1e12)
+
+
+def test_an_option_of_training_does_not_stop_the_other_verbs(fit: Fit, text: Path) -> None:
+    flags = [*EXTENDED, "--ckpt_path", str(fit(*EXTENDED)), "--data.source", str(text), "--trainer.accelerator", "cpu"]
+    run("validate", [*flags, "--model.r_drop", "1.0"])
