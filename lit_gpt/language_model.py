@@ -12,7 +12,6 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from lit_gpt.config import vocabulary
 from lit_gpt.distributed import sent_to_cpu, summed_over_processes
 from lit_gpt.integrity import how_to_go_on
 from lit_gpt.loop_state import inside_its_epoch
-from lit_gpt.loss import IGNORE_INDEX, LossInputs, as_multiplied, cross_entropy_sum, score
+from lit_gpt.loss import IGNORE_INDEX, LossInputs, cross_entropy_sum, score
 from lit_gpt.metrics import TokenMetrics, per_text
 from lit_gpt.muon import has_bfloat16
 from lit_gpt.optim import OptimizerConfig, StepSchedule, build_optimizer, describe_groups, learning_rates
@@ -145,8 +144,7 @@ class LitLanguageModel(CheckedModule):
         """What the loss of a step asks for: the network's head, what it multiplies with (the chunked loss adds up the
         gradients of that itself), the targets among its logits and how many these are.
         """
-        weights = net.head_weights()
-        return LossInputs(partial(net.head, weights=weights), weights, targets, self.config.vocab_size)
+        return LossInputs(net.head, net.head_weights(), targets, self.config.vocab_size)
 
     def _hidden(self, batch: Batch, net: Any) -> Tensor:
         # Rows are padded on the right, where causal attention already hides pads from real tokens: no mask is passed,
@@ -235,9 +233,8 @@ class LitLanguageModel(CheckedModule):
 
     def token_scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Nats and rank of every target, each (B, T)."""
-        weights = [as_multiplied(weight) for weight in self.net.head_weights()]
-        head = partial(self.net.head, weights=weights)
-        return score(self._hidden(batch, self.net), head, batch["targets"], self.config.vocab_size)
+        net = self.net
+        return score(self._hidden(batch, net), net.head, net.head_weights(), batch["targets"], self.config.vocab_size)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The batch's ``targets``, ``document`` and, for each target, ``nats`` and ``rank``."""

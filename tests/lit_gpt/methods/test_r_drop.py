@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -13,58 +14,97 @@ from datamodules.errors import UserError
 from lit_gpt import ExtendedGPTConfig, LitExtendedGPT, loss
 from lit_gpt.checkpoint import load
 from lit_gpt.cli.lightning_cli import run
+from lit_gpt.loss import LossInputs
 from lit_gpt.methods.r_drop import r_drop_sum
 from lit_gpt.optim import OptimizerConfig
 from tests.lit_gpt.cli.test_cli import rows as rows_of
 from tests.lit_gpt.test_language_model import SMALL, Passes, joined, rows, trainer, weights_after_a_step
 
+Problem = tuple[Tensor, list[Tensor], Tensor]
+
 
 @pytest.fixture
-def problem() -> tuple[Tensor, nn.Linear, Tensor]:
+def problem() -> Problem:
+    """Hidden states (B, T, C), weight and bias of a head, and targets (B, T), two of them unscored."""
     torch.manual_seed(0)
-    hidden = torch.randn(3, 5, 8, requires_grad=True)
+    hidden, linear = torch.randn(3, 5, 8, requires_grad=True), nn.Linear(8, 11)
     targets = torch.randint(11, (3, 5))
     targets[0, :2] = loss.IGNORE_INDEX
-    return hidden, nn.Linear(8, 11), targets
+    return hidden, list(linear.parameters()), targets
 
 
-def naive_r_drop(logits: Tensor, targets: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
+def head(hidden: Tensor, weights: list[Tensor]) -> Tensor:
+    return F.linear(hidden, *weights)
+
+
+def no_head(hidden: Tensor, weights: list[Tensor]) -> Tensor:
+    """For hidden states that are the logits."""
+    return hidden
+
+
+def naive_r_drop(logits: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
     """Token by token as the paper writes it, halved: logits (2, B, T, V)."""
     nats, kl = torch.zeros(()), torch.zeros(())
     for b, t in (targets != loss.IGNORE_INDEX).nonzero().tolist():
         p, q = logits[:, b, t].softmax(-1)
         nats = nats - (p[targets[b, t]].log() + q[targets[b, t]].log()) / 2
         kl = kl + ((p * (p / q).log()).sum() + (q * (q / p).log()).sum()) / 2
-    return nats + weight * kl / 2, nats, kl
+    return nats + alpha * kl / 2, nats, kl
 
 
 @pytest.mark.parametrize("held", [11, 66, 10_000])  # one target at a time, three, all
 @pytest.mark.parametrize("cap", [None, 1.5])
 def test_r_drop_and_its_gradients_equal_the_papers_halved(
-    problem: tuple[Tensor, nn.Linear, Tensor], held: int, cap: float | None, monkeypatch: pytest.MonkeyPatch
+    problem: Problem, held: int, cap: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, linear, targets = problem
+    first, weights, targets = problem
     passes = torch.stack((first, first + torch.randn_like(first) / 2))
 
-    def head(hidden: Tensor) -> Tensor:
-        logits = linear(hidden)
+    def capped(hidden: Tensor, weights: list[Tensor]) -> Tensor:
+        logits = head(hidden, weights)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    naive = naive_r_drop(head(passes), targets, weight=3.0)
-    expected = torch.autograd.grad(naive[0] / 7, (first, linear.weight, linear.bias), retain_graph=True)
+    naive = naive_r_drop(capped(passes, weights), targets, alpha=3.0)
+    expected = torch.autograd.grad(naive[0] / 7, (first, *weights), retain_graph=True)
     monkeypatch.setattr(loss, "MAX_LOGITS_CPU", held)
     monkeypatch.setattr(loss, "LOGITS_IN_CACHE", 44)  # of four targets
-    ours = r_drop_sum(passes, head, list(linear.parameters()), targets, 11, weight=3.0)
+    ours = r_drop_sum(passes, LossInputs(capped, weights, targets, 11), 3.0)
     torch.testing.assert_close(ours, naive)
     assert [figure.requires_grad for figure in ours] == [True, False, False]
-    found = torch.autograd.grad(ours[0] / 7, (first, linear.weight, linear.bias))
+    found = torch.autograd.grad(ours[0] / 7, (first, *weights))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_r_drop_of_equal_passes_is_their_cross_entropy(problem: tuple[Tensor, nn.Linear, Tensor]) -> None:
-    hidden, head, targets = problem
-    plain = loss.cross_entropy_sum(hidden, head, list(head.parameters()), targets, 11)
-    total, nats, kl = r_drop_sum(torch.stack((hidden, hidden)), head, list(head.parameters()), targets, 11, weight=5.0)
+def test_both_passes_count_as_logits_that_are_held(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weights, targets = problem
+    sizes: list[int] = []
+
+    def noted(h: Tensor, weights: list[Tensor]) -> Tensor:
+        sizes.append(h.shape[:-1].numel() * 11)
+        return head(h, weights)
+
+    monkeypatch.setattr(loss, "MAX_LOGITS_CPU", 44)
+    r_drop_sum(torch.stack((hidden, hidden)), LossInputs(noted, weights, targets, 11), 1.0)
+    assert max(sizes) <= 44
+    assert sum(sizes) == 2 * targets.numel() * 11
+
+
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-6), (torch.bfloat16, 0.005)])
+def test_a_shift_is_added_to_the_logits_in_float32(dtype: torch.dtype, off: float) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 2, 30, 11).to(dtype).requires_grad_()
+    targets, shift = torch.randint(11, (2, 30)), torch.linspace(0, 1.7, 11)
+    plain = F.cross_entropy((logits + shift).flatten(0, 2), targets.flatten().repeat(2), reduction="sum") / 2
+    ours = r_drop_sum(logits, LossInputs(no_head, [], targets, 11, shift), 0)[0]
+    torch.testing.assert_close(ours, plain)
+    found, expected = (torch.autograd.grad(value, logits)[0].float() for value in (ours, plain))
+    assert (found - expected).norm() <= off * expected.norm()
+
+
+def test_r_drop_of_equal_passes_is_their_cross_entropy(problem: Problem) -> None:
+    hidden, weights, targets = problem
+    plain = loss.cross_entropy_sum(hidden, head, weights, targets, 11)
+    total, nats, kl = r_drop_sum(torch.stack((hidden, hidden)), LossInputs(head, weights, targets, 11), 5.0)
     assert kl == 0
     torch.testing.assert_close((total, nats), (plain, plain.detach()))
     gradients = [torch.autograd.grad(value, hidden, retain_graph=True)[0] for value in (total, plain)]
@@ -72,19 +112,19 @@ def test_r_drop_of_equal_passes_is_their_cross_entropy(problem: tuple[Tensor, nn
     assert (gradients[0][0, :2] == 0).all()  # unscored places
 
 
-def test_r_drop_under_autocast_measures_distance_in_float32(problem: tuple[Tensor, nn.Linear, Tensor]) -> None:
+def test_r_drop_under_autocast_measures_distance_in_float32(problem: Problem) -> None:
     _, _, targets = problem
     passes = torch.randn(2, *targets.shape, 11)
-    expected = r_drop_sum(passes, lambda h: h, [], targets, 11, weight=2.0)
+    expected = r_drop_sum(passes, LossInputs(no_head, [], targets, 11), 2.0)
     with torch.autocast("cpu", torch.bfloat16):
-        found = r_drop_sum(passes, lambda h: h, [], targets, 11, weight=2.0)
+        found = r_drop_sum(passes, LossInputs(no_head, [], targets, 11), 2.0)
     assert found == expected
 
 
-def test_what_unscored_targets_predict_does_not_count(problem: tuple[Tensor, nn.Linear, Tensor]) -> None:
-    hidden, head, targets = problem
+def test_what_unscored_targets_predict_does_not_count(problem: Problem) -> None:
+    hidden, weights, targets = problem
     passes = torch.stack((hidden, hidden * 0.9)).detach().requires_grad_()
-    total = r_drop_sum(passes, head, list(head.parameters()), targets, 11, weight=2.0)[0]
+    total = r_drop_sum(passes, LossInputs(head, weights, targets, 11), 2.0)[0]
     gradient = torch.autograd.grad(total, passes)[0]  # (2, B, T, C)
     unscored = targets == loss.IGNORE_INDEX
     assert (gradient[:, unscored] == 0).all()
