@@ -1,4 +1,4 @@
-"""Text of any size in, fixed-shape batches out. Nothing heavy is imported before its name is asked for."""
+"""Datamodules from text of any size to batches of fixed shape. A name imports its module on first use."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""What the processes of a run must have in common before they may share its steps."""
+"""Checks that all processes of a run have the same text and the same tokenizer."""
 
 from torch import distributed
 
@@ -14,17 +14,18 @@ _REMEDIES = {
 
 
 def check_agreement(fingerprints: dict[str, str]) -> None:
-    """Refuses, in every process alike, to train one model on ids that mean one thing here and another there.
+    """Raises the same error in every process if the fingerprints of data or tokenizer differ among processes.
 
-    A unigram tokenizer comes out differently each time that it is trained. All processes must call it.
+    They can differ where each machine has a cache of its own: training a unigram tokenizer twice gives two
+    tokenizers. All processes must call this.
 
     Raises:
-        UserError: names what differs, and how it becomes the same.
+        UserError: names what differs and how to make it equal.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return
-    found: list[dict[str, str]] = [{}] * distributed.get_world_size()
-    distributed.all_gather_object(found, fingerprints)
+    of_all: list[dict[str, str]] = [{}] * distributed.get_world_size()
+    distributed.all_gather_object(of_all, fingerprints)
     for name, remedy in _REMEDIES.items():
-        if len({prints[name] for prints in found}) > 1:
-            raise UserError(f"The {len(found)} processes of this run {remedy}")
+        if len({of_rank[name] for of_rank in of_all}) > 1:
+            raise UserError(f"The {len(of_all)} processes of this run {remedy}")

@@ -1,4 +1,4 @@
-"""What the three datamodules share: a prepared store, rows of one kind, and loaders that fit their Trainer."""
+"""The base class of the datamodules: a prepared token store, its rows, and loaders for each process."""
 
 import os
 from abc import abstractmethod
@@ -28,43 +28,48 @@ _DEFAULT_ROWS, _DEFAULT_SEED = 32, 1337
 
 
 class TextDataModule(RemembersOptions, LightningDataModule):
-    """Text to batches of fixed shape; a subclass says which text, which tokenizer and which rows.
+    """Text to batches of fixed shape. A subclass chooses the text, the tokenizer and how the text is split.
 
-    Batches are dicts of ``input_ids``, ``targets`` (shifted, -100 where nothing is scored) and ``attention_mask``,
-    (B, T) each; packed rows add ``document_ids`` (B, T), padded rows ``document`` (B,). A plain ``Trainer`` will do.
+    A batch is a dict of ``input_ids``, ``targets`` (shifted by one; -100 where nothing is scored) and
+    ``attention_mask``, (B, T) each. Packed rows add ``document_ids`` (B, T), padded rows ``document`` (B,). It works
+    with a plain ``Trainer``.
 
     Attributes:
-        tokenizer: after ``setup``.
-        stores: after ``setup``: the token store of each split there is.
-        fingerprints: after ``setup``: SHA-256 of ``data`` and ``tokenizer``.
+        tokenizer: the tokenizer, after ``setup``.
+        stores: the token store of each split, after ``setup``.
+        fingerprints: the SHA-256 of ``data`` and of ``tokenizer``, after ``setup``.
 
     Args:
-        block_size: T, tokens in a row; None takes the model's, from ``lightning_module.config.block_size``.
-        tokens_per_step: tokens of an optimizer step over all processes; None is 32 rows.
-        micro_batch_size: rows of one process in one forward pass; None is all of the process's rows of a step.
-        rows: how text becomes rows: ``windows``, ``padded`` or ``packed``; None is windows, for headlines
-            packed.
-        stride: distance of two training windows; None puts them side by side, from a random offset if shuffled.
+        block_size: T, the tokens of a row; None is the model's, from ``lightning_module.config.block_size``.
+        tokens_per_step: tokens of an optimizer step, over all processes; None is 32 rows.
+        micro_batch_size: rows of one process in a forward pass; None is all rows that the process has of a step.
+        rows: how text becomes rows: ``windows`` of the running text, ``padded`` (one document a row), or ``packed``
+            (several documents a row); None is windows, for headlines packed.
+        stride: distance of two training windows; None puts them side by side, from a random offset on if shuffled.
         val_stride: distance of two evaluation windows, and of the rows of a document longer than a row. Each token is
-            scored once, and with at least block_size - val_stride tokens before it, where the text has them. None is
-            block_size, the cheapest: a token has half a block before it on average, and the first of a window none.
-            Half a block takes twice the time and gives a lower loss: 1.237 instead of 1.284 for ``configs/char.yaml``.
-        shuffle: whether training rows come in another order in each epoch; if not, they follow the text from its first
-            token on, in every epoch alike: without random offset, batch after batch.
-        mask_first: training targets at the start of each window (or document) that are left out of the loss.
-        train_eval_rows: rows of the training split that are evaluated too, 0 for none; None is as many as the
-            validation split has.
+            scored once, with at least block_size - val_stride tokens before it, where the text has them. None is
+            block_size, which is fastest: a token then has half a block before it on average, the first of a window
+            none. Half a block takes twice the time and gives a lower loss: 1.237 instead of 1.284 for
+            ``configs/char.yaml``.
+        shuffle: whether training rows are shuffled anew in each epoch. If not, every epoch reads the text in its order,
+            from its first token on.
+        mask_first: number of training targets at the start of each window (or document) that are left out of the loss.
+        train_eval_rows: rows of the training split that each validation evaluates too, 0 for none; None is as many as
+            the validation split has.
         predict_source: the text that ``predict`` scores; None is the validation split.
-        seed: decides, with the epoch, how training rows are shuffled and cut; None is the run's, that of
-            ``seed_everything``, or 1337 where it was not called. The splits never depend on it.
-        num_workers: processes that build batches; 0 builds them in this one.
-        cache_dir: where token stores are kept; None is ``$XDG_CACHE_HOME/lit_gpt`` or ``~/.cache/lit_gpt``.
+        seed: decides, with the epoch, how training rows are shuffled and cut. None is the run's seed, from
+            ``seed_everything``, or 1337 without one. The splits never depend on it.
+        num_workers: number of processes that build batches; 0 builds them in the training process.
+        cache_dir: folder of the token stores; None is ``$XDG_CACHE_HOME/lit_gpt`` or ``~/.cache/lit_gpt``.
     """
 
-    # Where classes differ in a default, the parameter's is None: when another class is chosen, the command line keeps
-    # the defaults of the one it starts from.
+    # A default that differs between classes is an attribute, and the parameter's default is None: when another class is
+    # chosen on the command line, it keeps the parameters' defaults of the class that it started from.
     default_rows: RowKind = "windows"
     subword_sampling: float = 0.0  # an option of the classes whose tokenizer can be a unigram
+    source: str | list[str]
+    val_source: str | list[str] | None
+    test_source: str | list[str] | None
     tokenizer: Tokenizer
     stores: dict[str, TokenStore]
     fingerprints: dict[str, str]
@@ -98,45 +103,54 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         for name in ("train_eval_rows", "seed", "num_workers"):
             check_at_least(0, f"The data's {name}", getattr(self, name))
         check_workers(num_workers)
-        self._given: Tokenizer | None = None
-        self._trained: Tokenizer | None = None
+        self._checkpoint_tokenizer: Tokenizer | None = None
+        self._trained_tokenizer: Tokenizer | None = None
 
     @abstractmethod
     def recipe(self) -> Recipe:
-        """Which text and tokenizer."""
+        """The text, its tokenizer and how it is split."""
 
     @abstractmethod
-    def open_predict_source(self, spec: str) -> Source:
-        """The documents to predict, read like those of the training text."""
+    def open_text(self, spec: str | list[str]) -> Source:
+        """The source that ``spec`` names, read with the options of this datamodule."""
+
+    def opened_sources(self) -> tuple[Source, Source | None, Source | None]:
+        """The source to split, and the separate sources of validation and test or None."""
+        val, test = (None if spec is None else self.open_text(spec) for spec in (self.val_source, self.test_source))
+        return self.open_text(self.source), val, test
 
     def use_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Takes a checkpoint's tokenizer instead of making one. Call it before ``setup``."""
-        self._given = tokenizer
+        """Uses a checkpoint's tokenizer and trains none. A tokenizer that the options name must equal it.
 
-    def go_on_with(self, tokenizer: Tokenizer) -> None:
-        """Takes the tokenizer of a run that goes on, where the options ask for one to be trained that may be this one:
-        a second training need not give it again. Call it before ``setup``.
+        Call it before ``setup``.
         """
-        self._trained = tokenizer
+        self._checkpoint_tokenizer = tokenizer
+
+    def reuse_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Uses the tokenizer of the run that is resumed, if the options ask for training one that may be equal to it.
+
+        Training again may give another unigram tokenizer. Call it before ``setup``.
+        """
+        self._trained_tokenizer = tokenizer
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, after ``setup``."""
+        """Number of ids of the tokenizer, after ``setup``."""
         return self.tokenizer.vocab_size
 
     def prepare_data(self, verify: bool = False) -> None:
-        """Prepares the token stores that are not in the cache, or damaged there.
+        """Prepares the token stores that are missing or damaged in the cache.
 
         Args:
-            verify: whether to read all of the stores that are there, and not only what looks touched.
+            verify: whether to compare existing stores with their checksums as a whole (see `prepare`).
         """
-        self._folder = self._prepared(verify)
+        self._folder = self._prepare_store(verify)
         if self.predict_source is not None:
-            self._predict_folder(verify)
+            self._prepare_predict_store(verify)
 
     def setup(self, stage: str | None = None) -> None:
-        """Opens the store and divides the rows among the Trainer's processes."""
-        folder = self._folder = self._prepared()
+        """Opens the token store and checks the options against it and the Trainer."""
+        folder = self._folder = self._prepare_store()
         meta = read_meta(folder)
         self.tokenizer, self.fingerprints = load_tokenizer_of(folder), meta["fingerprints"]
         check_agreement(self.fingerprints)
@@ -156,37 +170,37 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         self._cutting.check(self.stores, self.tokenizer, self._recipe.source.name)
         if stage == "fit" and self.trainer is not None:
             set_accumulation(self.trainer, self._share(0).accumulation)
-            if "val" not in self.stores:  # nothing is held out: Lightning would warn of loaders without batches
+            if "val" not in self.stores:  # otherwise Lightning would warn of a loader without batches
                 self.trainer.limit_val_batches = 0
 
     def train_dataloader(self) -> BatchLoader:
-        """Micro-batches of the epoch; the same few rows over and over under ``overfit_batches``."""
+        """The training batches. Under ``overfit_batches`` every epoch has the same ones."""
         rows = self.make_rows("train", training=True)
         dataset = MicroBatches(rows, self._share(rows.count))
-        fixed = bool(getattr(self.trainer, "overfit_batches", 0))
-        return (BatchLoader if fixed else TrainLoader)(dataset, self.num_workers)
+        overfit = bool(getattr(self.trainer, "overfit_batches", 0))
+        return (BatchLoader if overfit else TrainLoader)(dataset, self.num_workers)
 
     def val_dataloader(self) -> list[BatchLoader]:
-        """The validation split, and the evaluated part of the training split."""
-        self._need("val")
-        rows, subset = self._train_eval()
+        """The loader of the validation split, and that of the evaluated part of the training split."""
+        self._check_split("val")
+        rows, subset = self._train_eval_rows()
         loaders = [self._eval_loader(self.make_rows("val"))]
         return [*loaders, self._eval_loader(rows, subset)] if len(subset) else loaders
 
     def test_dataloader(self) -> BatchLoader:
-        """The test split."""
-        self._need("test")
+        """The loader of the test split."""
+        self._check_split("test")
         return self._eval_loader(self.make_rows("test"))
 
     def predict_dataloader(self) -> BatchLoader:
-        """Padded rows of the documents of ``predict_source``; ``document`` (B,) says which document a row is of."""
+        """The loader of ``predict_source`` in padded rows; ``document`` (B,) is the number of each row's document."""
         if self.predict_source is not None:
-            return self._eval_loader(self._cutting.documents(TokenStore(self._predict_folder(), "train")))
-        self._need("val")
+            return self._eval_loader(self._cutting.documents(TokenStore(self._prepare_predict_store(), "train")))
+        self._check_split("val")
         return self._eval_loader(self._cutting.documents(self.stores["val"]))
 
     def scored_text(self, split: str) -> ScoredText:
-        """What one whole evaluation pass scores. ``split`` is train_eval, val or test."""
+        """The size of the text that an evaluation of a split scores. ``split`` is train_eval, val or test."""
         if split not in self._scored:
             train_eval = split == "train_eval"
             self._scored[split] = (
@@ -197,83 +211,86 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         return self._scored[split]
 
     def text_name(self, split: str) -> str:
-        """What people are shown of the text that a split is of; ``split`` is val, test or predict."""
+        """The name of the text of a split, for messages. ``split`` is val, test or predict."""
         if split == "predict":
             return str(self.predict_source or self.text_name("val"))
-        own = {"val": self._recipe.val_source, "test": self._recipe.test_source}[split]
-        return (own or self._recipe.source).name
+        separate = {"val": self._recipe.val_source, "test": self._recipe.test_source}[split]
+        return (separate or self._recipe.source).name
 
     # Stores
 
-    def _prepared(self, verify: bool = False) -> Path:
+    def _prepare_store(self, verify: bool = False) -> Path:
         recipe = self._recipe
-        given = self._given or self._trained_as(recipe.tokenizer)
-        if given is None:
+        tokenizer = self._checkpoint_tokenizer or self._reusable(recipe.tokenizer)
+        if tokenizer is None:
             return prepare(recipe, self.cache_dir, verify)
-        own = store_folder(recipe, self.cache_dir)  # of the run that trained the tokenizer: the same tokens
-        if is_whole(own, verify) and read_meta(own)["fingerprints"]["tokenizer"] == given.fingerprint:
-            return own
-        self._check_given(given, recipe.tokenizer)
-        return prepare(replace(recipe, tokenizer=given), self.cache_dir, verify)
+        trained = store_folder(recipe, self.cache_dir)  # it may be the store of the run that trained the tokenizer
+        if is_whole(trained, verify) and read_meta(trained)["fingerprints"]["tokenizer"] == tokenizer.fingerprint:
+            return trained
+        self._check_same(recipe.tokenizer, tokenizer)
+        return prepare(replace(recipe, tokenizer=tokenizer), self.cache_dir, verify)
 
-    def _trained_as(self, wanted: Tokenizer | NewTokenizer) -> Tokenizer | None:
-        """The tokenizer of the run that goes on, if that is what training would be for."""
-        trained = self._trained
-        return trained if trained and isinstance(wanted, NewTokenizer) and wanted.may_give(trained) else None
+    def _reusable(self, option: Tokenizer | NewTokenizer) -> Tokenizer | None:
+        """The tokenizer of the run that is resumed, if training may have given it."""
+        trained = self._trained_tokenizer
+        return trained if trained and isinstance(option, NewTokenizer) and option.may_result_in(trained) else None
 
     @cached_property
     def _recipe(self) -> Recipe:
         return self.recipe()
 
-    def _check_given(self, given: Tokenizer, wanted: Tokenizer | NewTokenizer) -> None:
-        """Refuses an option that names another tokenizer than the checkpoint's; one to be trained is already there."""
-        if isinstance(wanted, Tokenizer) and wanted.fingerprint != given.fingerprint:
+    def _check_same(self, option: Tokenizer | NewTokenizer, tokenizer: Tokenizer) -> None:
+        """Refuses an option that names another tokenizer than the checkpoint's. One that asks for training is fine."""
+        if isinstance(option, Tokenizer) and option.fingerprint != tokenizer.fingerprint:
             raise UserError(
-                f"The data's tokenizer option names one of {wanted.vocab_size} tokens, but the checkpoint has its own, "
-                f"of {given.vocab_size}, which differs; leave the option out or give the one of that run."
+                f"The data's tokenizer option names one of {option.vocab_size} tokens, but the checkpoint has its own, "
+                f"of {tokenizer.vocab_size}, which differs; leave the option out or give the one of that run."
             )
 
-    def _predict_folder(self, verify: bool = False) -> Path:
+    def _prepare_predict_store(self, verify: bool = False) -> Path:
         assert self.predict_source is not None
         tokenizer = load_tokenizer_of(self._folder)
-        recipe = Recipe(self.open_predict_source(self.predict_source), tokenizer, joined=False)
+        recipe = Recipe(self.open_text(self.predict_source), tokenizer, joined=False)
         return prepare(recipe, self.cache_dir, verify)
 
     # Rows
 
-    def _need(self, split: str) -> None:
+    def _check_split(self, split: str) -> None:
         if split not in self.stores:
             raise UserError(f"There is no {split} split: set {split}_fraction or {split}_source.")
 
     def _order_seed(self) -> int:
-        """The option, or what Lightning's ``seed_everything`` has set for the whole run."""
-        given = os.environ.get("PL_GLOBAL_SEED", "")
-        return self.seed if self.seed is not None else int(given) if given.isdecimal() else _DEFAULT_SEED
+        """The option ``seed``, or the run's seed, which Lightning's ``seed_everything`` keeps in the environment."""
+        run_seed = os.environ.get("PL_GLOBAL_SEED", "")
+        return self.seed if self.seed is not None else int(run_seed) if run_seed.isdecimal() else _DEFAULT_SEED
 
     def _chosen_block_size(self) -> int:
         module = getattr(self.trainer, "lightning_module", None)
-        most = getattr(getattr(module, "config", None), "block_size", None)
-        size = most if self.block_size is None else self.block_size
+        longest = getattr(getattr(module, "config", None), "block_size", None)
+        size = longest if self.block_size is None else self.block_size
         if size is None:
             raise UserError("The data needs a block_size, and no model with one is attached; set block_size.")
-        if most is not None and size > most:
-            raise UserError(f"The data's block_size {size} exceeds the model's, {most}: leave it out, or give {most}.")
+        if longest is not None and size > longest:
+            raise UserError(
+                f"The data's block_size {size} exceeds the model's, {longest}: leave it out, or give {longest}."
+            )
         return int(size)
 
     def make_rows(self, split: str, training: bool = False) -> Rows:
-        """The split cut into rows, for training or for evaluation."""
+        """The rows of a split, for training or for evaluation."""
         store = self.stores[split]
         return self._cutting.training_rows(store, self.tokenizer) if training else self._cutting.evaluation_rows(store)
 
-    def _train_eval(self) -> tuple[Rows, np.ndarray]:
-        """Rows of the training split, and which of them are evaluated."""
+    def _train_eval_rows(self) -> tuple[Rows, np.ndarray]:
+        """The rows of the training split, and the numbers of those that are evaluated, evenly spaced."""
         rows = self.make_rows("train")
-        wanted = self.make_rows("val").count if self.train_eval_rows is None else self.train_eval_rows
-        count = min(wanted, rows.count)
+        count = self.make_rows("val").count if self.train_eval_rows is None else self.train_eval_rows
+        count = min(count, rows.count)
         return rows, np.arange(count) * rows.count // max(count, 1)
 
     def _train_eval_targets(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        rows, subset = self._train_eval()
+        """Inputs and targets (n,) that an evaluation of the training split scores, 1024 rows at a time."""
+        rows, subset = self._train_eval_rows()
         for start in range(0, len(subset), 1024):
             batch = rows.batch(0, subset[start : start + 1024])
             scored = batch["targets"] != IGNORE_INDEX
@@ -282,14 +299,14 @@ class TextDataModule(RemembersOptions, LightningDataModule):
     # Processes
 
     @property
-    def _place(self) -> tuple[int, int]:
-        """This process's rank among those that see different data, and their number."""
+    def _rank_and_world(self) -> tuple[int, int]:
+        """This process's rank among the processes that get different data, and their number."""
         kwargs = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
         return (kwargs["rank"], kwargs["num_replicas"]) if kwargs else (0, 1)
 
     def _share(self, rows: int) -> RankShare:
         """This process's part of an epoch of training."""
-        rank, world = self._place
+        rank, world = self._rank_and_world
         step = self._rows_per_step()
         micro = self.micro_batch_size or step // world
         if micro * world == 0 or step % (micro * world):
@@ -311,7 +328,7 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         return rows
 
     def _eval_loader(self, rows: Rows, subset: np.ndarray | None = None) -> BatchLoader:
-        rank, world = self._place
+        rank, world = self._rank_and_world
         micro = self.micro_batch_size or -(-self._rows_per_step() // world)
         count = rows.count if subset is None else len(subset)
         return BatchLoader(

@@ -1,8 +1,11 @@
 """From a token store to batches: rows of three kinds, in an order that is a pure function of (seed, epoch, batch).
 
-Nothing here draws from a global random state, and nothing is shuffled in memory: a row's place in the epoch is computed
-by a permutation that costs the same for ten rows and ten billion. So one process and many see the same global batches,
-a run resumes from two integers on any number of processes, and every batch can be built again alone.
+No code here draws from a global random state, and nothing is shuffled in memory. A row's position in the epoch comes
+from a permutation that costs the same for ten rows and ten billion. So one process and many see the same global
+batches, a run resumes from two integers on any number of processes, and every batch can be rebuilt alone.
+
+A global batch is the rows of one optimizer step. It is divided among the processes, and each process divides its part
+into micro-batches.
 """
 
 from abc import ABC, abstractmethod
@@ -23,9 +26,12 @@ _ROW_ORDER, _OFFSET, DOCUMENT_ORDER = 0, 1, 2  # independent random streams of o
 
 
 class Rows(ABC):
-    """Text cut into ``count`` rows of T tokens; the same number in every epoch, so that every epoch has equal steps.
+    """Text cut into rows of T tokens.
 
-    ``seed`` is None for evaluation and ordered training: no shuffling and no offset, each target scored once.
+    Attributes:
+        count: number of rows, the same in every epoch, so that every epoch has the same number of steps.
+        seed: decides the order of the rows and where they are cut. None means neither shuffling nor an offset, as in
+            evaluation and in ordered training.
     """
 
     count: int
@@ -33,21 +39,23 @@ class Rows(ABC):
 
     @abstractmethod
     def batch(self, epoch: int, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Builds the given rows (B,) of an epoch; -1 is an empty row, in which nothing is scored."""
+        """The arrays of a batch for the given row numbers (B,); -1 is an empty row, in which nothing is scored."""
 
     def prepare(self, epoch: int) -> None:
-        """Does what an epoch's batches share, once before worker processes start; without it `batch` does."""
+        """Computes what all batches of an epoch share. A loader calls it before worker processes start, so that they
+        inherit the result; without it each process computes it in its first `batch`.
+        """
         return
 
 
 class StreamRows(Rows):
-    """Rows of one stream of tokens.
+    """Rows of one stream of tokens: position p of the stream is an input, position p + 1 its target.
 
     Args:
         store: the split.
         block_size: T.
         seed: as in `Rows`.
-        mask_first: targets at the start of each row (or document) that are left out of the loss.
+        mask_first: number of targets at the start of each row (or document) that are left out of the loss.
     """
 
     def __init__(self, store: TokenStream, block_size: int, seed: int | None = None, mask_first: int = 0) -> None:
@@ -57,26 +65,35 @@ class StreamRows(Rows):
         self.pad_id = store.eos_id or 0
 
     def offset(self, epoch: int) -> int:
-        """Length of the first row, 1 to T: where the epoch's cuts lie. T, that is no offset, without a seed."""
+        """Length of the first row of an epoch, 1 to T, which moves all later cuts. Without a seed it is T."""
         if self.seed is None:
             return self.block_size
         return 1 + int(random_words(self.seed, epoch, _OFFSET, words=1)[0] % np.uint64(self.block_size))
 
     def slices(self, epoch: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First input and number of targets (B,) of rows that tile positions 0 to ``last`` - 1, cut at the offset."""
-        first = self.offset(epoch) + (rows - 1) * self.block_size
+        """First input position (B,) and number of targets (B,) of rows that lie side by side, from position 0 on.
+
+        The rows cover the input positions 0 to ``last`` - 1. The first row ends at the offset.
+        """
+        first = self.offset(epoch) + (rows - 1) * self.block_size  # (B,); row 0 begins before the stream
         low, high = np.maximum(first, 0), np.minimum(first + self.block_size, self.last)
         return low, np.where(rows < 0, 0, np.maximum(high - low, 0))
 
     def tiling_rows(self) -> int:
-        """Number of rows that `slices` needs at any offset: one more than whole rows would take, if it moves."""
+        """Number of rows that `slices` needs at every offset. An offset that moves can need one row more."""
         return -(-self.last // self.block_size) + (self.seed is not None)
 
     def finish(
         self, tokens: np.ndarray, length: np.ndarray, unscored: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
-        """Inputs, shifted targets and mask (B, T), from tokens (B, T + 1) and each row's number of targets (B,)."""
-        mask = self.columns < length[:, None]
+        """The arrays of a batch, (B, T) each.
+
+        Args:
+            tokens: inputs and, one to the right, their targets, (B, T + 1).
+            length: number of targets of each row, (B,); the positions behind them are padding.
+            unscored: targets that are left out of the loss, (B, T).
+        """
+        mask = self.columns < length[:, None]  # (B, T)
         scored = mask if unscored is None else mask & ~unscored
         return {
             "input_ids": np.where(mask, tokens[:, :-1], self.pad_id),
@@ -85,22 +102,22 @@ class StreamRows(Rows):
         }
 
     def gather(self, position: np.ndarray) -> np.ndarray:
-        """Ids at the given positions, int64; positions behind the end read the last id."""
+        """Ids at the given positions of the stream, int64. A position behind the end gives the last id."""
         return self.store.tokens[np.minimum(position, self.last)].astype(np.int64)
 
 
 class Windows(StreamRows):
-    """Spans of the stream that know nothing of documents.
+    """Windows of T tokens of the stream, across the borders of documents.
 
     Args:
         store: the split.
         block_size: T.
-        stride: distance of two windows, 1 to T, starting at 0 in every epoch; the last one is clipped at the end. None:
-            windows side by side, with a seed from another offset in each epoch: every target is scored exactly once.
+        stride: distance of two windows, 1 to T. The first window starts at 0, and the last one is clipped. None puts
+            windows side by side and scores every target exactly once; with a seed each epoch has another offset.
         seed: as in `Rows`.
         mask_first: as in `StreamRows`, of each window.
-        once: whether a target that an earlier window holds too is scored there alone (evaluation): each is then scored
-            with at least T - ``stride`` tokens before it, but for the first T.
+        once: whether a target of two overlapping windows is scored only in the first (evaluation). Each target but the
+            first T then has at least T - ``stride`` tokens before it.
     """
 
     def __init__(
@@ -114,10 +131,10 @@ class Windows(StreamRows):
     ) -> None:
         super().__init__(store, block_size, seed, mask_first)
         self.stride, self.once = stride, once
-        self.count = self.tiling_rows() if stride is None else int(pieces(self.last, block_size, stride))
+        self.count = self.tiling_rows() if stride is None else int(rows_needed(self.last, block_size, stride))
 
     def slices(self, epoch: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First input and number of targets (B,) of each window."""
+        """First input position (B,) and number of targets (B,) of each window."""
         if self.stride is None:
             return super().slices(epoch, rows)
         low = np.maximum(rows * self.stride, 0)
@@ -126,27 +143,29 @@ class Windows(StreamRows):
     def batch(self, epoch: int, rows: np.ndarray) -> dict[str, np.ndarray]:
         """input_ids, targets, attention_mask (B, T)."""
         low, length = self.slices(epoch, rows)
-        tokens = self.gather(low[:, None] + np.arange(self.block_size + 1))
-        seen = self.block_size - self.stride if self.once and self.stride else 0  # targets of an earlier window
-        unscored = self.columns < np.where(rows > 0, seen, 0)[:, None] + self.mask_first
+        tokens = self.gather(low[:, None] + np.arange(self.block_size + 1))  # (B, T + 1)
+        overlap = self.block_size - self.stride if self.once and self.stride else 0  # targets of the window before
+        unscored = self.columns < np.where(rows > 0, overlap, 0)[:, None] + self.mask_first  # (B, T)
         return self.finish(tokens, length, unscored)
 
 
-def pieces(length: Any, block_size: int, stride: int) -> Any:
-    """How many rows that start ``stride`` apart, and are full but for the last, hold ``length`` targets (n,)."""
+def rows_needed(length: Any, block_size: int, stride: int) -> Any:
+    """Number of rows, ``stride`` apart, that hold ``length`` targets, an int or (n,); only the last may be short."""
     return 1 + -(-np.maximum(length - block_size, 0) // stride)
 
 
 class Padded(StreamRows):
-    """One document a row, ``E document E``; a longer one goes on in further rows. Pads are on the right.
+    """One document in each row: EOS token, document, EOS token, then padding.
+
+    A document of more than T targets takes several rows.
 
     Args:
         store: the split.
         block_size: T.
         seed: as in `Rows`.
         mask_first: as in `StreamRows`, of each document.
-        val_stride: distance of the rows of one document; a target that an earlier row holds too is scored there alone.
-            None puts them side by side.
+        val_stride: distance of the rows of one document. A target that two rows hold is scored only in the first. None
+            puts the rows side by side.
     """
 
     def __init__(
@@ -159,29 +178,37 @@ class Padded(StreamRows):
     ) -> None:
         super().__init__(store, block_size, seed, mask_first)
         self.stride = val_stride or block_size
-        self.length = np.diff(store.starts) - (store.eos_id is None)  # targets of each document
-        rows = np.where(self.length > 0, pieces(self.length, block_size, self.stride), 0)
-        self.first_row = np.concatenate([[0], np.cumsum(rows)])
+        self.length = np.diff(store.starts) - (store.eos_id is None)  # targets of each document, (documents,)
+        rows = np.where(self.length > 0, rows_needed(self.length, block_size, self.stride), 0)
+        self.first_row = np.concatenate([[0], np.cumsum(rows)])  # of each document, (documents + 1,)
         self.count = int(self.first_row[-1])
 
     def batch(self, epoch: int, rows: np.ndarray) -> dict[str, np.ndarray]:
         """input_ids, targets, attention_mask (B, T), and document (B,): its number, -1 for an empty row."""
-        document = np.searchsorted(self.first_row, rows, side="right") - 1
-        done = (rows - self.first_row[document]) * self.stride  # where the row begins in its document
+        document = np.searchsorted(self.first_row, rows, side="right") - 1  # (B,)
+        done = (rows - self.first_row[document]) * self.stride  # where the row begins in its document, (B,)
         length = np.where(rows < 0, 0, np.minimum(self.length[document] - done, self.block_size))
         tokens = self.gather(
             np.maximum(self.store.starts[document] + done, 0)[:, None] + np.arange(self.block_size + 1)
         )
-        seen = np.where(done > 0, self.block_size - self.stride, 0)  # targets of an earlier row
-        unscored = (self.columns < seen[:, None]) | (done[:, None] + self.columns < self.mask_first)
+        overlap = np.where(done > 0, self.block_size - self.stride, 0)  # targets of the row before, (B,)
+        unscored = (self.columns < overlap[:, None]) | (done[:, None] + self.columns < self.mask_first)
         return {**self.finish(tokens, length, unscored), "document": document}
 
 
 @dataclass(frozen=True)
 class RankShare:
-    """Which rows of each global batch one process takes, and in how many micro-batches.
+    """The rows of each global batch that one process takes, and their division into micro-batches.
 
-    Rank r's micro-batch j of global batch k takes the m rows from ``k * rows_per_batch + (j * world + r) * m``.
+    Micro-batch j of rank r in global batch k takes m rows, from ``k * rows_per_batch + (j * world + r) * m`` on. So
+    micro-batch j of all ranks together is one stretch of the epoch, for every number of ranks.
+
+    Attributes:
+        rows: number of rows of an epoch.
+        rows_per_batch: rows of a global batch.
+        micro: m, rows of a micro-batch.
+        rank: number of this process.
+        world: number of processes.
     """
 
     rows: int
@@ -197,23 +224,25 @@ class RankShare:
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches of one process in an epoch; the last global batch is filled up with empty rows."""
+        """Micro-batches of one process in an epoch. Empty rows fill up the last global batch."""
         return -(-self.rows // self.rows_per_batch) * self.accumulation
 
     def positions(self, item: int) -> np.ndarray:
-        """Places in the epoch's order (m,) of the process's micro-batch ``item``; -1 for empty rows."""
+        """Positions in the epoch's order (m,) of the process's micro-batch ``item``; -1 for empty rows."""
         k, j = divmod(item, self.accumulation)
-        place = k * self.rows_per_batch + (j * self.world + self.rank) * self.micro + np.arange(self.micro)
-        return np.where(place < self.rows, place, -1)
+        position = k * self.rows_per_batch + (j * self.world + self.rank) * self.micro + np.arange(self.micro)
+        return np.where(position < self.rows, position, -1)
 
 
 class MicroBatches(Dataset[Batch]):
-    """Map-style: (epoch, item) to one finished micro-batch, so a loader needs no collation and no sampler of rows.
+    """A dataset whose items are whole micro-batches of this process, by (epoch, item).
+
+    A loader then needs no collation and no sampler of rows.
 
     Args:
-        rows: how the split is cut.
-        share: this process's part of it.
-        subset: row numbers to use instead of all, in this order (evaluation on a part).
+        rows: the rows of the split.
+        share: this process's part of them.
+        subset: row numbers (n,) to use instead of all, in this order, for evaluation on a part.
     """
 
     def __init__(self, rows: Rows, share: RankShare, subset: np.ndarray | None = None) -> None:
@@ -222,9 +251,9 @@ class MicroBatches(Dataset[Batch]):
     def __len__(self) -> int:
         return self.share.micro_batches
 
-    def __getitem__(self, place: tuple[int, int]) -> Batch:
-        epoch, item = place
-        row = self.share.positions(item)
+    def __getitem__(self, index: tuple[int, int]) -> Batch:
+        epoch, item = index
+        row = self.share.positions(item)  # (m,)
         real = row >= 0
         if self.subset is not None:
             row[real] = self.subset[row[real]]
@@ -236,9 +265,8 @@ class MicroBatches(Dataset[Batch]):
 class BatchLoader:
     """Iterates over one process's micro-batches in a fixed order.
 
-    Not a ``DataLoader`` itself, because Lightning rebuilds those with its own sampler under several processes, which
-    would split rows that are split already. It uses one inside, with a generator of its own: the one it would make
-    draws from the global random state, and runs would no longer resume exactly.
+    It is no ``DataLoader``: under several processes Lightning rebuilds those with its own sampler, which would divide
+    rows that are divided already. It has a ``DataLoader`` inside.
     """
 
     def __init__(self, dataset: MicroBatches, num_workers: int = 0) -> None:
@@ -252,25 +280,30 @@ class BatchLoader:
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
         self.dataset.rows.prepare(epoch)
-        places = ((epoch, item) for item in range(start, len(self)))
+        indices = ((epoch, item) for item in range(start, len(self)))
         return iter(
             DataLoader(
                 self.dataset,
-                batch_size=None,
-                sampler=places,
+                batch_size=None,  # an item is a batch
+                sampler=indices,
                 num_workers=self.num_workers,
                 pin_memory=torch.cuda.is_available(),
+                # Without a generator, it draws a seed for its workers from the global random state. A run that
+                # resumes would draw at other steps than a straight one, and its dropout masks would differ.
                 generator=torch.Generator().manual_seed(0),
             )
         )
 
 
 class TrainLoader(BatchLoader):
-    """Goes through one epoch after another, and can say and be told where it stands.
+    """Iterates over one epoch after another, with a state that can be saved and loaded.
 
-    The state counts the batches handed out, not those that workers have prepared, and is in global batches, so it can
-    be loaded on another number of processes. ``iter`` after a whole or a broken-off epoch starts the next one, but
-    right after ``load_state_dict`` it goes on in the middle.
+    The state counts the batches that were yielded, not those that workers have built ahead. It counts global batches,
+    so that it can be loaded on another number of processes.
+
+    Attributes:
+        epoch: the epoch of the last batch.
+        done: micro-batches of that epoch that were yielded.
     """
 
     def __init__(self, dataset: MicroBatches, num_workers: int = 0) -> None:
@@ -280,24 +313,29 @@ class TrainLoader(BatchLoader):
         self.sampler = self  # Lightning looks for set_epoch there
 
     def set_epoch(self, epoch: int) -> None:
-        """Moves to the start of an epoch; in the middle of that very epoch it changes nothing."""
+        """Moves to the start of an epoch. It changes nothing when that epoch has begun, as after a resume."""
         if epoch != self.epoch:
             self.epoch, self.done, self._loaded = epoch, 0, False
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.done and not (self._loaded and self.done < len(self)):
+        # Each `iter` starts an epoch. With done > 0 the last epoch has begun, so the next one is due, even if the last
+        # was left before its end (`limit_train_batches`). The first `iter` after `load_state_dict` is the exception: it
+        # continues the epoch in the middle. A state that was saved after the last batch has nothing to continue.
+        continues = self._loaded and self.done < len(self)
+        if self.done and not continues:
             self.epoch, self.done = self.epoch + 1, 0
         self._loaded = False
         for batch in self._batches(self.epoch, self.done):
+            # Before the yield: a checkpoint is saved while the consumer still holds this batch, and counts it as done.
             self.done += 1
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch, and the global batches of it that were handed out whole."""
+        """The epoch, and the number of its global batches that were yielded whole."""
         return {"epoch": self.epoch, "global_batches": self.done // self.dataset.share.accumulation}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up a state, whatever number of processes and micro-batches it comes from."""
+        """Continues from a state, which may come from another number of processes and other micro-batches."""
         self.epoch = state["epoch"]
         self.done = state["global_batches"] * self.dataset.share.accumulation
         self._loaded = True

@@ -1,4 +1,4 @@
-"""Any text with any tokenizer."""
+"""The datamodule for any text with any tokenizer."""
 
 from typing import Any
 
@@ -8,13 +8,14 @@ from datamodules.subword import SubwordDataModule
 
 
 class BPEDataModule(SubwordDataModule):
-    """Any text with any tokenizer, split into contiguous parts, with an end mark between and around its documents.
+    """Any text with any tokenizer, split into contiguous parts. EOS tokens are before, between and after documents.
 
     Args:
-        source: ``embedded`` (what None means), a file, folder or glob, or the name of a download, or a list of such.
-        val_fraction: share of the characters of ``source`` that is validation; it follows the training part.
-        test_fraction: share of the characters of ``source`` that is the test split, at its end.
-        **options: what `SubwordDataModule` takes; a document is a whole file, unless told otherwise.
+        source: a file, folder or glob, the name of a download, or a list of these; None is ``embedded``, the
+            documentation of the running Python.
+        val_fraction: share of the characters of ``source`` to validate on; it follows the training part.
+        test_fraction: share of the characters of ``source`` to test on, at its end.
+        **options: the options of `SubwordDataModule`; by default a document is a whole file.
     """
 
     default_documents: Documents = "file"
@@ -30,6 +31,6 @@ class BPEDataModule(SubwordDataModule):
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
 
     def recipe(self) -> Recipe:
-        """The text cut at character positions."""
+        """The text, cut at character positions."""
         fractions = self.val_fraction, self.test_fraction
         return Recipe.contiguous(self.chosen_tokenizer(), self.opened_sources(), fractions)

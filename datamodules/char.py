@@ -1,4 +1,4 @@
-"""Characters of one long text."""
+"""The datamodule for the characters of one long text."""
 
 from typing import Any, Literal
 
@@ -8,21 +8,21 @@ from datamodules.sources import Source, open_source
 
 
 class CharDataModule(TextDataModule):
-    """Windows of text, one token a character, split into contiguous parts.
+    """Windows of text with one token for each character, split into contiguous parts.
 
-    The vocabulary is the sorted characters of all splits. That tells the model no more of the validation text than that
-    its characters exist, and a person's first run does not fail on a rare sign near the end of their file.
+    The vocabulary is the sorted characters of all splits. From the validation text the model thus knows which
+    characters exist, and nothing else. Otherwise a rare character near the end of a file would stop a run.
 
     Args:
-        source: ``embedded`` (what None means), a file, folder or glob, or the name of a download; of several, each
-            starts on a new line.
-        val_source: text for validation, instead of a part of ``source``.
-        test_source: text for the test split, instead of a part of ``source``.
-        val_fraction: share of the characters of ``source`` that is validation; it follows the training part.
-        test_fraction: share of the characters of ``source`` that is the test split, at its end.
-        unknown: what a character that no split holds does in prompts and in ``predict_source``: ``error`` names it,
-            ``unk`` adds an id for all such.
-        **options: what every datamodule takes.
+        source: a file, folder or glob, the name of a download, or a list of these, which are joined by newlines; None
+            is ``embedded``, the documentation of the running Python.
+        val_source: text to validate on, instead of a part of ``source``.
+        test_source: text to test on, instead of a part of ``source``.
+        val_fraction: share of the characters of ``source`` to validate on; it follows the training part.
+        test_fraction: share of the characters of ``source`` to test on, at its end.
+        unknown: how to treat a character that no split has, in prompts and in ``predict_source``: ``error`` stops
+            and names it, ``unk`` replaces it by the token ``<unk>``.
+        **options: the options of every datamodule.
     """
 
     def __init__(
@@ -42,16 +42,10 @@ class CharDataModule(TextDataModule):
         self.unknown = unknown
 
     def recipe(self) -> Recipe:
-        """The text cut at character positions, and a vocabulary of all of it."""
+        """The text, cut at character positions, and a vocabulary of all its characters."""
         tokenizer = NewTokenizer("char", train_on="all", eos=False, unknown=self.unknown)
-        val, test = (None if spec is None else self._open(spec) for spec in (self.val_source, self.test_source))
-        return Recipe.contiguous(
-            tokenizer, (self._open(self.source), val, test), (self.val_fraction, self.test_fraction)
-        )
+        return Recipe.contiguous(tokenizer, self.opened_sources(), (self.val_fraction, self.test_fraction))
 
-    def open_predict_source(self, spec: str) -> Source:
-        """Each file is a document."""
-        return self._open(spec)
-
-    def _open(self, spec: str | list[str]) -> Source:
+    def open_text(self, spec: str | list[str]) -> Source:
+        """The source that ``spec`` names; each file is a document."""
         return open_source(spec, cache_dir=self.cache_dir)

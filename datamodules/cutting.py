@@ -1,4 +1,4 @@
-"""How a datamodule's splits become rows, for training and for evaluation."""
+"""The options that decide how splits become rows, for training and for evaluation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,17 +20,17 @@ RowKind = Literal["windows", "padded", "packed"]
 
 @dataclass(frozen=True)
 class Cutting:
-    """The options that decide rows.
+    """Cuts splits into rows, by the options of a datamodule.
 
     Args:
         kind: ``windows``, ``padded`` or ``packed``.
         block_size: T.
-        seed: decides, with the epoch, the order and the cuts of training rows.
-        shuffle: whether there is such an order.
-        stride: distance of training windows.
-        val_stride: distance of evaluation windows, and of the pieces of a document longer than T.
-        mask_first: training targets at the start of each window (or document) that are left out of the loss.
-        sampling: smoothing of the segmentations of the training text, 0 for none.
+        seed: decides, with the epoch, the order of training rows and where they are cut.
+        shuffle: whether training rows are shuffled; if not, the seed is not used.
+        stride: distance of two training windows.
+        val_stride: distance of two evaluation windows, and of the rows of a document longer than T.
+        mask_first: number of training targets at the start of each window (or document) left out of the loss.
+        sampling: smoothing of the sampled segmentations of the training text; 0 does not sample.
     """
 
     kind: RowKind
@@ -43,37 +43,41 @@ class Cutting:
     sampling: float = 0.0
 
     def training_rows(self, store: TokenStore, tokenizer: Tokenizer) -> Rows:
-        """The rows of an epoch of training."""
+        """The rows to train on."""
         kind = {"windows": Windows, "padded": Padded, "packed": Packed}[self.kind]
         options: dict[str, Any] = {"block_size": self.block_size, "mask_first": self.mask_first}
         options |= {"seed": self.seed if self.shuffle else None}
-        options |= {"stride": self.stride} if self.kind == "windows" else {}
+        options |= {"stride": self.stride} if self.kind == "windows" else {}  # `check` refuses it for the others
         cut: Callable[[TokenStream], StreamRows] = partial(kind, **options)
         if not self.sampling:
             return cut(store)
-        assert isinstance(tokenizer, UnigramTokenizer)  # by `check`
+        assert isinstance(tokenizer, UnigramTokenizer)  # `check` refuses all others
+        # The store has one segmentation. Sampling needs the text, which the store's ids decode to without loss.
         documents = (tokenizer.decode(ids.tolist()) for ids in store.documents())
         return ResegmentedRows(SampledTexts(tokenizer, documents, self.sampling), cut, self.seed)
 
     def evaluation_rows(self, store: TokenStore) -> Rows:
-        """Rows in which every token is scored exactly once."""
+        """The rows to evaluate: every token is a scored target exactly once, in the text's order.
+
+        They depend neither on a seed nor on an epoch, so the same weights always get the same metrics.
+        """
         if self.kind == "windows":
             return Windows(store, self.block_size, self.val_stride, once=True)
-        if self.kind == "packed":
+        if self.kind == "packed":  # without cuts, unlike training: a cut would take away a token's context
             return WholePacked(store, self.block_size, self.val_stride)
         return self.documents(store)
 
     def documents(self, store: TokenStore) -> Padded:
-        """Rows of one document each, in which every token is scored exactly once."""
+        """Rows of one document each; every token is a scored target exactly once."""
         return Padded(store, self.block_size, val_stride=self.val_stride)
 
     def check(self, stores: dict[str, TokenStore], tokenizer: Tokenizer, source: str) -> None:
-        """Refuses options that contradict each other or the text.
+        """Checks that the options fit each other and the text.
 
         Args:
-            stores: the splits.
-            tokenizer: theirs.
-            source: what people are told that the text is.
+            stores: the splits, by name.
+            tokenizer: the tokenizer of the splits.
+            source: the name of the text in error messages.
 
         Raises:
             UserError: names the option.
@@ -83,7 +87,7 @@ class Cutting:
         self._check_sampling(tokenizer)
         if self.kind != "windows" and tokenizer.eos_id is None:
             raise UserError(
-                f"rows {self.kind!r} need a tokenizer with an end mark, and this one has none; use windows."
+                f"rows {self.kind!r} need a tokenizer with an EOS token, and this one has none; use windows."
             )
         for split, store in stores.items():
             if self.kind == "windows" and len(store) <= self.block_size:
@@ -104,6 +108,7 @@ class Cutting:
 
     def _check_mask(self, train: TokenStore) -> None:
         windows = self.kind == "windows"
+        # The longest document decides: shorter ones may lose all their targets, as a message of three tokens does.
         targets = self.block_size if windows or not self.mask_first else int(np.diff(train.starts).max())
         if not 0 <= self.mask_first < targets:
             what = f"a window of {targets}" if windows else f"the longest document to train on, of {targets} targets"

@@ -1,4 +1,4 @@
-"""Files by name: fetched once, resumed after a cut, checked by SHA-256, renamed into place when whole."""
+"""Downloads of public files by name: resumed after an interruption, checked by SHA-256, kept in the cache."""
 
 import hashlib
 import http
@@ -24,7 +24,13 @@ _NETWORK_ERRORS = (urllib.error.URLError, ConnectionError, TimeoutError, ssl.SSL
 
 @dataclass(frozen=True)
 class Download:
-    """A public file: where it is, and what it must be. ``size`` is in bytes."""
+    """A public file.
+
+    Attributes:
+        url: where it is.
+        sha256: the checksum that it must have, in hex.
+        size: its size in bytes.
+    """
 
     url: str
     sha256: str
@@ -51,21 +57,22 @@ DOWNLOADS = {
 
 
 def fetch(name: str, file: Download, folder: Path | None = None, wait: Callable[[float], None] = sleep) -> Path:
-    """The path of a downloaded file, fetched now if it is not there. Safe from several processes at once.
+    """The path of a file, which is downloaded now if it is not in the folder. Several processes may call it at once.
 
-    What arrived before a cut is kept in ``NAME.part``, and the next attempt, now or in a later run, asks for the rest.
+    The bytes that arrived before an interruption are kept in ``NAME.part``. The next attempt, now or in a later run,
+    asks for the rest.
 
     Args:
-        name: what people are shown, and the name of the file in the folder.
-        file: where it is and what it must be.
-        folder: None for ``downloads`` in `default_cache_dir`.
-        wait: how to pass the seconds between two attempts.
+        name: the name of the file, in the folder and in messages.
+        file: its URL, size and checksum.
+        folder: where it is kept; None is ``downloads`` in `default_cache_dir`.
+        wait: called with the seconds to wait between two attempts.
 
     Raises:
-        UserError: no connection after some attempts, a refusal by the server, or bytes of another SHA-256.
+        UserError: no connection after five attempts, an error of the server, or another SHA-256.
     """
     path = (folder or default_cache_dir() / "downloads") / f"{name}.txt"
-    if path.exists():  # only whole files are renamed to this place
+    if path.exists():  # only complete files are renamed to this path
         return path
     part = path.with_suffix(".part")
     try:
@@ -74,7 +81,7 @@ def fetch(name: str, file: Download, folder: Path | None = None, wait: Callable[
                 _fetch_part(name, file, part, wait)
                 _check(name, file, part)
                 part.replace(path)
-    except OSError as error:  # those of the network have become sentences further down
+    except OSError as error:  # `_fetch_part` has turned errors of the network into UserErrors
         raise UserError(f"{name} cannot be kept in {path.parent} ({error.strerror}); set cache_dir.") from None
     return path
 
@@ -89,7 +96,7 @@ def _fetch_part(name: str, file: Download, part: Path, wait: Callable[[float], N
             except urllib.error.HTTPError as error:
                 error.close()
                 if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                    part.unlink()  # the start of some other file
+                    part.unlink()  # it is longer than the file, so it belongs to another one
                 elif error.code < 500 or attempt == _ATTEMPTS:
                     raise UserError(_advice(name, file, f"the server answered {error.code} {error.reason}")) from None
             except _NETWORK_ERRORS as error:
@@ -99,28 +106,28 @@ def _fetch_part(name: str, file: Download, part: Path, wait: Callable[[float], N
 
 
 def _receive(file: Download, part: Path) -> Iterator[int]:
-    """Appends what is missing to ``part``, yielding the number of new bytes as they are written."""
-    have = part.stat().st_size if part.exists() else 0
-    if have >= file.size:
+    """Appends the missing bytes to ``part``, and yields the number of new bytes as they are written."""
+    size = part.stat().st_size if part.exists() else 0
+    if size >= file.size:
         return
-    request = urllib.request.Request(file.url, headers={"Range": f"bytes={have}-"} if have else {})
+    request = urllib.request.Request(file.url, headers={"Range": f"bytes={size}-"} if size else {})
     with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
-        resumed = answer.status == http.HTTPStatus.PARTIAL_CONTENT  # some servers ignore Range and send it all
+        resumed = answer.status == http.HTTPStatus.PARTIAL_CONTENT  # some servers ignore Range and send the whole file
         with part.open("ab" if resumed else "wb") as out:
             while block := answer.read(_BLOCK):
                 out.write(block)
                 yield len(block)
-        if answer.length:  # what Content-Length promised beyond what came
+        if answer.length:  # bytes that Content-Length promised and that did not come
             raise ConnectionError(f"the connection closed {answer.length:,} bytes early")
 
 
 def _check(name: str, file: Download, part: Path) -> None:
     with part.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != file.sha256:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    if sha256 != file.sha256:
         part.unlink()
         raise UserError(
-            f"The download of {name} from {file.url} has SHA-256 {found[:16]}..., not {file.sha256[:16]}...; it was "
+            f"The download of {name} from {file.url} has SHA-256 {sha256[:16]}..., not {file.sha256[:16]}...; it was "
             "removed. Try again, or give the path of a copy you trust as the source."
         )
 

@@ -1,16 +1,16 @@
-"""A corpus that every machine already has: the documentation inside the running Python."""
+"""A corpus that needs no download: the documentation inside the running Python."""
 
 from datamodules.errors import UserError
 
-#: Shorter lines may repeat: they are `else:` and `}` of examples, which read badly with holes.
+#: Shorter lines may repeat. They are `else:` and `}` of code examples, which would be broken without them.
 _SHORT_LINE = 20
 
 
 def corpus() -> str:
     """The topics of `help()`, sorted, without repeated paragraphs and without repeated lines of 20 characters or more.
 
-    Topics quote one another: of the last tenth, 11 % of the 50-character stretches also occur before it, and 0.4 %
-    once repeats are gone. CPython 3.11.7 gives 357,713 characters; other versions differ, so figures name the version.
+    Topics quote one another. Of the last tenth, 11 % of the 50-character stretches also occur before it; without
+    repetitions 0.4 % do. CPython 3.11.7 gives 357,713 characters; other versions differ, so figures name the version.
     """
     try:
         from pydoc_data.topics import topics
@@ -22,18 +22,18 @@ def corpus() -> str:
     for topic in sorted(topics):
         for paragraph in topics[topic].split("\n\n"):
             if paragraph not in seen_paragraphs:
-                kept = _unseen_lines(paragraph, seen_lines).strip("\n")
-                if kept.strip() and kept not in seen_paragraphs:
-                    paragraphs.append(kept)
-                seen_paragraphs |= {paragraph, kept}
+                unseen = _unseen_lines(paragraph, seen_lines).strip("\n")
+                if unseen.strip() and unseen not in seen_paragraphs:
+                    paragraphs.append(unseen)
+                seen_paragraphs |= {paragraph, unseen}
     return "\n\n".join(paragraphs) + "\n"
 
 
 def _unseen_lines(paragraph: str, seen: set[str]) -> str:
-    """``paragraph`` without the lines already in ``seen``; its own are added."""
-    kept = []
+    """``paragraph`` without the long lines in ``seen``, to which its lines are added."""
+    lines = []
     for line in paragraph.split("\n"):
         if len(line) < _SHORT_LINE or line not in seen:
-            kept.append(line)
+            lines.append(line)
         seen.add(line)
-    return "\n".join(kept)
+    return "\n".join(lines)

@@ -1,11 +1,11 @@
-"""The one exception that a person at the keyboard can cause, and what the system refuses."""
+"""The exception for mistakes of a user, and sentences for errors of the operating system."""
 
 import errno
 from pathlib import Path
 
-#: No room is left: on the disk, in a quota, under a limit of file sizes.
+#: Errors for want of space: on the disk, in a quota, under a limit of file sizes.
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-#: What a system refuses for reasons outside of this program. Any other OSError keeps its traceback: it may be a bug.
+#: Errors of the system with a cause outside of this program. Any other OSError keeps its traceback: it may be a bug.
 REFUSALS = FULL | {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
@@ -13,11 +13,14 @@ REFUSALS = FULL | {
 
 
 class UserError(ValueError):
-    """A wrong input, in one sentence: the thing, the value and the fix. The command line prints it and exits with 2."""
+    """A mistake of the user. Its message is one sentence with the thing, the value and the fix.
+
+    The command line prints the message without a traceback and exits with status 2.
+    """
 
 
 def check_at_least(least: int, name: str, value: float | None) -> None:
-    """Refuse a number that is too small or NaN; None is no number, and passes.
+    """Checks that a number is not too small and not NaN. None passes: the option is not set.
 
     Raises:
         UserError: names the option.
@@ -27,16 +30,16 @@ def check_at_least(least: int, name: str, value: float | None) -> None:
 
 
 def is_refusal(error: object) -> bool:
-    """Whether the system refused something that only a person can mend, such as to write on a full disk."""
+    """Whether the error has a cause that only the user can remove, such as a full disk."""
     return isinstance(error, OSError) and error.errno in REFUSALS
 
 
 def refusal(error: OSError, path: str | Path | None = None) -> UserError:
-    """One sentence for what the system refused.
+    """The one-sentence error for an error of the system.
 
     Args:
-        error: what it raised.
-        path: of what, where the error does not know it: a failed write has no name.
+        error: the error.
+        path: the file, where the error does not name it: an error of a write does not.
     """
     thing = path or error.filename or "a file or the output"
     fix = "free some room or choose another place" if error.errno in FULL else "mend that or choose another place"

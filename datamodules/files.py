@@ -1,4 +1,4 @@
-"""The file system: where caches are, locks between processes, files that appear whole."""
+"""The file system: cache folders, locks between processes, atomic writes."""
 
 import fcntl
 import io
@@ -15,16 +15,16 @@ from typing import IO, Any, cast
 
 from datamodules.errors import FULL, UserError
 
-#: How the names of temporary files end, and what they are wholly: the file's, eight signs of mkstemp's.
+#: How names of temporary files end, and the whole name: the file's name, eight characters of mkstemp, the end.
 TEMPORARY = ".tmp"
 LEFTOVER = re.compile(r"\..+\.(link|[a-z0-9_]{8})\.tmp")
 
 
 def expanded(path: str | Path) -> Path:
-    """``path`` with the home folder that a ``~`` or ``~NAME`` at its beginning stands for.
+    """``path`` with the home folder in place of a ``~`` or ``~NAME`` at its beginning.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: there is no such home folder.
     """
     try:
         return Path(path).expanduser()
@@ -39,7 +39,7 @@ def default_cache_dir() -> Path:
 
 
 def cache_folder(cache_dir: str | Path | None) -> Path:
-    """The one that was asked for, or the default."""
+    """The folder ``cache_dir``, or the default one for None."""
     return expanded(cache_dir) if cache_dir else default_cache_dir()
 
 
@@ -48,7 +48,7 @@ _CHUNK = 1 << 22
 
 
 class SummedFile:
-    """A file that is written from its beginning on, and knows the size and the CRC-32 of what was given to it."""
+    """A new file with the size and the CRC-32 of the bytes that were given to it, not of those on the disk."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
@@ -61,12 +61,12 @@ class SummedFile:
         self.size += len(data)
 
     def close(self) -> None:
-        """Closes the file; again if need be."""
+        """Closes the file. May be called again."""
         self._file.close()
 
 
 def crc32_of(path: Path) -> int:
-    """The CRC-32 of a file's bytes: 0.25 s a GB."""
+    """The CRC-32 of a file's bytes, in 0.25 s a GB."""
     value = 0
     with path.open("rb") as file:
         while data := file.read(_CHUNK):
@@ -76,7 +76,7 @@ def crc32_of(path: Path) -> int:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on ``path`` among processes; the system releases it however this one ends."""
+    """Holds an exclusive lock on ``path`` among processes. The system releases it if this process is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -84,13 +84,17 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Lets ``write`` fill a temporary file beside ``path``, flushes it to the disk, and renames it to ``path``.
+    """Writes a file by way of a temporary file beside it, which is flushed to the disk and renamed to ``path``.
 
-    A reader, or a start after a kill at any moment, sees the old file or the whole new one. The temporary file must be
-    on the same file system: a rename across two is a copy, and a kill in the middle of that leaves half a file.
+    A reader sees the old file or the whole new one, also after a kill at any moment. The temporary file is in the same
+    folder because it must be on the same file system: a rename across two is a copy, of which a kill leaves half.
+
+    Args:
+        path: the file.
+        write: writes the content to the temporary file.
 
     Raises:
-        UserError: no room, no permission.
+        UserError: the disk is full, or permission is missing.
     """
     path = Path(path)
     with writing(path, lambda: _size(write)):
@@ -98,29 +102,29 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
         try:
             _fill(handle, write)
-            os.chmod(name, 0o644)  # mkstemp's 0600 would hide it from colleagues
+            os.chmod(name, 0o644)  # mkstemp's 0600 would hide it from other users
             os.replace(name, path)
         except BaseException:
-            with suppress(OSError):  # the folder has been moved away
+            with suppress(OSError):  # the folder may have been moved
                 os.unlink(name)
             raise
 
 
 @contextmanager
 def writing(path: Path, size: Callable[[], int] | None = None) -> Iterator[None]:
-    """Turns what the system refuses while ``path`` is written into one sentence.
+    """Turns an error of the system while ``path`` is written into a `UserError`.
 
     Args:
         path: the file.
-        size: how many bytes it needs, asked when there is no room.
+        size: gives the number of bytes that it needs; called if the disk is full.
 
     Raises:
-        UserError: no room, no permission.
+        UserError: the disk is full, or permission is missing.
     """
     try:
         yield
     except (OSError, RuntimeError) as error:
-        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save hides the system's
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save wraps it
         if not isinstance(cause, OSError):
             raise
         reason = cause.strerror or str(cause)
@@ -131,7 +135,7 @@ def writing(path: Path, size: Callable[[], int] | None = None) -> Iterator[None]
 
 
 class _Measure(io.RawIOBase):
-    """Counts what is written to it."""
+    """A file that counts the bytes written to it and drops them."""
 
     size = 0
 
@@ -162,7 +166,7 @@ def _fill(handle: int, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files of `write_atomically` that a kill has left in a folder in which nobody writes now."""
+    """Removes the temporary files that a kill of `write_atomically` left in a folder where no process writes now."""
     for path in folder.glob(f".*{TEMPORARY}"):
         if LEFTOVER.fullmatch(path.name):
             path.unlink(missing_ok=True)

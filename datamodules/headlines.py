@@ -1,4 +1,4 @@
-"""Many short documents: titles, messages, one a line or one a row of a table."""
+"""The datamodule for many short documents: titles or messages, one in each line or row of a table."""
 
 from dataclasses import replace
 from typing import Any, Literal
@@ -13,20 +13,20 @@ from datamodules.subword import SubwordDataModule
 
 
 class HeadlinesDataModule(SubwordDataModule):
-    """Documents kept whole: each in one split, and packed into rows that attend inside a document only.
+    """Short documents. Each is whole in one split, and rows pack several, with attention inside each document only.
 
     Args:
-        source: ``embedded_headlines`` (synthetic; what None means), a file, folder or glob, the name of a download, or
-            a list of such.
-        deduplicate: whether only the first of equal documents is kept; this happens before the split,
-            and not to ``val_source`` and ``test_source``.
+        source: a file, folder or glob, the name of a download, or a list of these; None is ``embedded_headlines``,
+            10,000 synthetic headlines.
+        deduplicate: whether only the first of equal documents is kept. This happens before the split, and not to
+            ``val_source`` and ``test_source``.
         split: ``order`` takes the last documents for validation, ``shuffle`` a random choice.
-        split_seed: decides that choice, whatever ``seed`` is.
-        val_fraction: share of the documents that is validation.
-        test_fraction: share of the documents that is the test split, after the validation part.
-        val_documents: number of documents for validation, instead of a share.
-        test_documents: likewise for the test split.
-        **options: what `SubwordDataModule` takes; a document is a line, unless told otherwise.
+        split_seed: decides the random choice; ``seed`` does not.
+        val_fraction: share of the documents to validate on.
+        test_fraction: share of the documents to test on, after the validation part.
+        val_documents: number of documents to validate on, instead of a share.
+        test_documents: number of documents to test on, instead of a share.
+        **options: the options of `SubwordDataModule`; by default a document is a line.
     """
 
     default_rows: RowKind = "packed"
@@ -54,12 +54,12 @@ class HeadlinesDataModule(SubwordDataModule):
         )
 
     def recipe(self) -> Recipe:
-        """Whole documents, dealt out to the splits."""
+        """The documents, each whole in one split."""
         source, val, test = self.opened_sources()
         return Recipe(source, self.chosen_tokenizer(), self.split, val, test)
 
     def scored_text(self, split: str) -> ScoredText:
-        """See `TextDataModule`; of val and test also the ``coverage``, for this module's tokens of a step."""
+        """See `TextDataModule`. Of val and test it has the ``coverage`` too, for a batch of one optimizer step."""
         text = super().scored_text(split)
         if split == "train_eval":
             return text
@@ -67,7 +67,7 @@ class HeadlinesDataModule(SubwordDataModule):
 
 
 def _held_out(split: str, source: str | list[str] | None, fraction: float, documents: int | None) -> float | int:
-    """The part of the source that a split takes: nothing where it has a source of its own."""
+    """The part of the source that a split takes: nothing if it has a source of its own."""
     if source is not None and documents is not None:
         raise UserError(f"{split}_source and {split}_documents={documents} contradict each other: give one of them.")
     if source is not None:

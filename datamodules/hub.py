@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, each at one revision, read by the ``hf`` extra."""
+"""Datasets of the Hugging Face hub, each at one revision, read with the ``hf`` extra."""
 
 import hashlib
 import json
@@ -18,18 +18,18 @@ HACKER_NEWS = "hf:julien040/hacker-news-posts@9e21b0f3"
 
 @dataclass(frozen=True)
 class HubSource(Source):
-    """The ``train`` split of a data set; a document is a row's text in one column.
+    """The ``train`` split of a dataset; a document is a row's text in one column.
 
-    The first reading records the commit and the SHA-256 of the texts in ``folder``. Later ones ask for that commit, and
-    trust the record, as the files of a commit never change.
+    The first reading writes the commit and the SHA-256 of the texts to a record in ``folder``. Later ones ask for that
+    commit and do not compute the SHA-256 again, as the files of a commit never change.
 
     Args:
-        name: what people are shown.
-        dataset: its name on the hub.
+        name: the name of the source in messages.
+        dataset: the dataset's name on the hub.
         revision: a branch, a tag, or the beginning of a commit's hash.
         column: the column of text.
-        strip: whether to drop white space at both ends of each document.
-        folder: where the record is kept.
+        strip: whether to remove white space at both ends of each document.
+        folder: the folder of the record.
     """
 
     name: str
@@ -40,7 +40,7 @@ class HubSource(Source):
     folder: Path
 
     def fingerprint(self) -> str:
-        """See `Source`; of the texts, as the files of a hub may be packed in several ways."""
+        """See `Source`. It is of the texts, because the hub may store the same rows in different files."""
         record = self._record()
         if "sha256" not in record:
             digest = hashlib.sha256()
@@ -54,7 +54,7 @@ class HubSource(Source):
         """See `Source`.
 
         Raises:
-            UserError: no `hf` extra, no such data set or column, no network.
+            UserError: no `hf` extra, no such dataset or column, or no network.
         """
         texts = self._texts(self._record()["commit"])
         return (text for text in (text.strip() if self.strip else text for text in texts) if text)
@@ -66,7 +66,7 @@ class HubSource(Source):
             raise needs_hf_extra(f"The data set {self.dataset}") from None
         try:
             rows = datasets.load_dataset(self.dataset, split="train", revision=commit)
-        except Exception as error:  # its libraries raise errors of their own, with nothing else in common
+        except Exception as error:  # its libraries raise errors of their own, without a common class
             raise self._unreadable(error) from None
         if self.column not in rows.column_names:
             raise unknown_column(self.dataset, self.column, rows.column_names)
@@ -81,10 +81,10 @@ class HubSource(Source):
         except ImportError:
             raise needs_hf_extra(f"The data set {self.dataset}") from None
         try:
-            # The hub takes a whole hash, a branch or a tag, but not the beginning of a hash.
+            # The hub knows a whole hash, a branch or a tag, but not the beginning of a hash.
             commits = [commit.commit_id for commit in list_repo_commits(self.dataset, repo_type="dataset")]
-            begun = [commit for commit in commits if commit.startswith(self.revision)]
-            return {"commit": begun[0] if begun else dataset_info(self.dataset, revision=self.revision).sha}
+            matches = [commit for commit in commits if commit.startswith(self.revision)]
+            return {"commit": matches[0] if matches else dataset_info(self.dataset, revision=self.revision).sha}
         except Exception as error:  # as above
             raise self._unreadable(error) from None
 
@@ -99,7 +99,7 @@ class HubSource(Source):
 
 
 def open_hub(spec: str, column: str | None, strip: bool, folder: Path | None = None) -> HubSource:
-    """The source for ``hf:OWNER/NAME@REVISION``; `UserError` when a part of that or the column is missing."""
+    """The source for ``hf:OWNER/NAME@REVISION``. Without revision or column it raises `UserError`."""
     dataset, _, revision = spec.removeprefix("hf:").partition("@")
     if not revision:
         raise UserError(f"{spec} names no revision; write hf:OWNER/NAME@REVISION, so that the text cannot change.")

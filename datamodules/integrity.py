@@ -1,8 +1,8 @@
-"""Whether a token store is still what was written: checksums of its files, compared when it is opened.
+"""Checks that a token store still holds what was written: checksums of its files are compared when it is opened.
 
 ``meta.json`` holds the size and the CRC-32 of every other file, and a CRC-32 of its own content. Small files are
-compared each time. The files of tokens can be large (0.25 s a GB), so they are compared when they are new, when their
-size, time of change or inode are not those of the last comparison, and when it is asked for.
+compared each time. The files of tokens can be large, and a comparison takes 0.25 s a GB. They are compared when they
+are new, when their size, time of change or inode differ from those of the last comparison, and on request.
 """
 
 import json
@@ -18,53 +18,53 @@ from datamodules.errors import UserError
 from datamodules.files import crc32_of, write_text
 from datamodules.tokens import META, STORE_VERSION, TokenWriter, read_meta
 
-#: What the files of tokens were like when they were last compared. Beside the store's facts, not among them: a copy of
-#: a store has other times and inodes, and may lie where nothing can be written.
+#: Size, time of change and inode of the files of tokens at the last comparison. They are not in ``meta.json``: a copy
+#: of a store has other times and inodes, and may be in a folder that is read-only.
 STAMPS = "stamps.json"
 _TOKENS = ".bin"
-#: Clocks of file systems tick every 1 to 10 ms: a file that is younger may change again and keep its time.
+#: A file system's clock ticks every 1 to 10 ms. A file that is younger than that may change and keep its time.
 _TICK = 50_000_000  # ns
 
 
 def write_meta(folder: Path, writers: dict[str, TokenWriter], **facts: Any) -> None:
-    """Closes the splits' files, and writes the one that makes a folder a finished store: it comes last.
+    """Closes the files of the splits and writes ``meta.json``, which makes the folder a complete store.
 
     Args:
-        folder: the store's; it holds the tokenizer already.
-        writers: by split.
-        facts: what else is to be known of the store.
+        folder: the folder of the store; it has the tokenizer already.
+        writers: the writer of each split.
+        facts: further entries of ``meta.json``.
     """
     splits = {split: asdict(writer.close()) for split, writer in writers.items()}
     files = {path.name: _record(path.stat().st_size, crc32_of(path)) for path in folder.glob("*.json")}
-    for writer in writers.values():  # of what it was given, which the files are then compared with
+    for writer in writers.values():  # checksums of the bytes to be written, not of what the disk holds
         files |= {name: _record(file.size, file.crc32) for name, file in writer.files.items()}
     meta = {"version": STORE_VERSION, **facts, "splits": splits, "files": files}
     (folder / META).write_text(json.dumps({**meta, "checksum": _content(meta)}, indent=1), encoding="utf-8")
 
 
-def is_whole(folder: Path, wholly: bool = False) -> bool:
-    """Whether there is a store without `damage` in the folder."""
-    return folder.is_dir() and damage(folder, wholly) is None
+def is_whole(folder: Path, verify: bool = False) -> bool:
+    """Whether the folder is a complete store without `damage`."""
+    return folder.is_dir() and damage(folder, verify) is None
 
 
-def damage(folder: Path, wholly: bool = False) -> str | None:
-    """What is wrong with a store, such as "train.bin is missing"; None when it is whole.
+def damage(folder: Path, verify: bool = False) -> str | None:
+    """The damage of a store in words, such as "train.bin is missing"; None when there is none.
 
     Args:
-        folder: the store's.
-        wholly: whether the files of tokens are read even if they look untouched.
+        folder: the folder of the store.
+        verify: whether the files of tokens are read even if size, time of change and inode have not changed.
     """
     files = _files_of(folder)
     if isinstance(files, str):
         return files
-    known, seen = _known_stamps(folder), {}
+    last_stamps, stamps = _last_stamps(folder), {}
     for name, record in files.items():
         path = folder / name
         try:
-            stamp = _stamp(path)  # before reading: a later change is then seen the next time
+            stamp = _stamp(path)  # before reading: a change during it is then noticed the next time
             if stamp[0] != record["size"]:
                 return f"{name} has {stamp[0]:,} bytes, not {record['size']:,}"
-            untouched = path.suffix == _TOKENS and known.get(name) == stamp and not wholly
+            untouched = path.suffix == _TOKENS and last_stamps.get(name) == stamp and not verify
             if not untouched and crc32_of(path) != record["crc32"]:
                 return f"{name} differs from its checksum"
         except FileNotFoundError:
@@ -72,15 +72,15 @@ def damage(folder: Path, wholly: bool = False) -> str | None:
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
         if path.suffix == _TOKENS and time.time_ns() - stamp[1] > _TICK:
-            seen[name] = stamp
-    if seen != known:
-        with suppress(UserError):  # a cache that only others may write to is compared each time
-            write_text(folder / STAMPS, json.dumps(seen))
+            stamps[name] = stamp
+    if stamps != last_stamps:
+        with suppress(UserError):  # a folder that this user may not write to is compared each time
+            write_text(folder / STAMPS, json.dumps(stamps))
     return None
 
 
 def _files_of(folder: Path) -> dict[str, Any] | str:
-    """The records of a store's files, or what is wrong with the file that holds them."""
+    """The size and checksum of each file of a store, or the damage of ``meta.json``, which holds them."""
     try:
         meta = read_meta(folder)
         checksum = meta.pop("checksum")
@@ -91,7 +91,7 @@ def _files_of(folder: Path) -> dict[str, Any] | str:
         return f"{META} is missing"
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return f"{META} cannot be read"
-    return files if meta["version"] == STORE_VERSION else "it is of another version"
+    return files if meta["version"] == STORE_VERSION else "it was written by another version"
 
 
 def _content(meta: Mapping[str, Any]) -> int:
@@ -107,9 +107,9 @@ def _stamp(path: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
-def _known_stamps(folder: Path) -> dict[str, Any]:
+def _last_stamps(folder: Path) -> dict[str, Any]:
     try:
-        known = json.loads((folder / STAMPS).read_text(encoding="utf-8"))
+        stamps = json.loads((folder / STAMPS).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return known if isinstance(known, dict) else {}
+    return stamps if isinstance(stamps, dict) else {}

@@ -1,21 +1,26 @@
-"""A shuffle that is computed, not stored."""
+"""A pseudo-random permutation that is computed for each index and never stored."""
 
 import numpy as np
 
-_SMALL = 1024  # below, sorting random numbers takes 30 microseconds and mixes perfectly
+_SMALL = 1024  # up to here random numbers are sorted, which takes 30 microseconds and mixes perfectly
 
 
 def random_words(*entropy: int, words: int = 4) -> np.ndarray:
-    """Random uint64 (words,) that depend on nothing but the integers given."""
+    """Random uint64 (words,), a pure function of the integers ``entropy``."""
     return np.random.SeedSequence(entropy).generate_state(words, np.uint64)
 
 
 def permute(index: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
     """Images of ``index`` under a pseudo-random permutation of range(n), in O(1) memory for any n up to 2**62.
 
-    A Feistel network over the next power of two, one round for each word of ``key`` (uint64, an even number of them;
-    four are enough: Luby and Rackoff 1988), walked until the image falls below n (Black and Rogaway, "Ciphers with
-    Arbitrary Finite Domains", 2002): under two walks on average.
+    It is a Feistel network over the next power of two, with one round for each word of ``key``. Four rounds are enough
+    (Luby and Rackoff 1988). An image that is not below n goes through the network again (cycle walking: Black and
+    Rogaway, "Ciphers with Arbitrary Finite Domains", 2002), which takes less than two walks on average.
+
+    Args:
+        index: integers in range(n).
+        n: size of the range.
+        key: uint64 from `random_words`, an even number of them.
     """
     if n <= _SMALL:
         return np.argsort(random_words(*key.tolist(), words=n), kind="stable")[index]
@@ -27,7 +32,10 @@ def permute(index: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
 
 
 def _feistel(x: np.ndarray, bits: int, key: np.ndarray) -> np.ndarray:
-    width, other = np.uint64(bits - bits // 2), np.uint64(bits // 2)  # of the left and the right part; they swap
+    width, other = (
+        np.uint64(bits - bits // 2),
+        np.uint64(bits // 2),
+    )  # bits of the left and right half, which swap
     low, other_low = (np.uint64(1) << width) - np.uint64(1), (np.uint64(1) << other) - np.uint64(1)
     left, right = x >> other, x & other_low
     for word in key:

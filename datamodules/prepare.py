@@ -1,8 +1,11 @@
-"""Text to token store, once: whoever asks first prepares, everyone else waits and opens what is there.
+"""Text to token store: the first process prepares the store, all others wait for it and open it.
 
-The text is streamed, twice where a split must know how long it is, and is never held whole. A store is written
-into a folder beside its place and renamed when it is complete: a process that is killed leaves a folder that the next
-one removes. A store whose files are no longer what was written (see `integrity`) is prepared anew. Imports no torch.
+The text is streamed and never held whole: 43 MB of text need less than 15 MB of memory more than 4 MB of text. It is
+read up to four times: for its fingerprint, for its size, to train a tokenizer, and to encode it.
+
+A store is written into the folder ``KEY.part`` and renamed to ``KEY`` when it is complete. A process that is killed
+leaves a ``.part`` folder, which the next one removes. A store whose files are damaged (see `integrity`) is prepared
+again. This module and its workers import no torch, which would take 350 MB in each of them.
 """
 
 import errno
@@ -37,21 +40,23 @@ from datamodules.tokenizers import (
 from datamodules.tokens import STORE_VERSION, TOKENIZER, TokenWriter, token_dtype
 
 Kind = Literal["char", "bpe", "unigram"]
+#: Characters that are encoded at a time. A worker process gets them in one message: a message for each headline of 50
+#: characters would take longer than encoding it.
 _JOB_CHARS = 1 << 20
 
 
 @dataclass(frozen=True)
 class NewTokenizer:
-    """A tokenizer that is made from the text itself.
+    """A tokenizer that is to be trained on the text.
 
     Args:
         kind: ``char``, ``bpe`` or ``unigram``.
-        vocab_size: number of ids, the end mark included; None for characters.
-        train_on: the splits it sees: ``train``, or ``all`` of them.
-        eos: whether documents end with a mark; if not, they are joined by newlines.
-        unknown: what a character outside a character vocabulary does.
-        pattern: where text is split before a vocabulary of ``bpe`` or ``unigram`` is learned.
-        prefix_space: whether each document has a space before it.
+        vocab_size: number of ids, the EOS token included; None for ``char``.
+        train_on: the splits that it is trained on: ``train``, or ``all`` of them.
+        eos: whether an EOS token ends each document; if not, documents are joined by newlines.
+        unknown: as for `CharTokenizer`.
+        pattern: the pattern that splits text into words, which no token of ``bpe`` or ``unigram`` crosses.
+        prefix_space: whether each document is encoded with a space before it.
     """
 
     kind: Kind
@@ -62,29 +67,46 @@ class NewTokenizer:
     pattern: PatternName = "cl100k"
     prefix_space: bool = False
 
-    def may_give(self, tokenizer: Tokenizer) -> bool:
-        """Whether training may have given ``tokenizer``; never an alphabet, which a text gives in one way only."""
-        made = {"bpe": BPETokenizer, "unigram": UnigramTokenizer}.get(self.kind)
-        return made is not None and isinstance(tokenizer, made) and tokenizer.vocab_size <= (self.vocab_size or 0)
+    def may_result_in(self, tokenizer: Tokenizer) -> bool:
+        """Whether ``tokenizer`` may come from this training, so that training again may be left out.
+
+        Never for ``char``: training again gives the same alphabet, and is cheap.
+        """
+        trained_class = {"bpe": BPETokenizer, "unigram": UnigramTokenizer}.get(self.kind)
+        if trained_class is None or not isinstance(tokenizer, trained_class):
+            return False
+        return tokenizer.vocab_size <= (self.vocab_size or 0)  # a small text gives fewer tokens than asked for
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides what a store contains."""
+    """All that decides the content of a token store.
+
+    Args:
+        source: the text that is split.
+        tokenizer: a tokenizer, or the options to train one.
+        split: how the source is divided.
+        val_source: text that is the validation split, instead of a part of ``source``.
+        test_source: text that is the test split, likewise.
+        joined: whether documents without EOS tokens are one stream, in which each but the first starts on a new line.
+    """
 
     source: Source
     tokenizer: Tokenizer | NewTokenizer
     split: Split = field(default_factory=Split)
     val_source: Source | None = None
     test_source: Source | None = None
-    joined: bool = True  # documents without end marks are one stream, each after the first on a new line
+    joined: bool = True
 
     def __post_init__(self) -> None:
-        """Refuses to judge by a file that is also trained on, unless it is all that is: then memory is asked for."""
-        train = self.source.places
+        """Refuses a validation or test file that is trained on too.
+
+        The same files for both are allowed: whoever asks for that wants to see whether the model memorizes them.
+        """
+        train = self.source.paths
         for split, source in self._sources.items():
-            shared = sorted(source.places & train)
-            if shared and source.places != train:
+            shared = sorted(source.paths & train)
+            if shared and source.paths != train:
                 raise UserError(
                     f"The {split}_source has {shared[0]}, and so has the source that is trained on: leave it out of "
                     "one of them."
@@ -97,16 +119,22 @@ class Recipe:
         sources: tuple[Source, Source | None, Source | None],
         fractions: tuple[float, float],
     ) -> "Recipe":
-        """Text cut at character positions; val and test are fractions of the source, or sources of their own."""
+        """The recipe for text that is cut at character positions.
+
+        Args:
+            tokenizer: as for `Recipe`.
+            sources: the text to split, and the validation and test texts or None.
+            fractions: the shares of the characters that are validation and test, where they have no text of their own.
+        """
         source, val, test = sources
         split = Split(val=0.0 if val else fractions[0], test=0.0 if test else fractions[1])
         return cls(source, tokenizer, split, val, test)
 
     @property
     def _sources(self) -> dict[str, Source]:
-        """The source that is split, then those that are a split of their own."""
-        given = {"train": self.source, "val": self.val_source, "test": self.test_source}
-        return {name: source for name, source in given.items() if source is not None}
+        """The source that is split, as ``train``, then the separate sources of ``val`` and ``test``."""
+        sources = {"train": self.source, "val": self.val_source, "test": self.test_source}
+        return {name: source for name, source in sources.items() if source is not None}
 
     @property
     def data_fingerprint(self) -> str:
@@ -115,7 +143,10 @@ class Recipe:
 
     @cached_property
     def _first_reading(self) -> tuple[dict[str, list[object]], str]:
-        """What the files were like before it (see `Source.stamps`), and the fingerprint; reads every source once."""
+        """The files' stamps (see `Source.stamps`) and the fingerprint of the text; reads every source once.
+
+        The stamps are taken before the reading, so that `unchanging` notices a change during it.
+        """
         stamps = self._stamps()
         prints = {name: source.fingerprint() for name, source in self._sources.items()}
         return stamps, _sha256({"sources": prints, "split": asdict(self.split), "joined": self.joined})
@@ -125,7 +156,11 @@ class Recipe:
 
     @contextmanager
     def unchanging(self) -> Iterator[None]:
-        """Refuses what has been made, and explains what has failed, where text was written to since its fingerprint."""
+        """Raises an error at the end of a block if a text was written to after its fingerprint was computed.
+
+        The store in the making would not match its fingerprint. The error replaces one of the block, which is most
+        likely a consequence.
+        """
         try:
             yield
         finally:
@@ -138,38 +173,41 @@ class Recipe:
     @property
     def key(self) -> str:
         """Name of the store's folder: equal recipes have equal keys."""
-        made = self.tokenizer
-        tokenizer = asdict(made) if isinstance(made, NewTokenizer) else made.fingerprint
+        option = self.tokenizer
+        tokenizer = asdict(option) if isinstance(option, NewTokenizer) else option.fingerprint
         return _sha256({"version": STORE_VERSION, "data": self.data_fingerprint, "tokenizer": tokenizer})[:24]
 
     @property
     def eos_tokens(self) -> bool:
-        """Whether documents end with a mark."""
-        made = self.tokenizer
-        return made.eos if isinstance(made, NewTokenizer) else made.eos_id is not None
+        """Whether an EOS token ends each document."""
+        tokenizer = self.tokenizer
+        return tokenizer.eos if isinstance(tokenizer, NewTokenizer) else tokenizer.eos_id is not None
 
     @property
     def scanned(self) -> Scan:
-        """Sizes of the source, which a split needs."""
+        """Sizes of the source that is split."""
         return self.survey[0][0]
 
     @property
     def chars(self) -> int:
         """Characters of all sources."""
-        return sum(one.chars for one in self.survey[0])
+        return sum(scanned.chars for scanned in self.survey[0])
 
     @cached_property
     def survey(self) -> tuple[list[Scan], CharTokenizer | None]:
-        """Sizes of all sources, the split one first, and the character vocabulary of all splits if that is wanted."""
-        made, sources = self.tokenizer, self._sources.values()
-        if not isinstance(made, NewTokenizer) or (made.kind, made.train_on) != ("char", "all"):
+        """Sizes of all sources, the split one first, and the character tokenizer of all splits or None.
+
+        A character tokenizer of all splits needs no split, so one reading gives both.
+        """
+        new, sources = self.tokenizer, self._sources.values()
+        if not isinstance(new, NewTokenizer) or (new.kind, new.train_on) != ("char", "all"):
             return [scan(source, self.split) for source in sources], None
         scanners = [Scanner(source, self.split) for source in sources]
-        vocabulary = CharTokenizer.from_texts(_texts_and_joints(scanners, made.eos), made.unknown, made.eos)
-        return [scanner.result() for scanner in scanners], vocabulary
+        tokenizer = CharTokenizer.from_texts(_texts_and_newline(scanners, new.eos), new.unknown, new.eos)
+        return [scanner.result() for scanner in scanners], tokenizer
 
     def pieces(self) -> Iterator[SplitPiece]:
-        """Every piece of every split, each document's pieces together and in order."""
+        """The pieces of all splits; those of a document follow one another."""
         pieces = self._split_pieces()
         return _joined(pieces) if self.joined and not self.eos_tokens else pieces
 
@@ -182,46 +220,48 @@ class Recipe:
 
 
 def store_folder(recipe: Recipe, cache_dir: str | Path | None = None) -> Path:
-    """Where the recipe's store is, or would be."""
+    """The folder of the recipe's store, prepared or not."""
     return cache_folder(cache_dir) / recipe.key
 
 
 def prepare(recipe: Recipe, cache_dir: str | Path | None = None, verify: bool = False) -> Path:
-    """The folder of the recipe's store, prepared now if it is not there whole; a line on stderr says what was damaged.
+    """The folder of the recipe's store, which is prepared now if it is missing or damaged.
 
-    Safe to call from several processes at once, and after one of them was killed.
+    Several processes may call it at once, also after one of them was killed. A line on stderr names the damage.
 
     Args:
         recipe: what goes into the store.
         cache_dir: parent of all stores; None for `files.default_cache_dir`.
-        verify: whether all of a store that is there is read, and not only what looks touched.
+        verify: whether a store that exists is compared with its checksums as a whole, and not only the files whose
+            size or time of change differ.
 
     Raises:
-        UserError: what the source or the tokenizer refuses, or a cache that cannot be written.
+        UserError: the source or the tokenizer refuses the text, or the cache cannot be written.
     """
     folder = store_folder(recipe, cache_dir)
     if is_whole(folder, verify):
         return folder
     with _writable(folder.parent), locked(folder.with_suffix(".lock")):
+        # Under the lock, again: another process may have prepared the store while this one waited.
         fault = damage(folder, verify) if folder.exists() else None
         if fault is not None:
             print(f"The tokens in {folder} are damaged ({fault}): preparing them anew.", file=sys.stderr, flush=True)
-        if fault is not None or not folder.exists():  # another process may have prepared them meanwhile
-            _put_in_place(recipe, folder)
+        if fault is not None or not folder.exists():
+            _build_and_rename(recipe, folder)
     return folder
 
 
-def _put_in_place(recipe: Recipe, folder: Path) -> None:
-    """Builds the store beside its place, compares it with what was to be written, and renames it."""
+def _build_and_rename(recipe: Recipe, folder: Path) -> None:
+    """Builds the store in the ``.part`` folder, reads it back to compare checksums, and renames it."""
     part = folder.with_suffix(".part")
     _remove(part, folder)
     try:
         with recipe.unchanging():
             _build(recipe, part)
-        if (fault := damage(part, wholly=True)) is not None:
+        if (fault := damage(part, verify=True)) is not None:
             raise UserError(
                 f"The disk of the cache {folder.parent} does not keep what is written to it ({fault}): set cache_dir "
-                "to another one."
+                "to a folder on another disk."
             )
         part.rename(folder)
     finally:
@@ -230,13 +270,13 @@ def _put_in_place(recipe: Recipe, folder: Path) -> None:
 
 def load_tokenizer_of(folder: Path) -> Tokenizer:
     """The tokenizer that a store was written with."""
-    return load_tokenizer(folder / TOKENIZER, tried=False)  # it has encoded the store's text
+    return load_tokenizer(folder / TOKENIZER, check=False)  # it has encoded the store's text
 
 
 def _build(recipe: Recipe, folder: Path) -> None:
     folder.mkdir(parents=True)
-    made = recipe.tokenizer
-    tokenizer = _train(made, recipe) if isinstance(made, NewTokenizer) else made
+    option = recipe.tokenizer
+    tokenizer = _train(option, recipe) if isinstance(option, NewTokenizer) else option
     save_tokenizer(tokenizer, folder / TOKENIZER)
     dtype = token_dtype(tokenizer.vocab_size)
     writers: dict[str, TokenWriter] = {}
@@ -255,27 +295,29 @@ def _build(recipe: Recipe, folder: Path) -> None:
 
 
 def _encoded(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[tuple[str, bool, Encoded]]:
-    """Split, whether a document ends, and ids, piece by piece."""
-    heads: list[list[tuple[str, bool]]] = []  # of the jobs under way
+    """For each piece its split, whether a document ends with it, and its ids."""
+    waiting: list[list[tuple[str, bool]]] = []  # split and end of each piece of the jobs whose ids have not come yet
 
     def jobs() -> Iterator[Job]:
-        """Texts and whether each starts a document; what `heads` remembers of them comes back with their ids."""
-        start = True
+        """The texts to encode, each with whether it begins a document. A worker needs to know nothing else."""
+        begins = True
         for group in _grouped(recipe.pieces()):
-            heads.append([(piece.split, piece.end) for piece in group])
-            starts = [start, *(piece.end for piece in group)]
-            start = starts.pop()
-            yield [(piece.text, first) for piece, first in zip(group, starts, strict=True)]
+            waiting.append([(piece.split, piece.end) for piece in group])
+            job = []
+            for piece in group:
+                job.append((piece.text, begins))
+                begins = piece.end
+            yield job
 
     with progress("Encoding", recipe.chars) as advance:
         for job in encode_all(tokenizer, jobs(), useful_workers(tokenizer, recipe.chars)):
-            for (name, end), encoded in zip(heads.pop(0), job, strict=True):
+            for (name, end), encoded in zip(waiting.pop(0), job, strict=True):
                 advance(encoded.chars)
                 yield name, end, encoded
 
 
 def _grouped(pieces: Iterable[SplitPiece]) -> Iterator[list[SplitPiece]]:
-    """Pieces in lists of about a million characters: one headline a message would cost more than its encoding."""
+    """Pieces in lists of about a million characters, each of which is one job."""
     group: list[SplitPiece] = []
     size = 0
     for piece in pieces:
@@ -288,17 +330,18 @@ def _grouped(pieces: Iterable[SplitPiece]) -> Iterator[list[SplitPiece]]:
         yield group
 
 
-def _train(made: NewTokenizer, recipe: Recipe) -> Tokenizer:
+def _train(new: NewTokenizer, recipe: Recipe) -> Tokenizer:
     if recipe.survey[1] is not None:
         return recipe.survey[1]
-    texts = (piece.text for piece in recipe.pieces() if made.train_on == "all" or piece.split == "train")
-    if made.kind == "char":
-        return CharTokenizer.from_texts(texts, made.unknown, made.eos)
-    size, prefix = made.vocab_size, made.prefix_space
-    return train_tokenizer(made.kind, texts, size, pattern=made.pattern, eos=made.eos, prefix_space=prefix)
+    texts = (piece.text for piece in recipe.pieces() if new.train_on == "all" or piece.split == "train")
+    if new.kind == "char":
+        return CharTokenizer.from_texts(texts, new.unknown, new.eos)
+    size, prefix = new.vocab_size, new.prefix_space
+    return train_tokenizer(new.kind, texts, size, pattern=new.pattern, eos=new.eos, prefix_space=prefix)
 
 
-def _texts_and_joints(scanners: list[Scanner], eos: bool) -> Iterator[str]:
+def _texts_and_newline(scanners: list[Scanner], eos: bool) -> Iterator[str]:
+    """The texts of all sources, and the newline that joins documents without EOS tokens, if there are several."""
     for scanner in scanners:
         yield from scanner.texts()
     if not eos and any(scanner.documents > 1 for scanner in scanners):
@@ -306,7 +349,7 @@ def _texts_and_joints(scanners: list[Scanner], eos: bool) -> Iterator[str]:
 
 
 def _joined(pieces: Iterable[SplitPiece]) -> Iterator[SplitPiece]:
-    """Every document after the first of its split starts with a newline."""
+    """The pieces with a newline before each document but the first of its split."""
     ended: dict[str, bool] = {}
     for piece in pieces:
         prefix = "\n" if ended.get(piece.split) else ""
@@ -316,7 +359,7 @@ def _joined(pieces: Iterable[SplitPiece]) -> Iterator[SplitPiece]:
 
 @contextmanager
 def _writable(cache_dir: Path) -> Iterator[None]:
-    """Turns what a disk can refuse into one sentence."""
+    """Turns an error of the file system into a `UserError`."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Progress of long work, on stderr: a bar on a terminal, now and then a line elsewhere."""
+"""Progress of long work, on stderr: a bar on a terminal, a line every ten seconds elsewhere."""
 
 import sys
 import time
@@ -13,11 +13,11 @@ _LINE_EVERY = 10.0  # seconds between two lines when there is no terminal
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Gives a function to call with each amount that is done, out of ``total``; short work shows nothing but the bar.
+    """Shows progress inside a block, which calls the yielded function with each amount of work that is done.
 
     Args:
-        what: what is being done, one word or two.
-        total: how much there is to do, in any unit.
+        what: the name of the work, one word or two.
+        total: the amount of all work, in any unit.
     """
     if sys.stderr.isatty():
         with Progress(console=Console(stderr=True), transient=True) as bar:
@@ -31,7 +31,7 @@ def _lines(what: str, total: int) -> Callable[[int], None]:
     done, next_line = 0, time.monotonic() + _LINE_EVERY
 
     def advance(amount: int) -> None:
-        """Add to what is done, and print a line when one is due."""
+        """Adds to the amount that is done, and prints a line if the last one is ten seconds old."""
         nonlocal done, next_line
         done += amount
         if time.monotonic() > next_line:

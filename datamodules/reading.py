@@ -1,4 +1,4 @@
-"""Bytes to normalised text in bounded memory: chunks of a file, its lines, rows of a table, pieces of a document."""
+"""Reads normalised text in bounded memory: chunks and lines of a file, rows of a table, pieces of a document."""
 
 import codecs
 import csv
@@ -19,7 +19,7 @@ CHUNK = 1 << 20
 
 
 class Piece(NamedTuple):
-    """A stretch of one document; ``end`` is True on its last one."""
+    """A stretch of a document. ``end`` is True for the last one of the document."""
 
     text: str
     end: bool
@@ -27,7 +27,13 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class TextFile:
-    """A file on disk (gzipped or not), or ``content`` in memory when there is no ``path``."""
+    """A text file on disk, gzipped or not, or in memory.
+
+    Attributes:
+        name: its name in messages; the suffix says how to read it.
+        path: where it is on disk, or None.
+        content: its bytes, if it has no path.
+    """
 
     name: str
     path: Path | None = None
@@ -35,31 +41,31 @@ class TextFile:
 
     @property
     def kind(self) -> str:
-        """The suffix that says how to read it, without a closing ``.gz``."""
+        """The suffix in small letters, without a final ``.gz``."""
         return without_gz(Path(self.name)).suffix.lower()
 
     @property
-    def place(self) -> Path | None:
-        """Where the text is, the same for all its names: through links, and compressed or not."""
+    def resolved_path(self) -> Path | None:
+        """The path without links and without a final ``.gz``, which is equal for all names of a text."""
         return without_gz(self.path.resolve()) if self.path else None
 
     def stamp(self) -> tuple[int, int] | None:
-        """Size and time of the last change; None where there is no file."""
+        """Size and time of the last change; None without a file."""
         try:
             stat = self.path.stat() if self.path else None
-        except OSError:  # it is gone
+        except OSError:  # it was removed
             return None
         return (stat.st_size, stat.st_mtime_ns) if stat else None
 
     def raw(self) -> io.BufferedIOBase:
-        """The bytes as stored."""
+        """The bytes as they are stored, open for reading."""
         try:
             return self.path.open("rb") if self.path else io.BytesIO(self.content)
         except OSError as error:
             raise UserError(f"The file {self.name} cannot be read ({error.strerror}); give one that can.") from None
 
     def chunks(self, size: int = CHUNK) -> Iterator[str]:
-        r"""Text of about ``size`` characters at a time, a byte order mark dropped, ``\r\n`` and ``\r`` made ``\n``.
+        r"""The text, about ``size`` characters at a time, without a byte order mark and with ``\n`` for all line ends.
 
         Raises:
             UserError: not UTF-8 (names the byte offset), or a broken gzip file.
@@ -68,13 +74,13 @@ class TextFile:
         with self.raw() as raw:
             stream = gzip.GzipFile(fileobj=raw) if _is_gz(Path(self.name)) else raw
             for text in _decoded(stream, self.name, size):
-                # The newline decoder takes text when it wraps no other decoder; its stub says bytes.
+                # The newline decoder takes text, because it wraps no other decoder. Its type stub says bytes.
                 yield newlines.decode(cast(bytes, text))
             yield newlines.decode(cast(bytes, ""), final=True)
 
     def lines(self) -> Iterator[str]:
-        r"""Lines without their ``\n``. Only ``\n`` ends one: U+2028 and form feeds are text."""
-        held: list[str] = []  # of a line that is longer than a chunk, joined once
+        r"""The lines without their ``\n``. Only ``\n`` ends a line: U+2028 and form feeds are text."""
+        held: list[str] = []  # parts of a line that is longer than a chunk; joined once, so the time stays linear
         for chunk in self.chunks():
             *ends, rest = chunk.split("\n")
             for end in ends:
@@ -90,11 +96,11 @@ def _is_gz(path: Path) -> bool:
 
 
 def without_gz(path: Path) -> Path:
-    """``path`` without a closing ``.gz``, in letters of either size."""
+    """``path`` without a final ``.gz`` or ``.GZ``."""
     return path.with_suffix("") if _is_gz(path) else path
 
 
-#: How files begin that hold text only after some program has opened them: the place, the bytes, what it is.
+#: How files begin from which text must be extracted first: byte offset, bytes, kind of file.
 _BEGINNINGS = (
     (257, b"ustar", "a tar archive"),
     (0, b"PK\x03\x04", "a zip archive (or a .docx, .odt, .epub or .xlsx)"),
@@ -110,10 +116,13 @@ _BEGINNINGS = (
 
 
 def _refuse_archive(data: bytes, name: str) -> None:
-    """Some of these decode as UTF-8, headers and all; for the others, converting would be the wrong advice."""
-    for at, mark, what in _BEGINNINGS:
-        if data[at : at + len(mark)] == mark:
-            raise UserError(f"{name} is {what}, and no text: give the texts in it, unpacked, as .txt (or .txt.gz).")
+    """Refuses a file that begins like an archive.
+
+    Some archives are valid UTF-8, with their headers. For others the error about UTF-8 would advise to convert them.
+    """
+    for offset, beginning, kind in _BEGINNINGS:
+        if data[offset : offset + len(beginning)] == beginning:
+            raise UserError(f"{name} is {kind}, and no text: give the texts in it, unpacked, as .txt (or .txt.gz).")
 
 
 def _decoded(stream: io.BufferedIOBase, name: str, size: int) -> Iterator[str]:
@@ -145,11 +154,15 @@ def _read(stream: io.BufferedIOBase, name: str, size: int) -> bytes:
 
 
 def cut(chunks: Iterable[str], size: int) -> Iterator[Piece]:
-    """Cuts one document into pieces of at most ``size`` characters, the last marked; holds about two pieces at a time.
+    """Cuts a document into pieces of at most ``size`` characters. About two pieces are in memory at a time.
 
-    A cut falls before the last space (or else newline) that follows a letter. There every GPT-2-like pattern ends one
-    match and starts the next, whatever stands around, so the tokens of the pieces are the tokens of the whole. A piece
-    without such a place is cut at ``size``, and may then differ from the whole in the tokens around that cut.
+    A cut is before the last space, or else newline, that follows a letter. Every pattern like GPT-2's ends a match
+    there and starts the next, so the tokens of the pieces are those of the whole document. A piece without such a
+    space is cut at ``size``; the tokens next to that cut may differ from those of the whole.
+
+    Args:
+        chunks: the text of the document, in chunks of any size.
+        size: most characters of a piece.
     """
     held = ""
     for chunk in chunks:
@@ -157,23 +170,23 @@ def cut(chunks: Iterable[str], size: int) -> Iterator[Piece]:
         done = 0
         while len(held) - done > size:
             part = held[done : done + size + 1]
-            at = _after_letter(part, " ", size) or _after_letter(part, "\n", size) or size
-            yield Piece(part[:at], False)
-            done += at
+            length = _after_letter(part, " ", size) or _after_letter(part, "\n", size) or size
+            yield Piece(part[:length], False)
+            done += length
         held = held[done:]
     yield Piece(held, True)
 
 
 def _after_letter(text: str, space: str, limit: int) -> int:
-    """The last index up to ``limit`` where ``space`` follows a letter; 0 when there is none."""
-    at = text.rfind(space, 0, limit + 1)
-    while at > 0 and not text[at - 1].isalpha():
-        at = text.rfind(space, 0, at)
-    return max(at, 0)
+    """The last index up to ``limit`` at which ``space`` follows a letter; 0 if there is none."""
+    index = text.rfind(space, 0, limit + 1)
+    while index > 0 and not text[index - 1].isalpha():
+        index = text.rfind(space, 0, index)
+    return max(index, 0)
 
 
 def stripped(chunks: Iterable[str]) -> Iterator[str]:
-    """The chunks of a document without the white space at its two ends."""
+    """The chunks of a document without white space at both ends of the document."""
     held, started = "", False
     for chunk in chunks:
         text = held + chunk if started else chunk.lstrip()
@@ -184,15 +197,15 @@ def stripped(chunks: Iterable[str]) -> Iterator[str]:
 
 
 def normalised(text: str) -> str:
-    r"""``text`` with ``\r\n`` and ``\r`` made ``\n``."""
+    r"""``text`` with ``\n`` in place of ``\r\n`` and ``\r``."""
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def column_values(file: TextFile, column: str) -> Iterator[str]:
-    """The texts of one column of a csv, tsv, jsonl or parquet file, in order; a null is no text and is left out.
+    """The texts in a column of a csv, tsv, jsonl or parquet file, in order. Nulls are left out.
 
     Raises:
-        UserError: a format without columns, a column that is not there, a row that cannot be read, a value not text.
+        UserError: a format without columns, a missing column, a row that cannot be read, or a value that is not text.
     """
     match file.kind:
         case ".csv":
@@ -207,7 +220,7 @@ def column_values(file: TextFile, column: str) -> Iterator[str]:
 
 
 def _csv_values(file: TextFile, column: str, delimiter: str) -> Iterator[str]:
-    csv.field_size_limit(sys.maxsize)  # the default of 131,072 refuses a long document
+    csv.field_size_limit(sys.maxsize)  # the default refuses documents of more than 131,072 characters
     rows = csv.reader((line + "\n" for line in file.lines()), delimiter=delimiter, strict=True)
     try:
         header = next(rows, [])
@@ -259,7 +272,7 @@ def _parquet_values(file: TextFile, column: str) -> Iterator[str]:
 
 
 def _check_column(where: str, column: str, names: Sequence[str]) -> None:
-    """Refuses a column that is not there, and a name that two have: a choice between them would be a guess."""
+    """Refuses a missing column, and a name that two columns have."""
     if column not in names:
         raise unknown_column(where, column, names)
     if names.count(column) > 1:
@@ -267,21 +280,21 @@ def _check_column(where: str, column: str, names: Sequence[str]) -> None:
 
 
 def _row(where: str, column: str, pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A row of JSON as Python's, which takes the last of two equal keys."""
+    """A JSON row as a dict. It refuses a second value for the column, which a dict would drop."""
     if sum(name == column for name, _ in pairs) > 1:
         _check_column(where, column, [name for name, _ in pairs])
     return dict(pairs)
 
 
 def as_text(value: object, column: str, where: str) -> str:
-    """``value`` if it is a str, else `UserError` naming the row."""
+    """``value`` if it is a str; if not, it raises a `UserError` that names the row."""
     if not isinstance(value, str):
         raise UserError(f"{where}: column {column!r} holds {value!r}, which is not text; choose a column of text.")
     return value
 
 
 def unknown_column(where: str, column: str, known: Iterable[str]) -> UserError:
-    """The error for a column that is not there: it lists those that are."""
+    """The error for a missing column. It lists the columns that exist."""
     return UserError(f"{where} has no column {column!r}; it has {', '.join(known) or 'none'}.")
 
 

@@ -1,4 +1,4 @@
-"""Rows of a text that comes in other tokens in each epoch."""
+"""Rows of a text with another sampled segmentation into tokens in each epoch (subword regularization)."""
 
 from collections.abc import Callable
 from itertools import count
@@ -9,41 +9,42 @@ from datamodules.batches import Rows, StreamRows
 from datamodules.tokenizers.sampling import SampledTexts
 from datamodules.tokens import TokenArrays, TokenStream
 
-_SEGMENTATION = 3  # a random stream of its own beside those in `batches`
+_SEGMENTATION = 3  # an independent random stream, beside those of `batches`
 
 
 class ResegmentedRows(Rows):
-    """Rows of which each epoch has its own segmentation, a pure function of (seed, epoch).
+    """Rows whose text has another segmentation in each epoch, a pure function of (seed, epoch).
 
-    Segmentations differ in length, so ``count`` has room for 0.4 % more rows than epoch 0 takes. Those that an epoch
-    does not need are empty; an epoch that would need more is drawn again, which never happens with long texts.
+    Segmentations differ in length, but all epochs must have equally many rows. So ``count`` is 0.4 % more than epoch 0
+    needs. An epoch that needs fewer has empty rows. An epoch that needs more is sampled again, which does not happen
+    with long texts: their relative differences in length are far smaller.
 
     Args:
         texts: the training documents.
-        cut: makes the rows of one segmentation; those of all epochs must be of one kind and seed.
+        cut: makes the rows of one segmentation, of the same kind and with the same seed in each epoch.
         seed: decides the segmentations, with the epoch.
     """
 
     def __init__(self, texts: SampledTexts, cut: Callable[[TokenStream], StreamRows], seed: int) -> None:
         self._texts, self._cut, self._seed = texts, cut, seed
-        first = self._drawn(0, 0)
+        first = self._sampled_rows(0, 0)
         self.seed = first.seed
         self.count = first.count + first.count // 256 + 1
         self._current = 0, first
 
     def prepare(self, epoch: int) -> None:
-        """Segments the text, unless that was the last thing done."""
+        """Samples the segmentation of an epoch, unless it is the current one."""
         if self._current[0] != epoch:
-            draws = (self._drawn(epoch, attempt) for attempt in count())
-            self._current = epoch, next(rows for rows in draws if rows.count <= self.count)
+            samples = (self._sampled_rows(epoch, attempt) for attempt in count())
+            self._current = epoch, next(rows for rows in samples if rows.count <= self.count)
         self._current[1].prepare(epoch)
 
     def batch(self, epoch: int, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """See `Rows`; keys are those of the kind of rows."""
+        """See `Rows`."""
         self.prepare(epoch)
-        drawn = self._current[1]
-        return drawn.batch(epoch, np.where(rows < drawn.count, rows, -1))
+        current = self._current[1]
+        return current.batch(epoch, np.where(rows < current.count, rows, -1))
 
-    def _drawn(self, epoch: int, attempt: int) -> StreamRows:
+    def _sampled_rows(self, epoch: int, attempt: int) -> StreamRows:
         tokens, starts = self._texts.draw(self._seed, epoch, _SEGMENTATION, attempt)
         return self._cut(TokenArrays(tokens, starts, self._texts.eos_id))

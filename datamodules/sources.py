@@ -1,6 +1,6 @@
-"""Where text comes from: the embedded corpus, local files, named downloads, the Hugging Face hub.
+"""Sources of text: the embedded corpus, local files, named downloads, the Hugging Face hub.
 
-A source is a sequence of documents, the same on every reading; `Source.pieces` streams them in bounded memory.
+A source is a sequence of documents, the same on every reading. `Source.pieces` streams them in bounded memory.
 """
 
 import glob
@@ -23,10 +23,9 @@ from datamodules.synthetic import headlines
 
 Documents = Literal["file", "line", "column"]
 
-#: What a folder is searched for; a glob reads files of any other name.
+#: Suffixes of the files that are read from a folder. A glob reads files of any suffix.
 TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".rst"})
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".parquet"})
-
 
 #: The sources that have a name, besides `hf:OWNER/NAME@REVISION`.
 NAMES = ("embedded", "embedded_headlines", *DOWNLOADS, "hacker_news")
@@ -37,37 +36,37 @@ class Source(ABC):
     r"""Documents of normalised text (``\n`` ends lines), in a fixed order.
 
     Attributes:
-        name: what people are shown.
+        name: the name of the source in messages.
     """
 
     name: str
 
     @property
-    def places(self) -> frozenset[Path]:
-        """Where the files lie that it reads, if it reads files (see `TextFile.place`)."""
+    def paths(self) -> frozenset[Path]:
+        """The files that the source reads, if it reads files (see `TextFile.resolved_path`)."""
         return frozenset()
 
     def stamps(self) -> list[object]:
-        """What tells, without reading them, whether the files have been written to since."""
+        """Size and time of change of each file. They differ if a file was written to in between."""
         return []
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over the bytes of the data and the options of reading them: equal only for equal documents."""
+        """SHA-256 (hex) of the data and of the options for reading it: equal only for equal documents."""
 
     @abstractmethod
     def documents(self) -> Iterator[str]:
-        """Whole documents; empty ones are left out. `UserError` when there are none at all."""
+        """Whole documents, without empty ones. It raises `UserError` if all are empty."""
 
     def pieces(self, size: int = CHUNK) -> Iterator[Piece]:
-        """The documents in pieces of at most ``size`` characters, cut where tokens are not (see `reading.cut`)."""
+        """The documents in pieces of at most ``size`` characters, cut between tokens (see `reading.cut`)."""
         for document in self.documents():
             yield from cut([document], size)
 
 
 @dataclass(frozen=True)
 class FileSource(Source):
-    """Text files; a document is a file, a line or a row."""
+    """Text files; a document is a file, a line, or a row's text in one column."""
 
     name: str
     files: tuple[TextFile, ...]
@@ -76,16 +75,16 @@ class FileSource(Source):
     strip: bool = False
 
     @cached_property
-    def places(self) -> frozenset[Path]:
+    def paths(self) -> frozenset[Path]:
         """See `Source`."""
-        return frozenset(file.place for file in self.files if file.place)
+        return frozenset(file.resolved_path for file in self.files if file.resolved_path)
 
     def stamps(self) -> list[object]:
         """See `Source`."""
         return [file.stamp() for file in self.files]
 
     def fingerprint(self) -> str:
-        """See `Source`; a file's name does not count but for the kind of a table, the order of files does."""
+        """See `Source`. It depends on the order of the files, but of their names only on the kind of a table."""
         tables = [file.kind for file in self.files] if self.kind == "column" else []
         digest = hashlib.sha256(json.dumps([self.kind, self.column, self.strip, *tables]).encode())
         for file in self.files:
@@ -101,17 +100,17 @@ class FileSource(Source):
         return self._not_empty(value.strip() for value in values) if self.strip else self._not_empty(values)
 
     def pieces(self, size: int = CHUNK) -> Iterator[Piece]:
-        """See `Source`; a file is never held whole, a line or row is."""
+        """See `Source`. A line or row is held whole, a file never."""
         if self.kind != "file":
             yield from super().pieces(size)
             return
-        found = False
+        has_text = False
         for file in self.files:
             for piece in cut(self._chunks(file, size), size):
                 if piece.text:
-                    found = True
+                    has_text = True
                     yield piece
-        if not found:
+        if not has_text:
             raise self._no_text()
 
     def _chunks(self, file: TextFile, size: int) -> Iterator[str]:
@@ -123,12 +122,12 @@ class FileSource(Source):
         return map(normalised, column_values(file, self.column))
 
     def _not_empty(self, texts: Iterable[str]) -> Iterator[str]:
-        found = False
+        has_text = False
         for text in texts:
             if text:
-                found = True
+                has_text = True
                 yield text
-        if not found:
+        if not has_text:
             raise self._no_text()
 
     def _no_text(self) -> UserError:
@@ -143,21 +142,22 @@ def open_source(
     strip: bool = False,
     cache_dir: str | Path | None = None,
 ) -> Source:
-    """A source by name or place. Named downloads are fetched now, if they are not there; nothing else is read yet.
+    """The source of a name or path. A download that is not in the cache is fetched now; nothing else is read yet.
 
     Args:
-        spec: a file, folder or glob (``.gz`` too), or a name, or a list of these, read one after the other. Names:
-            ``embedded`` (Python's documentation), ``embedded_headlines`` (10,000 synthetic ones, one a line, or N with
-            ``embedded_headlines:N``), ``tiny_shakespeare``, ``taylor_swift``, ``moby_dick``, ``hacker_news`` (titles)
-            and ``hf:OWNER/NAME@REVISION``, the last two alone. A folder means the .txt, .text, .md and .rst files below
-            it (.csv, .tsv, .jsonl and .parquet for columns), without hidden ones.
-        documents: what one document is: a whole ``file``, a ``line``, or a row's value in ``column``.
+        spec: a file, folder or glob (``.gz`` too), a name, or a list of these, which are read one after the other.
+            Names are ``embedded`` (Python's documentation), ``embedded_headlines`` (10,000 synthetic ones, one in each
+            line, or N with ``embedded_headlines:N``), ``tiny_shakespeare``, ``taylor_swift``, ``moby_dick``,
+            ``hacker_news`` (titles) and ``hf:OWNER/NAME@REVISION``; the last two not in a list. A folder means the
+            .txt, .text, .md and .rst files in it and below (.csv, .tsv, .jsonl and .parquet for columns), without
+            hidden ones.
+        documents: what a document is: a whole ``file``, a ``line``, or a row's value in ``column``.
         column: the column to read, for ``documents="column"``.
-        strip: whether to drop white space at both ends of every document.
-        cache_dir: where downloads are kept; None is ``$XDG_CACHE_HOME/lit_gpt`` or ``~/.cache/lit_gpt``.
+        strip: whether to remove white space at both ends of each document.
+        cache_dir: folder of the downloads; None is ``$XDG_CACHE_HOME/lit_gpt`` or ``~/.cache/lit_gpt``.
 
     Raises:
-        UserError: something missing or empty, or a column without ``documents="column"``.
+        UserError: a file is missing or empty, or a column is given without ``documents="column"``.
     """
     if (documents == "column") != (column is not None):
         raise UserError(f"documents={documents!r} with column={column!r}: give a column with documents='column', only.")
@@ -167,13 +167,13 @@ def open_source(
         return _open_hub(specs[0], column, strip, folder)
     if not all(specs) or not specs:
         raise UserError("A source is empty: give a file, folder, glob or name, or leave it out.")
-    files = tuple(file for one in specs for file in _files(one, documents, folder))
-    _check_once(files)
+    files = tuple(file for each in specs for file in _files(each, documents, folder))
+    _check_no_repeats(files)
     return FileSource(", ".join(specs), files, documents, column, strip)
 
 
-def is_place(spec: str) -> bool:
-    """Whether ``spec`` names a file, folder or glob, not one of the sources that have a name."""
+def is_path(spec: str) -> bool:
+    """Whether ``spec`` is a file, folder or glob, and not the name of a source."""
     return not _on_hub(spec) and spec.partition(":")[0] not in NAMES
 
 
@@ -192,7 +192,7 @@ def _open_hub(spec: str, column: str | None, strip: bool, folder: Path) -> Sourc
 
 
 def _files(spec: str, documents: Documents, folder: Path) -> list[TextFile]:
-    """The files that one name or place stands for, in sorted order."""
+    """The files of one name or path, in sorted order."""
     if _on_hub(spec):
         raise UserError(f"{spec} stands alone: give it as the only source, not in a list.")
     name, _, count = spec.partition(":")
@@ -223,10 +223,10 @@ def _can_be_a_path(path: Path) -> bool:
     return True
 
 
-def _check_once(files: Sequence[TextFile]) -> None:
-    """A text that is read twice would be in the training part and in the validation part."""
-    places = Counter(file.place for file in files if file.place)
-    twice = next((place for place, count in places.items() if count > 1), None)
+def _check_no_repeats(files: Sequence[TextFile]) -> None:
+    """Refuses a text that is given twice: it could be trained on and validated on."""
+    counts = Counter(file.resolved_path for file in files if file.resolved_path)
+    twice = next((path for path, count in counts.items() if count > 1), None)
     if twice is not None:
         raise UserError(f"The source has {twice.name} twice (as itself, by a link, or with .gz): give each text once.")
 
@@ -239,19 +239,19 @@ def _headlines(spec: str, count: str) -> TextFile:
 
 def _files_of_folder(folder: Path, suffixes: frozenset[str]) -> list[TextFile]:
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _hidden(path.relative_to(folder))]
-    found = [path for path in paths if TextFile(path.name).kind in suffixes]
-    if not found:
+    texts = [path for path in paths if TextFile(path.name).kind in suffixes]
+    if not texts:
         raise UserError(f"The folder {folder} has no {', '.join(sorted(suffixes))} files; give a glob for other names.")
-    return _with_text(found)
+    return _with_text(texts)
 
 
 def _hidden(path: Path) -> bool:
-    """Whether the path has a part such as .git or .ipynb_checkpoints, where copies of texts lie."""
+    """Whether a part of the path is a name such as .git or .ipynb_checkpoints, which has copies of texts."""
     return any(part.startswith(".") for part in path.parts)
 
 
 def _with_text(paths: Sequence[Path]) -> list[TextFile]:
-    """Those that are not empty, of which there must be one."""
+    """The files that are not empty; at least one must have text."""
     files = [TextFile(str(path), path) for path in paths if path.stat().st_size]
     if not files:
         raise UserError(f"The file {paths[0]} is empty; give one with text.")

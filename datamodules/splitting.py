@@ -1,4 +1,4 @@
-"""One source to train, val and test: a text cut at two places, or documents dealt out whole."""
+"""Splits a source into train, val and test: a text at two character positions, or whole documents."""
 
 import hashlib
 import math
@@ -14,7 +14,7 @@ from datamodules.permutation import permute, random_words
 from datamodules.sources import Source
 from datamodules.tokens import SPLITS
 
-#: Characters read at a time. Pieces of a million take 4 times as long to read: each is fresh memory from the system.
+#: Characters that are read at a time. Pieces of a million take 4 times as long: each needs new memory from the system.
 PIECE = 1 << 17
 
 
@@ -23,11 +23,11 @@ class Split:
     """How a source is divided; train comes first, then val, then test.
 
     Args:
-        by: ``text`` cuts at character positions, through a document if need be, which then counts as two; ``documents``
-            keeps each one whole.
-        val: share of the characters (or documents) that is validation; an int is a number of documents.
-        test: likewise for test.
-        shuffle: None to take documents in file order, or the seed of a random choice.
+        by: ``text`` cuts at character positions. It may cut a document, which then counts as two. ``documents`` keeps
+            each document whole.
+        val: share of the characters (or documents) to validate on; an int is a number of documents.
+        test: the same for the test split.
+        shuffle: None takes documents in file order; an int is the seed of a random choice.
         deduplicate: whether only the first of equal documents is kept.
     """
 
@@ -38,7 +38,7 @@ class Split:
     deduplicate: bool = False
 
     def cuts(self, size: int) -> list[int]:
-        """Where val and test begin in ``size`` characters or documents."""
+        """The positions at which val and test begin, in ``size`` characters or documents."""
         if not all(0 <= part < math.inf for part in (self.val, self.test)):
             raise UserError(f"A validation part of {self.val} or a test part of {self.test} is no share: give 0 to 1.")
         if isinstance(self.val, float) and isinstance(self.test, float):
@@ -55,7 +55,7 @@ class Split:
 
 
 class SplitPiece(NamedTuple):
-    """A stretch of a document of one split; ``end`` is True on its last one."""
+    """A stretch of a document of one split. ``end`` is True for the last one of the document."""
 
     split: str
     text: str
@@ -64,7 +64,13 @@ class SplitPiece(NamedTuple):
 
 @dataclass(frozen=True)
 class Scan:
-    """Sizes of a source: characters, documents that are kept, and for each document whether it is (None: all are)."""
+    """Sizes of a source.
+
+    Attributes:
+        chars: number of characters.
+        documents: number of documents that are kept.
+        keep: for each document whether it is kept, (n,); None if all are.
+    """
 
     chars: int
     documents: int
@@ -72,7 +78,7 @@ class Scan:
 
 
 class Scanner:
-    """Counts a source while something else reads its text. Finding repeats costs about 100 bytes a document."""
+    """Measures a source while its text is read for something else. Deduplication takes about 100 bytes a document."""
 
     def __init__(self, source: Source, split: Split) -> None:
         self._pieces, self._deduplicate = source.pieces(PIECE), split.deduplicate
@@ -80,14 +86,14 @@ class Scanner:
         self._keep: list[bool] = []
 
     def texts(self) -> Iterator[str]:
-        """The text of every piece, once."""
+        """The text of each piece. May be read once."""
         seen: set[bytes] = set()
         digest = hashlib.blake2b(digest_size=8)
         for text, end in self._pieces:
             self.chars += len(text)
             self.documents += end
             if self._deduplicate:
-                digest.update(text.encode("utf-8", "surrogatepass"))  # the tokenizer refuses one with a sentence
+                digest.update(text.encode("utf-8", "surrogatepass"))  # the tokenizer refuses it with a UserError
                 if end:
                     self._keep.append(digest.digest() not in seen)
                     seen.add(digest.digest())
@@ -101,7 +107,7 @@ class Scanner:
 
 
 def scan(source: Source, split: Split) -> Scan:
-    """Reads the source once."""
+    """The sizes of a source, which is read once."""
     scanner = Scanner(source, split)
     for _ in scanner.texts():
         pass
@@ -109,27 +115,27 @@ def scan(source: Source, split: Split) -> Scan:
 
 
 def split_text(source: Source, split: Split, scanned: Scan) -> Iterator[SplitPiece]:
-    """The source's pieces, cut where val and test begin."""
+    """The pieces of a source, cut where val and test begin."""
     bounds = [0, *split.cuts(scanned.chars), scanned.chars]
-    at = 0
+    position = 0  # of the piece in the source
     for text, end in source.pieces(PIECE):
         for name, (low, high) in zip(SPLITS, pairwise(bounds), strict=True):
-            part = text[max(low - at, 0) : max(high - at, 0)]
+            part = text[max(low - position, 0) : max(high - position, 0)]
             if part:
-                yield SplitPiece(name, part, end or at + len(text) >= high)
-        at += len(text)
+                yield SplitPiece(name, part, end or position + len(text) >= high)
+        position += len(text)
 
 
 def split_documents(source: Source, split: Split, scanned: Scan) -> Iterator[SplitPiece]:
-    """The source's pieces in their order, each document in one split."""
-    place = np.arange(scanned.documents)
+    """The pieces of a source in their order, each document whole in one split."""
+    order = np.arange(scanned.documents)
     if split.shuffle is not None:
-        place = permute(place, scanned.documents, random_words(split.shuffle))
-    names = np.searchsorted(split.cuts(scanned.documents), place, side="right")
-    read = kept = 0
+        order = permute(order, scanned.documents, random_words(split.shuffle))
+    split_of = np.searchsorted(split.cuts(scanned.documents), order, side="right")  # of each kept document
+    document = kept_before = 0
     for text, end in source.pieces(PIECE):
-        keep = scanned.keep is None or scanned.keep[read]
+        keep = scanned.keep is None or scanned.keep[document]
         if keep:
-            yield SplitPiece(SPLITS[names[kept]], text, end)
-        read += end
-        kept += end and bool(keep)
+            yield SplitPiece(SPLITS[split_of[kept_before]], text, end)
+        document += end
+        kept_before += end and bool(keep)

@@ -1,4 +1,4 @@
-"""What datamodules share whose text can be anything and whose tokenizer can be any."""
+"""The base class of the datamodules for any text with any tokenizer."""
 
 from typing import Any, Literal, cast
 
@@ -13,27 +13,30 @@ _PATTERN: PatternName = "cl100k"
 
 
 class SubwordDataModule(TextDataModule):
-    """Texts of any source with any tokenizer; a subclass says how they are split.
+    """Any text with any tokenizer. A subclass chooses how the text is split.
 
     Args:
-        source: a file, folder or glob, the name of a download, or a list of such.
-        val_source: text for validation, all of it, instead of a part of ``source``.
-        test_source: text for the test split, all of it, instead of a part of ``source``.
-        documents: what a document is: a whole ``file``, a ``line``, or a ``column`` of a table; None is a
+        source: a file, folder or glob, the name of a download, or a list of these.
+        val_source: text to validate on, all of it, instead of a part of ``source``.
+        test_source: text to test on, all of it, instead of a part of ``source``.
+        documents: what a document is: a whole ``file``, a ``line``, or a value in a ``column`` of a table; None is a
             file, for headlines a line.
-        column: the column to read with ``documents: column``.
-        strip: whether to drop white space at both ends of each document.
-        tokenizer: ``bpe`` or ``unigram``, trained once and kept beside the tokens; ``byte``; ``char``; a tokenizer
-            file; or an encoding of tiktoken: ``gpt2``, ``cl100k_base``, ``o200k_base``.
-        vocab_size: number of tokens of a trained tokenizer, the end mark included; None is 16,000.
-        train_tokenizer_on: the text a tokenizer is trained on: ``train``, or ``all`` splits, which leaks a little.
-        pattern: where text is split before a tokenizer is trained: as ``cl100k`` or ``gpt2`` do, or ``none``, nowhere.
-        prefix_space: whether a trained tokenizer puts a space before each document: its first word is then the token
-            that it is elsewhere.
-        subword_sampling: smoothing of the segmentations that a unigram tokenizer draws anew for the training text in
-            each epoch: 0 takes the likeliest ones always (validation does in any case), 1 draws by their likelihood,
-            0.2 from much flatter odds. A million words take about 6 s at the start and 0.5 s an epoch in each process.
-        **options: what every datamodule takes.
+        column: the column to read, with ``documents: column``.
+        strip: whether to remove white space at both ends of each document.
+        tokenizer: ``bpe`` or ``unigram``, which are trained once and kept with the tokens; ``byte``; ``char``; a
+            tokenizer file; or an encoding of tiktoken: ``gpt2``, ``cl100k_base``, ``o200k_base``.
+        vocab_size: number of tokens of a trained tokenizer, the EOS token included; None is 16,000.
+        train_tokenizer_on: the text to train a tokenizer on: the ``train`` split, or ``all`` splits, which leaks a
+            little of the validation text.
+        pattern: how text is split into words, which no token of a trained tokenizer crosses: as ``cl100k`` or ``gpt2``
+            do; ``none`` does not split.
+        prefix_space: whether a trained tokenizer encodes each document with a space before it. Its first word is then
+            the same token as inside a text.
+        subword_sampling: smoothing exponent of subword regularization: in each epoch a unigram tokenizer samples
+            another segmentation of the training text. 0 always takes the most likely one, as validation does. 1 samples
+            by likelihood, and 0.2 much more evenly. A million words take about 6 s at the start and 0.5 s an epoch in
+            each process.
+        **options: the options of every datamodule.
     """
 
     default_documents: Documents
@@ -61,27 +64,27 @@ class SubwordDataModule(TextDataModule):
         self.train_tokenizer_on, self.pattern, self.prefix_space = train_tokenizer_on, pattern, prefix_space
         self.subword_sampling = subword_sampling
 
-    def open_predict_source(self, spec: str | list[str]) -> Source:
-        """Read like the training text."""
+    def open_text(self, spec: str | list[str]) -> Source:
+        """See `TextDataModule`."""
         return open_source(
             spec, documents=self.documents, column=self.column, strip=self.strip, cache_dir=self.cache_dir
         )
 
     def chosen_tokenizer(self) -> Tokenizer | NewTokenizer:
-        """The tokenizer that the options name, with an end mark."""
+        """The tokenizer of the options, with an EOS token."""
         name, vocab_size = self.tokenizer_name, self.wanted_vocab_size
         if name in ("bpe", "unigram"):
             kind, size = cast(Kind, name), 16_000 if vocab_size is None else vocab_size
             return NewTokenizer(
                 kind, size, self.train_tokenizer_on, pattern=self.pattern, prefix_space=self.prefix_space
             )
-        for option, given in (
+        for option, is_set in (
             ("prefix_space", self.prefix_space),
             ("pattern", self.pattern != _PATTERN),
             ("train_tokenizer_on", self.train_tokenizer_on != _TRAIN_ON),
             ("vocab_size", name == "char" and vocab_size is not None),
         ):
-            if given:
+            if is_set:
                 raise UserError(f"{option} is for a bpe or unigram that is trained here, not for {name}: leave it out.")
         if name == "char":
             return NewTokenizer("char", None, "all")  # see CharDataModule
@@ -93,17 +96,10 @@ class SubwordDataModule(TextDataModule):
         return tokenizer
 
     def _opened_tokenizer(self, name: str) -> Tokenizer:
-        """The named one; where it cannot be opened the checkpoint's, as no other would be accepted."""
+        """The named tokenizer; if it cannot be opened, the checkpoint's, as no other would be accepted."""
         try:
             return open_tokenizer(name)
         except UserError:
-            if self._given is None:
+            if self._checkpoint_tokenizer is None:
                 raise
-            return self._given
-
-    def opened_sources(self) -> tuple[Source, Source | None, Source | None]:
-        """The text, and those that validation and test have of their own."""
-        val, test = (
-            None if spec is None else self.open_predict_source(spec) for spec in (self.val_source, self.test_source)
-        )
-        return self.open_predict_source(self.source), val, test
+            return self._checkpoint_tokenizer

@@ -1,49 +1,50 @@
-"""Synthetic headlines: any number of different ones from a small grammar of ours, for tests and demonstrations.
+"""Synthetic headlines: any number of different ones from a small grammar, for tests and demonstrations.
 
-They read like technology news and mean nothing: no name, product or event in them is real. A headline is a number:
-its template and the word in every slot are the digits. A shuffled count therefore never repeats, needs no memory of
-what was written, and is the same on every machine.
+They read like technology news and mean nothing: no name, product or event in them is real. A headline is a number. Its
+digits, in a mixed radix, choose the template and the word of each slot. The numbers are a permutation of a range, so
+none repeats, nothing that was written is held in memory, and every machine writes the same headlines.
 """
 
+import re
 from collections.abc import Iterator
-from functools import cache
 from itertools import accumulate
 from math import prod
-from string import Formatter
 
 import numpy as np
 
 from datamodules.errors import UserError
 from datamodules.permutation import permute, random_words
 
-_BLOCK = 4096
-#: Only so many of a template count, or the one with most slots would be seven headlines of ten.
-_LARGEST_SHARE = 1_000_000
+_BLOCK = 4096  # headlines that are numbered at a time
+#: The most headlines of one template. Without a limit the template with most slots would be seven headlines of ten.
+_MOST_OF_A_TEMPLATE = 1_000_000
+_SLOT = re.compile(r"\{(\w+)\}")
 
 
-def _words(text: str) -> tuple[str, ...]:
+def _split(text: str) -> tuple[str, ...]:
     return tuple(text.split("|"))
 
 
-def _joined(first: str, last: str) -> tuple[str, ...]:
-    return tuple(a + b for a in _words(first) for b in _words(last))
+def _pairs(first: str, last: str) -> tuple[str, ...]:
+    return tuple(a + b for a in _split(first) for b in _split(last))
 
 
-#: No word of a slot contains the constant text around it in a template, so different numbers are different headlines.
-_SLOTS: dict[str, tuple[str, ...]] = {
-    "org": _joined(
+#: The words of each slot. None contains the text around its slot in a template, so different numbers give different
+#: headlines.
+_WORDS: dict[str, tuple[str, ...]] = {
+    "org": _pairs(
         "Alder|Brim|Cinder|Dover|Ember|Fathom|Glint|Harrow|Iris|Juniper|Kestrel|Lumen|Moss|Nettle",
         "base|works|grid|line|mind|port|stack|wave",
     ),
-    "tool": _joined(
+    "tool": _pairs(
         "Ash|Bolt|Crux|Dune|Fern|Gale|Hush|Knot|Loom|Mint|Nova|Onyx|Pika|Quill|Reed|Sled",
         "DB|JS|Kit|Lang|OS|Shell|VM",
     ),
-    "language": _words(
+    "language": _split(
         "Ada|C|Clojure|Elixir|Erlang|Forth|Fortran|Go|Haskell|Java|Julia|Kotlin|Lisp|Lua|OCaml|Pascal|Perl|Python|"
         "Racket|Ruby|Rust|Scala|Scheme|Swift|TypeScript|Zig"
     ),
-    "thing": _words(
+    "thing": _split(
         "a build system|a cache|a chess engine|a compiler|a database|a debugger|a file system|a font editor|"
         "a game engine|a hash table|a kernel|a key-value store|a linker|a load balancer|a mail server|a map renderer|"
         "a message queue|a music player|a neural network|a package manager|a parser|a password manager|a ray tracer|"
@@ -51,7 +52,7 @@ _SLOTS: dict[str, tuple[str, ...]] = {
         "a terminal emulator|a text editor|a time-series store|a tokenizer|a type checker|a version control system|"
         "a virtual machine|a web browser|a web framework"
     ),
-    "topic": _words(
+    "topic": _split(
         "attention|backups|battery life|branch prediction|cache misses|code review|cold starts|compression|"
         "concurrency|continuous integration|cryptography|data races|distributed systems|documentation|encryption|"
         "energy use|error messages|floating point|formal methods|garbage collection|hiring|incident response|"
@@ -60,17 +61,17 @@ _SLOTS: dict[str, tuple[str, ...]] = {
         "schema migrations|sharding|spam|static typing|tail latency|technical debt|text rendering|time zones|"
         "unit tests|usability|vector search"
     ),
-    "adjective": _words(
+    "adjective": _split(
         "boring|brief|brilliant|careful|clever|concise|curious|friendly|gentle|hidden|humble|lazy|minimal|modest|"
         "overlooked|painless|patient|practical|pragmatic|quiet|readable|reliable|short|simple|slow|small|strange|"
         "subtle|surprising|thoughtful|tiny|useful|visual|weird"
     ),
-    "place": _words(
+    "place": _split(
         "a bank|a basement|a browser tab|a classroom|a data center|a factory|a hospital|a library|a lighthouse|"
         "a microcontroller|a museum|a phone|a power plant|a school|a single file|a spreadsheet cell|a submarine|"
         "a telescope|a tractor|a train|a weekend|an elevator|orbit|production|the browser|the kitchen|the terminal"
     ),
-    "verb": _words(
+    "verb": _split(
         "abandons|acquires|adopts|audits|backs|bets on|bans|delays|drops|explains|fixes|forks|funds|open-sources|"
         "postpones|quietly removes|rebuilds|renames|replaces|retires|rewrites|sells|sues over|ships|splits"
     ),
@@ -105,14 +106,17 @@ _TEMPLATES = (
     "My {adjective} year with {tool}, {language} and {topic}",
 )
 
+#: How many different headlines each template has.
+_SIZES = [prod(len(_WORDS[slot]) for slot in _SLOT.findall(template)) for template in _TEMPLATES]
+
 
 def headlines(count: int, seed: int = 0) -> Iterator[str]:
-    """``count`` different synthetic headlines; the first n are the same whatever ``count`` is.
+    """``count`` different synthetic headlines; the first n are the same for every ``count``.
 
     Raises:
-        UserError: ``count`` is not between 1 and the number of headlines the grammar has, about 16 million.
+        UserError: ``count`` is not between 1 and the number of headlines that the grammar has, about 16 million.
     """
-    ends = list(accumulate(min(size, _LARGEST_SHARE) for size in _sizes()))
+    ends = list(accumulate(min(size, _MOST_OF_A_TEMPLATE) for size in _SIZES))
     if not 1 <= count <= ends[-1]:
         raise UserError(f"The grammar has {ends[-1]:,} synthetic headlines; ask for 1 to that many, not {count:,}.")
     key = random_words(seed)
@@ -123,25 +127,14 @@ def headlines(count: int, seed: int = 0) -> Iterator[str]:
 
 
 def _headline(template: int, number: int) -> str:
-    """Headline ``number`` of those that count, which are spread evenly over all that the template has."""
-    size = _sizes()[template]
-    number = number * size // min(size, _LARGEST_SHARE)
-    words = []
-    for text, slot in _parsed(template):
-        words.append(text)
-        if slot:
-            number, digit = divmod(number, len(_SLOTS[slot]))
-            words.append(_SLOTS[slot][digit])
-    headline = "".join(words)
+    """Headline ``number`` of a template: those within the limit are spread evenly over all that it has."""
+    rest = number * _SIZES[template] // min(_SIZES[template], _MOST_OF_A_TEMPLATE)
+
+    def next_word(slot: re.Match[str]) -> str:
+        nonlocal rest
+        words = _WORDS[slot[1]]
+        rest, digit = divmod(rest, len(words))
+        return words[digit]
+
+    headline = _SLOT.sub(next_word, _TEMPLATES[template])
     return headline[0].upper() + headline[1:]
-
-
-@cache
-def _sizes() -> tuple[int, ...]:
-    slots = ([slot for _, slot in _parsed(template) if slot] for template in range(len(_TEMPLATES)))
-    return tuple(prod(len(_SLOTS[slot]) for slot in used) for used in slots)
-
-
-@cache
-def _parsed(template: int) -> tuple[tuple[str, str | None], ...]:
-    return tuple((text, slot) for text, slot, _, _ in Formatter().parse(_TEMPLATES[template]))

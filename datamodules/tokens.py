@@ -1,8 +1,8 @@
-"""The token store: one flat file of ids for each split, and the places where its documents start.
+"""The token store: for each split one flat file of ids, and one with the positions where its documents start.
 
-A split of a tokenizer with an end mark E is laid out as ``[E d1 E d2 E ... dn E]``: one mark between documents, which
-ends the one before it and starts the one after it, and one at either end. Without an end mark it is the bare stream
-of text. Files are memory-mapped, so a corpus larger than memory costs no more than the pages that batches touch.
+With an EOS token E, a split is ``[E d1 E d2 E ... dn E]``: one E between two documents, which ends the first and starts
+the second, and one at either end. Without an EOS token it is the ids of the text alone. Files are memory-mapped, so a
+corpus may be larger than memory: only the pages that batches use are read.
 """
 
 import json
@@ -17,8 +17,7 @@ import numpy as np
 
 from datamodules.files import SummedFile
 
-#: Raised by one when the files of older code can no longer be read, or tokenizers are trained otherwise than by it.
-#: Part of the cache's key.
+#: Part of the cache's key. It is increased when the format changes or tokenizers are trained in another way.
 STORE_VERSION = 4
 META = "meta.json"
 TOKENIZER = "tokenizer.json"
@@ -27,7 +26,15 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Counts:
-    """What one split holds: ``tokens`` counts end marks; ``chars`` and ``bytes`` (UTF-8) are of the text alone."""
+    """The sizes of a split.
+
+    Attributes:
+        tokens: number of tokens, EOS tokens included.
+        documents: number of documents.
+        chars: characters of the text.
+        bytes: bytes of the text in UTF-8.
+        eos_tokens: number of documents that an EOS token ends: all or none. The EOS token at the start is not counted.
+    """
 
     tokens: int
     documents: int
@@ -37,17 +44,17 @@ class Counts:
 
     @property
     def text_tokens(self) -> int:
-        """Those that are no marks: where documents have marks, there is one more than documents."""
+        """Number of tokens that are no EOS tokens. There is one more of those than documents, if there are any."""
         return self.tokens - self.eos_tokens - (self.eos_tokens > 0)
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest unsigned type that holds every id."""
+    """The smallest unsigned dtype that can hold every id."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
 class TokenStore:
-    """One split, opened read-only. Pickles as its path: worker processes map the file again instead of copying it."""
+    """One split of a store, read-only. It pickles as its path, so worker processes map the file and copy nothing."""
 
     def __init__(self, folder: Path, split: str) -> None:
         meta = read_meta(folder)
@@ -68,22 +75,22 @@ class TokenStore:
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """Where each document starts, at its end mark if there are any; (documents + 1,) int64.
+        """The position where each document starts, at the EOS token before it if there is one; (documents + 1,) int64.
 
-        The last entry is where the last document ends: at the final mark, n - 1, or at n without end marks.
+        The last entry is where the last document ends: at the last EOS token, n - 1, or at n without EOS tokens.
         """
         return np.memmap(self.folder / f"{self.split}.starts", np.int64, "r")
 
     def documents(self) -> Iterator[np.ndarray]:
-        """Ids of each document, without end marks."""
-        mark = int(self.eos_id is not None)
+        """The ids of each document, without EOS tokens."""
+        has_eos = int(self.eos_id is not None)
         for low, high in pairwise(self.starts.tolist()):
-            yield self.tokens[low + mark : high]
+            yield self.tokens[low + has_eos : high]
 
 
 @dataclass(frozen=True)
 class TokenArrays:
-    """Documents in memory, laid out like a split of a store."""
+    """Documents in memory, in the layout of a split of a store."""
 
     tokens: np.ndarray
     starts: np.ndarray
@@ -94,10 +101,10 @@ TokenStream = TokenStore | TokenArrays
 
 
 class TokenWriter:
-    """Appends the documents of one split to its two files.
+    """Writes the documents of one split to its two files.
 
     Attributes:
-        files: the two, by name.
+        files: the two files, by name.
     """
 
     def __init__(self, folder: Path, split: str, dtype: np.dtype, eos_id: int | None) -> None:
@@ -108,7 +115,14 @@ class TokenWriter:
         self._ids, self._starts = self.files.values()
 
     def add(self, ids: np.ndarray, chars: int, n_bytes: int, end: bool) -> None:
-        """Appends a piece of a document; ``end`` says that it is the last one."""
+        """Appends a piece of a document.
+
+        Args:
+            ids: its ids, (n,).
+            chars: its characters.
+            n_bytes: its bytes in UTF-8.
+            end: whether it is the last piece of its document.
+        """
         if not self._inside:
             self._start()
             self.documents += 1
@@ -119,17 +133,17 @@ class TokenWriter:
         self._inside = not end
 
     def close(self) -> Counts:
-        """Writes the last boundary and says what the split holds."""
+        """Writes the end of the last document, closes the files and returns the sizes of the split."""
         self._start()
         self.abandon()
-        marks = 0 if self.eos_id is None else self.documents
-        return Counts(self.tokens, self.documents, self.chars, self.bytes, marks)
+        eos_tokens = 0 if self.eos_id is None else self.documents
+        return Counts(self.tokens, self.documents, self.chars, self.bytes, eos_tokens)
 
     def abandon(self) -> None:
-        """Closes the files as they are."""
+        """Closes the files without writing the end of the last document."""
         try:
             self._ids.close()
-        finally:  # a full disk refuses what the buffer still holds
+        finally:  # on a full disk the first `close` fails, as it writes the buffer
             self._starts.close()
 
     def _start(self) -> None:
@@ -140,5 +154,5 @@ class TokenWriter:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """What the writer said about the store."""
+    """The content of a store's ``meta.json``."""
     return json.loads((folder / META).read_text(encoding="utf-8"))

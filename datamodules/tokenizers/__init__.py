@@ -1,4 +1,4 @@
-"""Tokenizers behind one small interface. Libraries are imported when a tokenizer first needs them, torch never."""
+"""Tokenizers with one small interface. A library is imported when a tokenizer first needs it; torch never is."""
 
 from datamodules.tokenizers.base import EOS_TOKEN, Tokenizer
 from datamodules.tokenizers.bpe import ENCODINGS, PATTERNS, BPETokenizer, PatternName

@@ -1,4 +1,4 @@
-"""Byte-level BPE, trained or by a tiktoken name; tiktoken runs both, as it is the fastest that we measured."""
+"""Byte-level BPE, trained here or one of tiktoken's encodings. tiktoken runs both: it was the fastest we measured."""
 
 from functools import cached_property
 from itertools import pairwise
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 PatternName = Literal["cl100k", "gpt2", "none"]
 
-#: How text is split before tokens are sought, which never cross a split. The first two are the patterns of OpenAI's
-#: encodings of those names, without possessive quantifiers, so that Oniguruma (in `tokenizers`) reads them alike.
+#: Regular expressions that split text into words, which no token crosses. The first two are the patterns of OpenAI's
+#: encodings of those names, without possessive quantifiers: Oniguruma (in `tokenizers`) reads those in another way.
 PATTERNS: dict[PatternName, str] = {
     "cl100k": (
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
@@ -24,23 +24,24 @@ PATTERNS: dict[PatternName, str] = {
     "none": r"[\s\S]+",
 }
 
-#: tiktoken's encodings that have an end mark and that people train with.
+#: tiktoken's encodings that have an EOS token and that people train with.
 ENCODINGS = ("gpt2", "cl100k_base", "o200k_base")
 
 
 class BPETokenizer(ByteLevelTokenizer):
-    """Byte-level BPE (Sennrich et al. 2016, Radford et al. 2019): inside a split, the pair of lowest id merges first.
+    """Byte-level BPE (Sennrich et al. 2016, Radford et al. 2019).
 
-    Ids are therefore merge ranks, and need no list of merges beside them. With the pattern ``none`` merges
-    cross words, so tokens can differ around the places where a text beyond 262,144 characters is cut.
+    Inside a word, the pair of tokens merges first whose merged token has the lowest id. So ids are merge ranks, and no
+    list of merges is needed. A text of more than 262,144 characters is encoded in pieces. With the pattern ``none``
+    merges cross words, and the tokens next to a cut can differ from those of the whole text.
     """
 
     @classmethod
     def from_encoding(cls, name: str) -> "BPETokenizer":
-        """One of tiktoken's encodings (see ``ENCODINGS``), with OpenAI's ids; ``<|endoftext|>`` is the end mark.
+        """One of tiktoken's encodings (see ``ENCODINGS``), with OpenAI's ids. ``<|endoftext|>`` is the EOS token.
 
         Raises:
-            UserError: the ranks are not cached and cannot be downloaded.
+            UserError: the ranks are not in tiktoken's cache and cannot be downloaded.
         """
         import tiktoken
 
@@ -54,7 +55,7 @@ class BPETokenizer(ByteLevelTokenizer):
         tokens = [""] * encoding.n_vocab
         for token, rank in encoding._mergeable_ranks.items():
             tokens[rank] = token.decode("latin-1")
-        # Ours splits as tiktoken's does, runs 16 % faster, and is the same under every version of tiktoken.
+        # Our pattern gives the same words as tiktoken's, is 16 % faster, and does not depend on tiktoken's version.
         pattern = PATTERNS["gpt2"] if name == "gpt2" else encoding._pat_str
         return cls(tokens, pattern, dict(encoding._special_tokens), EOS_TOKEN)
 
@@ -63,16 +64,16 @@ class BPETokenizer(ByteLevelTokenizer):
         return {"kind": "bpe", **super().to_dict()}
 
     def huggingface_model(self) -> dict[str, Any]:
-        """The ``model`` of a Hugging Face ``tokenizer.json``. Finding the merges of gpt2 takes about 1 s."""
+        """The ``model`` of a Hugging Face ``tokenizer.json``. For gpt2 it takes about 1 s to find the merges."""
         vocab = {to_visible(token): token_id for token_id, token in enumerate(self.tokens) if token}
         merges = [[to_visible(part.decode("latin-1")) for part in pair] for pair in self.merges()]
         return {"type": "BPE", "vocab": vocab | self.specials, "merges": merges, "ignore_merges": False}
 
     def merges(self) -> list[tuple[bytes, bytes]]:
-        """The pair that makes each token of two bytes and more, in order of ids.
+        """The pair of tokens that each token of at least two bytes is merged from, in order of ids.
 
         Raises:
-            UserError: merges of lower ids leave more or less than a pair, so no list of merges gives these ids.
+            UserError: a token is not a merge of two tokens of lower ids, so no list of merges gives these ids.
         """
         pairs = []
         for token, rank in self.ids_by_bytes.items():
@@ -84,25 +85,25 @@ class BPETokenizer(ByteLevelTokenizer):
         return pairs
 
     def _merged(self, token: bytes, below: int) -> list[bytes]:
-        """``token`` as the merges of ids under ``below`` leave it."""
+        """The parts of ``token`` after all merges to ids less than ``below``."""
         parts = [token[i : i + 1] for i in range(len(token))]
         while len(parts) > 1:
             ranks = [self.ids_by_bytes.get(a + b, below) for a, b in pairwise(parts)]
             rank = min(ranks)
             if rank >= below:
                 break
-            at = ranks.index(rank)
-            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+            index = ranks.index(rank)
+            parts[index : index + 2] = [parts[index] + parts[index + 1]]
         return parts
 
     def _encode_short(self, text: str) -> Ids:
-        # 8 % faster than `encode_ordinary`, which makes a list of Python's ints.
+        # 8 % faster than `encode_ordinary`, which returns a list of Python ints.
         return self._encoding.encode_to_numpy(text, disallowed_special=())
 
     @cached_property
     def _encoding(self) -> "tiktoken.Encoding":
         import tiktoken
 
-        # A mark that is never allowed. Without any, `encode_to_numpy` looks for an empty one at every character.
-        mark = {EOS_TOKEN: self.vocab_size}
-        return tiktoken.Encoding("ours", pat_str=self.pattern, mergeable_ranks=self.ids_by_bytes, special_tokens=mark)
+        # A special token that no call allows. Without one, `encode_to_numpy` looks for "" at every character.
+        eos = {EOS_TOKEN: self.vocab_size}
+        return tiktoken.Encoding("ours", pat_str=self.pattern, mergeable_ranks=self.ids_by_bytes, special_tokens=eos)

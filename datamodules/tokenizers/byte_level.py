@@ -1,4 +1,4 @@
-"""What BPE and Unigram share: tokens of bytes, a pattern of splits, special marks; and their Hugging Face form."""
+"""The base class of BPE and Unigram: tokens of bytes, a pattern that splits text into words, special tokens."""
 
 import json
 from abc import abstractmethod
@@ -15,21 +15,21 @@ from datamodules.tokenizers.base import Ids, Tokenizer, check_unicode
 if TYPE_CHECKING:
     import tokenizers
 
-#: Longer texts are encoded in pieces (see `reading.cut`): regular expression engines overflow their stack on a million
-#: spaces in a row, and tiktoken then panics.
+#: Longer texts are encoded in pieces (see `reading.cut`). On a million spaces in a row the stack of regular expression
+#: engines overflows, and tiktoken panics.
 LONGEST = 1 << 18
 
 
 class ByteLevelTokenizer(Tokenizer):
-    """Tokens are stretches of bytes, and every single byte is one: lossless for every text.
+    """A tokenizer whose tokens are byte strings. Every single byte is a token, so it is lossless for every text.
 
     Args:
-        tokens: bytes of each id, one latin-1 character a byte; "" where the id is a special mark or unused.
-        pattern: regular expression of the splits.
-        specials: ids of the marks that no text encodes to, by name.
-        eos: the name among ``specials`` that ends documents, or None.
-        prefix_space: whether a space comes before each text, so that a word is the same token at its beginning as
-            elsewhere.
+        tokens: the bytes of each id, one latin-1 character for each byte; "" if the id is a special token or unused.
+        pattern: regular expression that splits text into words, which no token crosses.
+        specials: ids of the special tokens, by name. No text encodes to them.
+        eos: the name of the EOS token, which is one of ``specials``, or None.
+        prefix_space: whether a text is encoded with a space before it, so that its first word is the same token as
+            inside a text.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class ByteLevelTokenizer(Tokenizer):
         if missing := {chr(byte) for byte in range(256)}.difference(tokens):
             raise UserError(f"The vocabulary lacks {len(missing)} of the 256 bytes, so some text would have no ids.")
         if eos is not None and eos not in specials:
-            raise UserError(f"The end mark {str(eos)[:40]!r} is none of the {len(specials)} special marks.")
+            raise UserError(f"The EOS token {str(eos)[:40]!r} is none of the {len(specials)} special tokens.")
         self.tokens = tokens
         self.pattern = pattern
         self.specials = specials
@@ -55,11 +55,11 @@ class ByteLevelTokenizer(Tokenizer):
 
     @abstractmethod
     def _encode_short(self, text: str) -> Ids:
-        """Ids of at most `LONGEST` characters of valid Unicode."""
+        """The ids of a text of at most `LONGEST` characters of valid Unicode."""
 
     def encode_array(self, text: str, start: bool = True) -> Ids:
         """See `Tokenizer`."""
-        check_unicode(text)  # the libraries below replace a lone surrogate in silence, or stop with a TypeError
+        check_unicode(text)  # the libraries replace a lone surrogate silently, or raise a TypeError
         if start:
             text = self.prefixed(text)
         if len(text) <= LONGEST:
@@ -67,7 +67,7 @@ class ByteLevelTokenizer(Tokenizer):
         return np.concatenate([self._encode_short(piece.text) for piece in cut([text], LONGEST)])
 
     def prefixed(self, text: str) -> str:
-        """``text`` as it is split into tokens; an empty one stays empty."""
+        """``text`` with the prefix space, if the tokenizer has one. An empty text stays empty."""
         return f" {text}" if self.prefix_space and text else text
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -76,17 +76,17 @@ class ByteLevelTokenizer(Tokenizer):
         return text.removeprefix(" ") if self.prefix_space else text
 
     def token_bytes(self, token_id: int) -> bytes:
-        """See `Tokenizer`; an unused id stands for nothing."""
+        """See `Tokenizer`. An unused id has no bytes."""
         return self._name_by_id.get(token_id, "").encode() or self.tokens[token_id].encode("latin-1")
 
     def to_dict(self) -> dict[str, Any]:
-        """Tokens, pattern and marks; 0.8 MB as a pickle for gpt2."""
+        """See `Tokenizer`. For gpt2 it is a pickle of 0.8 MB."""
         state = {"tokens": self.tokens, "pattern": self.pattern, "specials": self.specials, "eos": self.eos}
         return state | ({"prefix_space": True} if self.prefix_space else {})
 
     @cached_property
     def ids_by_bytes(self) -> dict[bytes, int]:
-        """Ids of the ordinary tokens by their bytes."""
+        """The ids of all tokens but special ones, by their bytes."""
         return {token.encode("latin-1"): token_id for token_id, token in enumerate(self.tokens) if token}
 
     @cached_property
@@ -95,23 +95,23 @@ class ByteLevelTokenizer(Tokenizer):
 
 
 def _check_types(tokens: list[str], pattern: str, specials: dict[str, int], prefix_space: bool) -> None:
-    """Refuses what a damaged or forged file may hold, before anything is made of it."""
+    """Refuses values of wrong types, which a damaged or forged file may hold."""
     if not (isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)):
         raise UserError("The vocabulary is not a list of texts.")
     if (beyond := max("".join(tokens), default="")) > "\xff":
         raise UserError(f"The vocabulary holds the character {beyond!r}, which is no byte.")
     if not (isinstance(pattern, str) and isinstance(prefix_space, bool) and isinstance(specials, dict)):
-        raise UserError("The pattern, prefix_space or the special marks are of another type than text, bool and dict.")
+        raise UserError("The pattern, prefix_space or the special tokens are of another type than text, bool and dict.")
     check_ids(specials, len(tokens))
     if taken := [name for name, token_id in specials.items() if tokens[token_id]]:
-        raise UserError(f"The special mark {taken[0][:40]!r} has the id {specials[taken[0]]}, which is a token's.")
+        raise UserError(f"The special token {taken[0][:40]!r} has the id {specials[taken[0]]}, which is a token's.")
 
 
 def check_ids(ids: Mapping[str, object], size: int) -> None:
-    """Refuses ids by name that are no whole numbers from 0 up to ``size`` - 1.
+    """Checks that ids, by name, are whole numbers from 0 to ``size`` - 1.
 
     Raises:
-        UserError: names the first.
+        UserError: names the first wrong one.
     """
     for name, token_id in ids.items():
         if type(token_id) is not int or not 0 <= token_id < size:
@@ -119,7 +119,7 @@ def check_ids(ids: Mapping[str, object], size: int) -> None:
 
 
 def _visible_bytes() -> str:
-    """GPT-2's printable stand-ins: a printable latin-1 byte is itself, the others are U+0100 and on, in order."""
+    """GPT-2's printable characters for bytes: a printable latin-1 byte is itself, the others are U+0100, U+0101, ..."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = (byte for byte in range(256) if byte not in printable)
     stand_ins = {byte: chr(0x100 + n) for n, byte in enumerate(others)}
@@ -132,12 +132,12 @@ _FROM_VISIBLE = str.maketrans({visible: chr(byte) for byte, visible in enumerate
 
 
 def to_visible(token: str) -> str:
-    """Our token (one latin-1 character a byte) as Hugging Face writes it, such as ``Ġthe``."""
+    """A token with one latin-1 character for each byte as Hugging Face writes it, such as ``Ġthe``."""
     return token.translate(_TO_VISIBLE)
 
 
 def from_visible(token: str) -> str:
-    """The inverse of `to_visible`. `UserError` for a token that is not byte-level."""
+    """The inverse of `to_visible`. A token that is not byte-level raises `UserError`."""
     if not _FROM_VISIBLE.keys() >= set(map(ord, token)):
         raise UserError(f"The token {token!r} is not byte-level, so it is not of a tokenizer that this project runs.")
     return token.translate(_FROM_VISIBLE)
@@ -146,11 +146,11 @@ def from_visible(token: str) -> str:
 def special_tokens(specials: dict[str, int]) -> list[dict[str, Any]]:
     """The ``added_tokens`` of a Hugging Face ``tokenizer.json``."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    marks = sorted(specials.items(), key=lambda mark: mark[1])
-    return [{"id": token_id, "content": name, **flags, "special": True} for name, token_id in marks]
+    by_id = sorted(specials.items(), key=lambda special: special[1])
+    return [{"id": token_id, "content": name, **flags, "special": True} for name, token_id in by_id]
 
 
-#: Hugging Face's steps that put a space before a text, and that take it away again.
+#: Hugging Face's steps that put a space before a text, and that remove it again.
 PREPEND: dict[str, Any] = {"type": "Prepend", "prepend": " "}
 _STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 
@@ -158,7 +158,7 @@ _STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 def huggingface_state(
     model: dict[str, Any], pattern: str, specials: dict[str, int], prefix_space: bool = False
 ) -> dict[str, Any]:
-    """A byte-level Hugging Face ``tokenizer.json`` around ``model``: split by ``pattern``, then bytes."""
+    """The content of a Hugging Face ``tokenizer.json`` with ``model``: it splits by ``pattern``, then into bytes."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     decoder = byte_level | {"use_regex": True}
@@ -176,16 +176,16 @@ def huggingface_state(
 
 
 def library_tokenizer(state: dict[str, Any]) -> "tokenizers.Tokenizer":
-    """The `tokenizers` library's own object for the content of a ``tokenizer.json``.
+    """The tokenizer object of the `tokenizers` library for the content of a ``tokenizer.json``.
 
     Raises:
-        UserError: what the installed version does not know, or a regular expression that is none.
+        UserError: the installed version cannot read it, or a regular expression is wrong.
     """
     import tokenizers
 
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(state))
-    except Exception as error:  # it has no class of its own for these
+    except Exception as error:  # the library raises no class of its own
         raise UserError(
             f"The installed tokenizers {tokenizers.__version__} cannot read it ({error}); upgrade that library, or "
             "write the file anew with this version of it."

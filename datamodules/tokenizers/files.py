@@ -22,10 +22,10 @@ _CLASSES: dict[str, type[Tokenizer]] = {
 
 
 def tokenizer_from_dict(state: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that `Tokenizer.to_dict` described: same ids, no file and no network needed.
+    """The tokenizer of `Tokenizer.to_dict`, with the same ids. It needs neither a file nor a network.
 
     Raises:
-        UserError: what no tokenizer of ours would have described, such as ids without a place in the vocabulary.
+        UserError: values that `Tokenizer.to_dict` never gives, such as ids outside of the vocabulary.
     """
     options = dict(state)
     kind = options.pop("kind", None)
@@ -40,7 +40,7 @@ def tokenizer_from_dict(state: dict[str, Any]) -> Tokenizer:
 
 
 def open_tokenizer(spec: str) -> Tokenizer:
-    """A tokenizer that needs no training: ``gpt2``, ``cl100k_base``, ``o200k_base``, ``byte``, or a file of one.
+    """A tokenizer that needs no training: ``gpt2``, ``cl100k_base``, ``o200k_base``, ``byte``, or a tokenizer file.
 
     Raises:
         UserError: neither a name nor a file, or ranks that cannot be downloaded.
@@ -55,13 +55,14 @@ def open_tokenizer(spec: str) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
-    """Writes a JSON file, whole or not at all, that `load_tokenizer` reads."""
+    """Writes a JSON file for `load_tokenizer`, atomically."""
     write_text(path, json.dumps(tokenizer.to_dict(), ensure_ascii=False))
 
 
 def is_written_here(path: Path) -> bool:
-    """Whether a file is of `save_tokenizer`, or a ``tokenizer.json`` as `to_huggingface` makes it: those of published
-    byte-level models have a post-processor.
+    """Whether a file comes from `save_tokenizer`, or is a ``tokenizer.json`` of `to_huggingface`.
+
+    The ``tokenizer.json`` of published byte-level models differs from the latter in its post-processor.
     """
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
@@ -73,15 +74,15 @@ def is_written_here(path: Path) -> bool:
     return exported or state.get("kind") in list(_CLASSES)
 
 
-def load_tokenizer(path: str | Path, *, tried: bool = True) -> Tokenizer:
+def load_tokenizer(path: str | Path, *, check: bool = True) -> Tokenizer:
     """The tokenizer in a file of `save_tokenizer`, or in Hugging Face's ``tokenizer.json``.
 
     Args:
         path: the file.
-        tried: whether to see that it can encode, which takes 0.2 s for 20,000 unigrams.
+        check: whether to check that it can encode, which takes 0.2 s for 20,000 unigrams.
 
     Raises:
-        UserError: no such file, not a tokenizer, or one whose ids we cannot give exactly.
+        UserError: no such file, not a tokenizer, or one whose ids cannot be reproduced exactly.
     """
     try:
         state = json.loads(expanded(path).read_text(encoding="utf-8"))
@@ -95,8 +96,8 @@ def load_tokenizer(path: str | Path, *, tried: bool = True) -> Tokenizer:
         raise UserError(f"{path} is no tokenizer; give one of ours or a Hugging Face tokenizer.json.")
     try:
         tokenizer = from_huggingface(state) if "model" in state else tokenizer_from_dict(state)
-        if tried:
-            tokenizer.encode("")  # builds its tables: better a sentence now than when the first text comes
+        if check:
+            tokenizer.encode("")  # it builds its tables now, so that an error comes before the first text does
         return tokenizer
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

@@ -1,4 +1,4 @@
-"""Export to and import from Hugging Face's ``tokenizer.json``, with equal ids on both sides or a refusal."""
+"""Export to and import from Hugging Face's ``tokenizer.json``. Ids are equal on both sides, or it is refused."""
 
 from typing import Any
 
@@ -17,14 +17,14 @@ from datamodules.tokenizers.byte_level import (
 from datamodules.tokenizers.simple import UNKNOWN_TOKEN, ByteTokenizer, CharTokenizer
 from datamodules.tokenizers.unigram import UnigramTokenizer
 
-#: Names of end marks in published tokenizers, looked for in this order.
-_END_MARKS = (EOS_TOKEN, "<|end_of_text|>", "</s>", "<eos>")
+#: Names of the EOS token in published tokenizers, by preference.
+_EOS_NAMES = (EOS_TOKEN, "<|end_of_text|>", "</s>", "<eos>")
 
-#: Ids without a token that a small vocabulary may have; in a large one there may be as many as tokens.
+#: So many ids without a token are allowed in a small vocabulary; in a large one as many as tokens.
 _UNUSED = 1024
 
-#: What an imported tokenizer must encode as Hugging Face does, besides tokens of its own vocabulary: cases,
-#: digits, contractions, runs of white space, scripts, combining marks, emoji.
+#: A text that an imported tokenizer must encode as Hugging Face does, besides the tokens of its own vocabulary. It has
+#: capitals, digits, contractions, sequences of white space, scripts, combining marks and emoji.
 _PROBE = (
     " It's  I'LL 12345 x=1\n\n\tend  \r\n été cafe\u0301 Ελλάδα Привет 你好\uff0c世界 مرحبا हिन्दी "
     "\U0001f44d\U0001f3fd ½ \uff12 \u00a0\u2003\x0b !!!...\n- _a_B\x00"
@@ -34,11 +34,11 @@ _PROBE = (
 def to_huggingface(tokenizer: Tokenizer) -> dict[str, Any]:
     """The content of a ``tokenizer.json`` that gives equal ids in `tokenizers` and `transformers`.
 
-    Those libraries, unlike ours, turn the *name* of the end mark inside a text into its id, unless told
-    ``encode_special_tokens=True``.
+    Inside a text, those libraries encode the *name* of the EOS token as the EOS token, unless
+    ``encode_special_tokens=True`` is set. This project never does.
 
     Raises:
-        UserError: a BPE whose ids are not made by merges.
+        UserError: a BPE with ids that no list of merges gives.
     """
     match tokenizer:
         case BPETokenizer() | UnigramTokenizer():
@@ -54,26 +54,26 @@ def to_huggingface(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _characters(tokenizer: CharTokenizer) -> dict[str, Any]:
-    """A "word" level model of single characters; without ``<unk>`` an unknown one is an error there too."""
+    """A "WordLevel" model of single characters. Without ``<unk>`` an unknown character is an error there too."""
     vocab = {character: token_id for token_id, character in enumerate(tokenizer.chars)}
-    specials = {UNKNOWN_TOKEN: tokenizer.unk_id, EOS_TOKEN: tokenizer.eos_id}
-    marks = {name: token_id for name, token_id in specials.items() if token_id is not None}
-    model = {"type": "WordLevel", "vocab": vocab | marks, "unk_token": UNKNOWN_TOKEN}
+    ids = {UNKNOWN_TOKEN: tokenizer.unk_id, EOS_TOKEN: tokenizer.eos_id}
+    specials = {name: token_id for name, token_id in ids.items() if token_id is not None}
+    model = {"type": "WordLevel", "vocab": vocab | specials, "unk_token": UNKNOWN_TOKEN}
     split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
     state = huggingface_state(model, "", {}) | {"pre_tokenizer": split, "decoder": {"type": "Fuse"}}
-    return state | {"added_tokens": special_tokens(marks)}
+    return state | {"added_tokens": special_tokens(specials)}
 
 
 def from_huggingface(state: dict[str, Any]) -> Tokenizer:
-    """The tokenizer in a ``tokenizer.json``; the end mark is ``<|endoftext|>`` or another usual name, if it has one.
+    """The tokenizer in a ``tokenizer.json``. Its EOS token is ``<|endoftext|>`` or another usual name, if it has one.
 
     Raises:
-        UserError: not byte-level BPE or Unigram, or something in it (another normaliser, ids that are not in
-            the order of merges) makes ids that ours would not equal.
+        UserError: it is not byte-level BPE or Unigram, or its ids would differ here, as with another normaliser or
+            with ids that are not in the order of merges.
     """
     model = state["model"]
     specials = {token["content"]: token["id"] for token in state.get("added_tokens") or []}
-    eos = next((name for name in _END_MARKS if name in specials), None)
+    eos = next((name for name in _EOS_NAMES if name in specials), None)
     prefix_space = state.get("normalizer") == PREPEND
     match model.get("type"):
         case "BPE":
@@ -103,7 +103,7 @@ def _tokens(vocab: dict[str, int], specials: dict[str, int]) -> list[str]:
 
 
 def _pattern(state: dict[str, Any]) -> str:
-    """The regular expression of the pre-tokenizer; a ByteLevel one alone brings GPT-2's."""
+    """The regular expression of the pre-tokenizer. A ByteLevel one without another has GPT-2's."""
     outer = state.get("pre_tokenizer") or {}
     steps = outer.get("pretokenizers", [outer])
     splits = [step["pattern"]["Regex"] for step in steps if step.get("type") == "Split" and "Regex" in step["pattern"]]
@@ -115,10 +115,10 @@ def _pattern(state: dict[str, Any]) -> str:
 
 
 def _check_merges(tokenizer: BPETokenizer, model: dict[str, Any]) -> None:
-    """Ids must be merge ranks, as tiktoken has no other list of merges."""
-    theirs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
-    ours = [tuple(pair) for pair in tokenizer.huggingface_model()["merges"]]
-    if ours != theirs:
+    """Checks that ids are merge ranks, from which tiktoken derives the merges."""
+    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    by_id = [tuple(pair) for pair in tokenizer.huggingface_model()["merges"]]
+    if by_id != merges:
         raise UserError("Its ids are not in the order of its merges, so tiktoken would give other ids.")
 
 

@@ -1,4 +1,4 @@
-"""Subword regularisation: the same text in other tokens each time it is read (Kudo 2018)."""
+"""Subword regularization (Kudo 2018): samples segmentations of a text into tokens of a unigram tokenizer."""
 
 import math
 from array import array
@@ -9,42 +9,44 @@ import numpy as np
 
 from datamodules.tokenizers.unigram import UnigramTokenizer
 
-#: For every end of a token in one word: the (start, id) of the tokens that end there, and their cumulative weights.
+#: For every position in a word: the (start, id) of the tokens that end there, and their cumulative weights.
 Lattice = list[tuple[list[tuple[int, int]], list[float]]]
-_END_MARK = ""  # a word of its own, which no text has
-_WORDS_AT_ONCE = 1 << 18  # bounds what a draw needs besides its result
+_EOS_WORD = ""  # the EOS token as a word; no text has an empty word
+_WORDS_AT_ONCE = 1 << 18  # limits the memory that a draw needs besides its result
 
 
 class SampledTexts:
-    """Texts of which each draw gives other segmentations, with probability proportional to (likelihood) ** ``alpha``.
+    """Texts whose segmentations are sampled, each with a probability proportional to its likelihood ** ``alpha``.
 
-    The draws are exact: weights are summed forwards over all segmentations of a word once, here, and tokens are drawn
-    backwards, for all words side by side. 90,000 titles (910,000 words, 73,000 different ones) take 5 to 7 s to set up
-    and 0.5 s a draw on one core; memory is 4 bytes a word, about 400 a different word, and 4 a token of the draw.
+    Samples are exact (forward filtering, backward sampling): weights are summed forwards over all segmentations of a
+    word, once and for all, and tokens are drawn backwards, for all words in parallel. 90,000 titles
+    (910,000 words, 73,000 different ones) take 5 to 7 s to set up and 0.5 s a draw on one core. Memory is 4 bytes for
+    each word, about 400 for each different word, and 4 for each token of the draw.
 
     Args:
-        tokenizer: whose tokens and probabilities are used.
-        texts: read once.
-        alpha: near 0, all segmentations are about alike; 1 follows the model; large ones give the ids of ``encode``.
+        tokenizer: has the tokens and their probabilities.
+        texts: the texts, read once.
+        alpha: near 0, all segmentations are equally likely. At 1 they follow the model. A large one gives the ids of
+            ``encode``.
     """
 
     def __init__(self, tokenizer: UnigramTokenizer, texts: Iterable[str], alpha: float) -> None:
         self.eos_id = tokenizer.eos_id
-        number = {_END_MARK: 0}
+        number = {_EOS_WORD: 0}
         words, firsts = array("i"), array("q")
-        mark = [] if tokenizer.eos_id is None else [0]
+        eos = [] if tokenizer.eos_id is None else [0]
         for text in texts:
             firsts.append(len(words))
-            words.extend(mark)
+            words.extend(eos)
             words.extend(number.setdefault(word, len(number)) for word in tokenizer.words(text))
         firsts.append(len(words))
-        words.extend(mark)
+        words.extend(eos)
         self._words, self._firsts = np.array(words), np.array(firsts)
-        mark_alone: Lattice = [([(0, tokenizer.eos_id or 0)], [1.0])]
-        self._graph = _Graph(chain([mark_alone], _lattices(islice(number, 1, None), tokenizer, alpha)))
+        only_eos: Lattice = [([(0, tokenizer.eos_id or 0)], [1.0])]
+        self._graph = _Graph(chain([only_eos], _lattices(islice(number, 1, None), tokenizer, alpha)))
 
     def draw(self, *entropy: int) -> tuple[np.ndarray, np.ndarray]:
-        """The texts as a token store lays them out: ids (n,), and where each text starts and the last one ends.
+        """A sampled segmentation of all texts, in the layout of a token store: ids (n,) and starts (texts + 1,).
 
         Args:
             entropy: integers that decide the draw.
@@ -67,14 +69,14 @@ def _lattices(words: Iterable[str], tokenizer: UnigramTokenizer, alpha: float) -
 def _lattice(word: str, scores: dict[str, tuple[int, float]], longest: int, alpha: float) -> Lattice:
     """All segmentations of a word into the tokens of a table of ids and log-probabilities."""
     lattice: Lattice = []
-    log_total = [0.0]  # log of the summed weights of all ways to each position
+    log_total = [0.0]  # log of the summed weights of all segmentations up to each position
     for end in range(1, len(word) + 1):
         edges, logs = [], []
         for start in range(max(0, end - longest), end):
             if (token := scores.get(word[start:end])) is not None:
                 edges.append((start, token[0]))
                 logs.append(log_total[start] + alpha * token[1])
-        highest = max(logs)  # never empty: each byte is a token. Subtracted so that long words do not underflow
+        highest = max(logs)  # not empty: each byte is a token. Subtracted, as weights of long words would underflow
         cumulative = list(accumulate(math.exp(log - highest) for log in logs))
         lattice.append((edges, cumulative))
         log_total.append(highest + math.log(cumulative[-1]))
@@ -82,10 +84,10 @@ def _lattice(word: str, scores: dict[str, tuple[int, float]], longest: int, alph
 
 
 class _Graph:
-    """Many lattices in flat arrays: a node for each place in each word, an edge for each token that ends there.
+    """Many lattices in flat arrays: a node for each position in each word, an edge for each token that ends there.
 
-    An edge's key is its node's number plus its cumulative probability there, so one sorted search over all edges finds
-    a random edge of every node that is asked for.
+    An edge's key is its node's number plus its cumulative probability there. So one binary search for node + random
+    number, over the keys of all edges, samples an edge of each node.
     """
 
     def __init__(self, lattices: Iterable[Lattice]) -> None:
@@ -104,13 +106,13 @@ class _Graph:
         self._key = np.repeat(np.arange(len(edges)), edges) + np.array(shares)
 
     def draw(self, words: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """One segmentation of each word (n,): all ids in order, and how many each word has (n,)."""
+        """A sampled segmentation of each word (n,): all ids in order, and the number of ids of each word (n,)."""
         which, node = np.arange(len(words)), self._end_node[words]
         length = np.zeros(len(words), np.int64)
         steps = []
         while len(which):
             edge = np.searchsorted(self._key, node + rng.random(len(node)))
-            edge = np.maximum(edge, self._first_edge[node])  # a random number near 0 is lost beside a large node number
+            edge = np.maximum(edge, self._first_edge[node])  # rounding may lose a random number near 0
             steps.append((which, self._token[edge]))
             length[which] += 1
             node = self._source[edge]

@@ -1,4 +1,4 @@
-"""The two tokenizers that need no training: one id a character, one id a byte."""
+"""The two tokenizers that need no training: one token for each character, or for each byte."""
 
 from collections.abc import Iterable
 from functools import cached_property
@@ -16,12 +16,13 @@ _ABSENT = np.uint32(0xFFFFFFFF)
 
 
 class CharTokenizer(Tokenizer):
-    """One id a character of a fixed alphabet, in code point order; then ``<unk>``, then the end mark, where asked for.
+    """One token for each character of a fixed alphabet, in code point order, then ``<unk>`` and the EOS token if asked.
 
     Args:
-        chars: the alphabet, in any order, repeats allowed.
-        unknown: a character outside the alphabet is refused by name (``error``) or becomes ``<unk>`` (``unk``).
-        eos: whether to add an end mark for documents.
+        chars: the alphabet, in any order; repeated characters count once.
+        unknown: how to treat a character outside of the alphabet: ``error`` raises `UserError`, ``unk`` encodes it as
+            ``<unk>``.
+        eos: whether to add an EOS token.
     """
 
     def __init__(self, chars: Iterable[str], unknown: Literal["error", "unk"] = "error", eos: bool = False) -> None:
@@ -43,9 +44,9 @@ class CharTokenizer(Tokenizer):
     def from_texts(
         cls, texts: Iterable[str], unknown: Literal["error", "unk"] = "error", eos: bool = False
     ) -> "CharTokenizer":
-        """The alphabet of ``texts``, read once and never held: a table of code points is all it keeps."""
+        """The tokenizer with the alphabet of ``texts``, which are read once and not held in memory."""
         seen = np.zeros(_UNICODE_SIZE, dtype=bool)
-        known = b""  # ASCII that was seen; taking it out first is several times faster than marking it again
+        known = b""  # ASCII characters seen; to remove them first is several times faster than to mark them again
         for text in texts:
             rest = _utf8(text).translate(None, known)
             if rest:
@@ -54,24 +55,24 @@ class CharTokenizer(Tokenizer):
         return cls(map(chr, np.flatnonzero(seen)), unknown, eos)
 
     def encode_array(self, text: str, start: bool = True) -> Ids:
-        """Ids (T,), one a character. An unknown one raises `UserError` or becomes ``unk_id``."""
+        """See `Tokenizer`. An unknown character raises `UserError` or becomes ``unk_id``."""
         codes = _code_points(text)
-        ids = self._id_by_code_point.take(codes, mode="clip")  # the last entry is never an alphabet's, see below
+        ids = self._id_by_code_point.take(codes, mode="clip")  # the last entry is that of no character, see below
         if self.unk_id is None and (ids == _ABSENT).any():
             self._refuse(text, int(np.argmax(ids == _ABSENT)))
         return ids
 
     def token_bytes(self, token_id: int) -> bytes:
-        """UTF-8 of the character; ``<unk>`` is U+FFFD, as what it stood for is lost."""
+        """The character in UTF-8; for ``<unk>`` U+FFFD, as the character is lost."""
         return b"\xef\xbf\xbd" if token_id == self.unk_id else self._tokens[token_id].encode()
 
     def to_dict(self) -> dict[str, Any]:
-        """Alphabet, policy and whether there is an end mark."""
+        """See `Tokenizer`."""
         return {"kind": "char", "chars": self.chars, "unknown": self.unknown, "eos": self.eos_id is not None}
 
     @cached_property
     def _id_by_code_point(self) -> Ids:
-        # One entry more than the highest code point: `take(mode="clip")` sends all that lies above it there.
+        # One entry more than the highest code point: `take(mode="clip")` uses it for all code points above.
         fill = _ABSENT if self.unk_id is None else np.uint32(self.unk_id)
         table = np.full(ord(self.chars[-1]) + 2, fill, dtype=np.uint32)
         table[_code_points(self.chars)] = np.arange(len(self.chars), dtype=np.uint32)
@@ -87,7 +88,7 @@ class CharTokenizer(Tokenizer):
 
 
 class ByteTokenizer(Tokenizer):
-    """One id a byte of UTF-8, 0 to 255; the end mark, where asked for, is 256."""
+    """One token for each byte of UTF-8, 0 to 255; with ``eos`` the EOS token is 256."""
 
     def __init__(self, eos: bool = False) -> None:
         if not isinstance(eos, bool):
@@ -96,15 +97,15 @@ class ByteTokenizer(Tokenizer):
         self.eos_id = 256 if eos else None
 
     def encode_array(self, text: str, start: bool = True) -> Ids:
-        """Ids (T,), one a byte."""
+        """See `Tokenizer`."""
         return np.frombuffer(_utf8(text), dtype=np.uint8).astype(np.uint32)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The byte itself."""
+        """See `Tokenizer`."""
         return EOS_TOKEN.encode() if token_id == self.eos_id else bytes([token_id])
 
     def to_dict(self) -> dict[str, Any]:
-        """Only whether there is an end mark."""
+        """See `Tokenizer`."""
         return {"kind": "byte", "eos": self.eos_id is not None}
 
 

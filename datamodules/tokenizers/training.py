@@ -1,4 +1,4 @@
-"""Trains a tokenizer on texts, by the `tokenizers` library."""
+"""Trains a tokenizer on texts, with the `tokenizers` library."""
 
 import json
 import os
@@ -22,9 +22,9 @@ Kind = Literal["bpe", "unigram", "char", "byte"]
 
 _SMALLEST = 257
 _LARGEST = 10_000_000
-#: Of no byte's visible form: see `_whole_words`.
+#: A character that stands for no byte (see `_with_common_words`).
 _AFTER_WORD = "\ue000"
-#: Words seen so often may become tokens whole. Of 2, 3, 5, 8, 12 and 20, 5 gave held-out titles the fewest nats.
+#: A word that occurs so often may become a token. Of 2, 3, 5, 8, 12 and 20, 5 gave held-out titles the lowest loss.
 _COMMON = 5
 _TRAINING_PIECE = 1 << 16
 
@@ -38,23 +38,23 @@ def train_tokenizer(
     eos: bool = True,
     prefix_space: bool = False,
 ) -> Tokenizer:
-    """A tokenizer made from ``texts``: give it the training split only.
+    """A tokenizer trained on ``texts``, which should be the training split only.
 
-    BPE is deterministic; Unigram is not (its sums run in parallel), so train once, save, and load everywhere.
+    Training BPE is deterministic. Training Unigram is not, as its sums run in parallel: train it once and save it.
 
     Args:
         kind: ``bpe`` or ``unigram`` (byte-level, lossless), ``char`` (the alphabet of the texts) or ``byte``.
-        texts: read once, in order. Long ones are cut between words, where no token would reach across.
-        vocab_size: number of ids, the end mark included; for ``bpe`` and ``unigram`` only, at least 257. Texts with
-            too few different words give fewer, so read the tokenizer's own ``vocab_size`` afterwards.
-        pattern: how text is split into words that tokens do not cross. ``none`` lets BPE merges cross them (as in the
-            reproductions of byte BPE without a pattern); its training slows with the square of a text's length.
-        eos: whether to add the end mark ``<|endoftext|>``, as the last id.
-        prefix_space: whether each text has a space before it, for ``bpe`` and ``unigram`` only: its first word is then
-            the token that it is elsewhere. `Tokenizer.decode` takes the space away.
+        texts: the texts, read once. Long ones are cut between words.
+        vocab_size: number of ids, the EOS token included; for ``bpe`` and ``unigram`` only, at least 257. Texts with
+            too few different words give a tokenizer with fewer: read its ``vocab_size``.
+        pattern: how text is split into words, which no token crosses. ``none`` lets BPE merges cross words, as byte BPE
+            without a pattern does. Training then takes time in proportion to the square of a text's length.
+        eos: whether to add the EOS token ``<|endoftext|>``, as the last id.
+        prefix_space: whether each text is encoded with a space before it, for ``bpe`` and ``unigram`` only. Its first
+            word is then the same token as inside a text. `Tokenizer.decode` removes the space.
 
     Raises:
-        UserError: ``vocab_size`` missing, too small, or given to a kind that has none of its own; no text.
+        UserError: ``vocab_size`` is missing, too small, or given for ``char`` or ``byte``; or there is no text.
     """
     if kind in ("char", "byte"):
         if prefix_space:
@@ -64,25 +64,25 @@ def train_tokenizer(
         return CharTokenizer.from_texts(texts, eos=eos) if kind == "char" else ByteTokenizer(eos)
     if vocab_size is None or vocab_size < _SMALLEST:
         raise UserError(f"vocab_size={vocab_size} is too small for {kind}: give at least {_SMALLEST}, for 256 bytes.")
-    if vocab_size > _LARGEST:  # the library reserves room for all at once, and would end the process
+    if vocab_size > _LARGEST:  # the library allocates memory for all at once, and would end the process
         raise UserError(f"vocab_size={vocab_size} is too large for {kind}: give at most {_LARGEST}.")
     if prefix_space:
         texts = (f" {text}" for text in texts if text)
     vocab = _trained_vocabulary(kind, texts, vocab_size - eos, PATTERNS[pattern])
     tokens = [from_visible(token) for token, _ in vocab] + [""] * eos
     specials = {EOS_TOKEN: len(vocab)} if eos else {}
-    end_mark = EOS_TOKEN if eos else None
+    eos_token = EOS_TOKEN if eos else None
     if kind == "bpe":
-        return BPETokenizer(tokens, PATTERNS[pattern], specials, end_mark, prefix_space)
+        return BPETokenizer(tokens, PATTERNS[pattern], specials, eos_token, prefix_space)
     scores = [score for _, score in vocab] + [0.0] * eos
-    return UnigramTokenizer(tokens, PATTERNS[pattern], specials, end_mark, scores, prefix_space)
+    return UnigramTokenizer(tokens, PATTERNS[pattern], specials, eos_token, scores, prefix_space)
 
 
 def _trained_vocabulary(kind: Kind, texts: Iterable[str], size: int, pattern: str) -> list[tuple[str, float]]:
     """(visible token, score) in order of ids; the score of a BPE token is 0."""
     pieces = _pieces(texts, whole=pattern == PATTERNS["none"])
     vocabulary = _bpe(pieces, size, pattern) if kind == "bpe" else _unigram(pieces, size, pattern)
-    # A process forked after the library's threads ran would be warned about, unless told that it will use none.
+    # Without this, the library warns in a process that is forked after its threads ran.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return vocabulary
 
@@ -105,7 +105,7 @@ def _unigram(pieces: Iterator[str], size: int, pattern: str) -> list[tuple[str, 
     words = Counter(word for piece in pieces for word, _ in split(piece))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.UnigramTrainer(vocab_size=size + 1, initial_alphabet=alphabet, show_progress=False)
-    library.train_from_iterator(_whole_words(words), trainer)
+    library.train_from_iterator(_with_common_words(words), trainer)
     vocabulary = json.loads(library.to_str())["model"]["vocab"]
     return _limited([(token, score) for token, score in vocabulary if _AFTER_WORD not in token], size)
 
@@ -114,11 +114,11 @@ def _library(model: dict[str, Any], pattern: str) -> "Library":
     return library_tokenizer(huggingface_state(model, pattern, specials={}))
 
 
-def _whole_words(words: Counter[str]) -> Iterator[str]:
-    """Every word as often as it was counted, and the common ones once more with something behind them.
+def _with_common_words(words: Counter[str]) -> Iterator[str]:
+    """Every word as often as it was counted, and each common one once more with a character behind it.
 
-    The library's first candidates are the strings that are followed by two different things. Nothing ever follows a
-    word, so `` from`` would be no candidate and would stay `` fro`` and ``m`` (its issue 1027).
+    The library's first candidates are strings that are followed by two different characters. Nothing follows a whole
+    word, so `` from`` would be no candidate, and would stay `` fro`` and ``m`` (the library's issue 1027).
     """
     for word, count in words.items():
         yield from repeat(word, count)
@@ -127,18 +127,21 @@ def _whole_words(words: Counter[str]) -> Iterator[str]:
 
 
 def _limited(vocab: list[tuple[str, float]], size: int) -> list[tuple[str, float]]:
-    """The bytes and the likeliest others: asked for 256, the library gives hundreds, as it only stops at equality."""
+    """All single bytes and the most likely other tokens, ``size`` in all.
+
+    The library stops only at exactly the size asked for, so for one near 256 it gives hundreds of tokens more.
+    """
     others = [token for token, _ in vocab if len(token) > 1]
-    kept = set(others[: size - 256])
-    return [(token, score) for token, score in vocab if len(token) == 1 or token in kept]
+    likeliest = set(others[: size - 256])
+    return [(token, score) for token, score in vocab if len(token) == 1 or token in likeliest]
 
 
 def _pieces(texts: Iterable[str], whole: bool) -> Iterator[str]:
-    """Texts as the trainer takes them: valid, and cut so that one long document is shared among threads."""
-    found = False
+    """The texts for the trainer: of valid Unicode, and cut so that threads share one long document."""
+    has_text = False
     for text in texts:
         check_unicode(text)
-        found = found or bool(text)
+        has_text = has_text or bool(text)
         yield from [text] if whole else (piece.text for piece in cut([text], _TRAINING_PIECE))
-    if not found:
+    if not has_text:
         raise UserError("There is no text to train a tokenizer on; give a source that is not empty.")

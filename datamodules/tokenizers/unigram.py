@@ -1,4 +1,4 @@
-"""Byte-level Unigram: the likeliest segmentation under a table of token probabilities; see `sampling` for others."""
+"""Byte-level Unigram: the most likely segmentation under token probabilities. See `sampling` for sampled ones."""
 
 import math
 from array import array
@@ -21,7 +21,7 @@ from datamodules.tokenizers.byte_level import (
 if TYPE_CHECKING:
     import tokenizers
 
-#: Makes a special mark the worst of all ways through its own name, which every text may contain.
+#: The score of a special token in the library: so low that its name in a text is never encoded as the special token.
 _NEVER = -1e9
 
 
@@ -30,10 +30,10 @@ class UnigramTokenizer(ByteLevelTokenizer):
 
     Args:
         tokens: as for `ByteLevelTokenizer`.
-        pattern: likewise.
-        specials: likewise.
-        eos: likewise.
-        scores: log-probability of each id; that of a special mark has no meaning.
+        pattern: as for `ByteLevelTokenizer`.
+        specials: as for `ByteLevelTokenizer`.
+        eos: as for `ByteLevelTokenizer`.
+        scores: log-probability of each id; that of a special token is not used.
         prefix_space: as for `ByteLevelTokenizer`.
     """
 
@@ -54,13 +54,13 @@ class UnigramTokenizer(ByteLevelTokenizer):
         self.scores = scores
 
     def words(self, text: str) -> list[str]:
-        """The stretches of ``text`` that no token crosses, each byte as a visible character."""
+        """The words of ``text``, which no token crosses, with a visible character for each byte."""
         check_unicode(text)
         split = self._library.pre_tokenizer.pre_tokenize_str
         return [word for piece in cut([self.prefixed(text)], LONGEST) for word, _ in split(piece.text)]
 
     def to_dict(self) -> dict[str, Any]:
-        """See `ByteLevelTokenizer`; with the scores."""
+        """See `Tokenizer`."""
         return {"kind": "unigram", **super().to_dict(), "scores": self.scores}
 
     def huggingface_model(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class UnigramTokenizer(ByteLevelTokenizer):
 
     @cached_property
     def scores_by_visible(self) -> dict[str, tuple[int, float]]:
-        """Id and log-probability of each ordinary token, by its visible form."""
+        """Id and log-probability of each token but special ones, by its visible form."""
         table = enumerate(zip(self.tokens, self.scores, strict=True))
         return {to_visible(token): (token_id, score) for token_id, (token, score) in table if token}
 

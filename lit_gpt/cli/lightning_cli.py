@@ -315,7 +315,7 @@ class LitCLI(LightningCLI):
 
     def _hand_over_tokenizer(self) -> None:
         """The checkpoint's, to the data: a run that goes on takes it where it would train one, other verbs always."""
-        take = getattr(self.datamodule, "go_on_with" if self.verb == "fit" else "use_tokenizer", None)
+        take = getattr(self.datamodule, "reuse_tokenizer" if self.verb == "fit" else "use_tokenizer", None)
         if take is not None and self.stored.get("tokenizer"):
             take(tokenizer_from_dict(self.stored["tokenizer"]))
 

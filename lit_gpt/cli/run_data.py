@@ -7,11 +7,11 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from datamodules.described import SOURCES, is_there, kept
+from datamodules.described import SOURCES, path_exists, stored_value
 from datamodules.errors import UserError
 from datamodules.files import expanded
 from datamodules.options import option_names
-from datamodules.sources import is_place
+from datamodules.sources import is_path
 from lit_gpt.cli.arguments import CONFIG, data_of_configs, pairs
 
 #: The classes that a file may name; a file from a stranger must not choose what else is imported.
@@ -74,7 +74,7 @@ def _usable(stored: Mapping[str, Any], typed: set[str], verb: str) -> dict[str, 
     for name in SOURCES if verb == "predict" else SOURCES[:-1]:
         value = options.get(name)
         for spec in value if isinstance(value, list) else [value]:
-            if spec is not None and is_place(spec) and not is_there(spec):
+            if spec is not None and is_path(spec) and not path_exists(spec):
                 raise UserError(f"the run's {name} {spec!r} is gone: give the text as --data.{name}.")
     if verb != "predict":
         options.pop("predict_source", None)
@@ -112,7 +112,7 @@ def _left_out(configs: Mapping[str, Any], used: Mapping[str, Any], typed: set[st
     there: dict[str, Any] = {"class": configs.get("class_path"), **configs, **(configs.get("init_args") or {})}
     here = {"class": used["class_path"], **used["init_args"]}
     for name in sorted(there.keys() - typed - {"class_path", "init_args"}):
-        ours, theirs = kept(name, there[name]), here.get(name)
+        ours, theirs = stored_value(name, there[name]), here.get(name)
         same = str(theirs).endswith(f".{str(ours).rpartition('.')[2]}") if name == "class" else ours == theirs
         if ours is not None and not same:
             option = "--data CLASS" if name == "class" else f"--data.{name}"

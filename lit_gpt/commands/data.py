@@ -1,4 +1,4 @@
-"""``data``: the first batches of a configuration, as a person wants to see them, and what its corpus is like."""
+"""``data``: prints statistics of a configuration's corpus, and its first training batches."""
 
 import numpy as np
 import torch
@@ -16,25 +16,27 @@ _BATCHES_FOR_PADDING = 50
 
 
 class DataCLI(LitCLI):
-    """The command line of `fit`, of which only the data and the block size are used."""
+    """The command line of ``fit``. Only its data and the model's block size are used."""
 
     def __init__(self, arguments: list[str]) -> None:
         super().__init__("fit", arguments)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """What to print."""
+        """Adds the options of the verb."""
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--batches", type=int, default=1, help="How many batches to print.")
-        parser.add_argument("--rows", type=int, default=3, help="How many rows of each.")
+        parser.add_argument("--batches", type=int, default=1, help="Number of training batches to print.")
+        parser.add_argument("--rows", type=int, default=3, help="Number of rows to print of each.")
         parser.add_argument(
-            "--verify", action="store_true", help="Read all tokens in the cache, and prepare damaged ones anew."
+            "--verify",
+            action="store_true",
+            help="Compare all tokens in the cache with their checksums, and prepare damaged ones again.",
         )
 
     def _parse_ckpt_path(self) -> None:
-        """No run, no folder."""
+        """Nothing: there is no run to resume and no run folder to create."""
 
     def instantiate_classes(self) -> None:
-        """The datamodule alone."""
+        """Instantiates the configuration without a Trainer."""
         self.config_init = self.instantiated()
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -44,7 +46,7 @@ class DataCLI(LitCLI):
         module.prepare_data(config.verify)
         module.setup("fit")
         if config.verify:
-            print("the cache of this text is checked: all of it is what was written")
+            print("the cache of this text is checked: every file has its checksum")
         show(module, config.batches, config.rows)
 
 
@@ -54,12 +56,12 @@ def main(arguments: list[str]) -> None:
 
 
 def show(module: TextDataModule, batches: int = 1, rows: int = 3) -> None:
-    """Prints the corpus facts and the first training batches.
+    """Prints statistics of the corpus and the first training batches.
 
     Args:
         module: a datamodule after ``setup``.
-        batches: how many batches to print.
-        rows: how many rows of each.
+        batches: number of batches to print.
+        rows: number of rows to print of each.
     """
     print("\n".join(corpus_lines(module)))
     loader = module.train_dataloader()
@@ -71,7 +73,7 @@ def show(module: TextDataModule, batches: int = 1, rows: int = 3) -> None:
 
 
 def corpus_lines(module: TextDataModule) -> list[str]:
-    """Sizes of the splits, use of the vocabulary, lengths, padding, and what validation shares with train."""
+    """Lines with split sizes, vocabulary use, document lengths, padding, and the overlap of validation and train."""
     stores, tokenizer = module.stores, module.tokenizer
     lines = [f"{'split':<6}{'documents':>11}{'tokens':>14}{'characters':>14}{'bytes':>14}{'bytes/token':>13}"]
     for split, store in stores.items():
@@ -85,21 +87,21 @@ def corpus_lines(module: TextDataModule) -> list[str]:
     lines.append(f"padding: {_padding(module):.2%} of the positions of the first training batches")
     if "val" in stores:
         shared = overlap(stores["train"], stores["val"], tokenizer)
-        lines.append(f"validation documents also in train: {_share(shared.documents)}")
-        lines.append(f"validation stretches of 50 characters also in train: {_share(shared.shingles)}")
+        lines.append(f"validation documents also in train: {_percent(shared.documents)}")
+        lines.append(f"validation stretches of 50 characters also in train: {_percent(shared.shingles)}")
     return lines
 
 
 def row_lines(batch: Batch, row: int, tokenizer: Tokenizer) -> list[str]:
-    """One row: its text and targets token by token, the ids, what is scored and what is padding."""
+    """Lines for one row of a batch: inputs and targets as text, then as ids, and the mask."""
     ids, targets = batch["input_ids"][row], batch["targets"][row]
     mask = batch["attention_mask"][row]
-    between = "" if all(len(tokenizer.token_bytes(i)) == 1 for i in ids[:32].tolist()) else "|"
+    separator = "" if all(len(tokenizer.token_bytes(i)) == 1 for i in ids[:32].tolist()) else "|"
     document = f", documents {_spans(batch['document_ids'][row])}" if "document_ids" in batch else ""
     return [
         f"  row {row}: {int(mask.sum())} tokens, {int((targets != IGNORE_INDEX).sum())} scored{document}",
-        f"    input   {between.join(tokenizer.token_text(i) for i in ids[mask].tolist())}",
-        f"    target  {between.join(_target(i, tokenizer) for i in targets[mask].tolist())}",
+        f"    input   {separator.join(tokenizer.token_text(i) for i in ids[mask].tolist())}",
+        f"    target  {separator.join(_target(i, tokenizer) for i in targets[mask].tolist())}",
         f"    ids     {' '.join(map(str, ids.tolist()))}",
         f"    targets {' '.join(map(str, targets.tolist()))}",
         f"    mask    {''.join('#' if real else '.' for real in mask.tolist())}",
@@ -126,7 +128,7 @@ def _padding(module: TextDataModule) -> float:
     return 1 - float(torch.stack(shares).mean())
 
 
-def _share(value: float | None) -> str:
+def _percent(value: float | None) -> str:
     return "nothing to compare" if value is None else f"{value:.2%}"
 
 

@@ -1,4 +1,4 @@
-"""``tokenizer train``, ``tokenizer eval``, ``tokenizer export``: a tokenizer on its own, before any model."""
+"""``tokenizer train``, ``tokenizer eval``, ``tokenizer export``: works with a tokenizer without a model."""
 
 import json
 import shlex
@@ -34,23 +34,25 @@ def train(
 ) -> None:
     """Train a tokenizer on a text and write it to a file.
 
-    ``fit`` trains a missing tokenizer by itself, on the training split alone. Do it here to share one among runs, and
-    then leave the text that you validate on out of ``source``.
+    ``fit`` trains a tokenizer if it needs one, on the training split only. Train one here to share it among runs. Then
+    leave the validation text out of ``source``.
 
     Args:
-        source: a file, folder, glob or the name of a source.
+        source: a file, folder or glob, or the name of a source.
         out: the file to write, JSON.
         kind: ``bpe`` or ``unigram`` (on bytes, lossless for any text), or ``char``.
-        vocab_size: number of tokens, the end mark included; 16,000 by default, and not for ``char``.
-        pattern: where text is split before tokens are sought: as ``cl100k`` or ``gpt2`` do, or ``none``, nowhere.
-        prefix_space: whether a space comes before each document: its first word is then the token that it is elsewhere.
-        documents: what a document is: a ``file``, a ``line``, or a row's ``column`` (csv, tsv, jsonl, parquet).
+        vocab_size: number of tokens, the EOS token included; 16,000 by default, and not for ``char``.
+        pattern: how text is split into words, which no token crosses: as ``cl100k`` or ``gpt2`` do; ``none`` does not
+            split.
+        prefix_space: whether each document is encoded with a space before it. Its first word is then the same token as
+            inside a text.
+        documents: what a document is: a ``file``, a ``line``, or a value in a ``column`` (csv, tsv, jsonl, parquet).
         column: the column to read, with ``--documents column``.
     """
     if vocab_size is None and kind != "char":
         vocab_size = 16_000
     text = open_source(source, documents=documents, column=column)
-    check_output("--out", out, "tokenizer", is_written_here, text.places)
+    check_output("--out", out, "tokenizer", is_written_here, text.paths)
     texts = (piece.text for piece in text.pieces())
     start = time.perf_counter()
     tokenizer = train_tokenizer(kind, texts, vocab_size, pattern=pattern, prefix_space=prefix_space)
@@ -58,28 +60,28 @@ def train(
     if vocab_size is not None and tokenizer.vocab_size < vocab_size:
         print(f"That is fewer than {vocab_size:,}: the text has no more to merge.")
     save_tokenizer(tokenizer, out)
-    read = {"source": source, "documents": None if documents == "file" else documents, "column": column}
-    print(f"Judge it:  python -m lit_gpt tokenizer eval {_typed('', tokenizer=out, **read)}")
-    print(f"Use it:    python -m lit_gpt fit --data BPEDataModule {_typed('data.', **read, tokenizer=out)}")
+    reading = {"source": source, "documents": None if documents == "file" else documents, "column": column}
+    print(f"Judge it:  python -m lit_gpt tokenizer eval {_typed('', tokenizer=out, **reading)}")
+    print(f"Use it:    python -m lit_gpt fit --data BPEDataModule {_typed('data.', **reading, tokenizer=out)}")
 
 
 def evaluate(tokenizer: str, source: str, documents: Documents = "file", column: str | None = None) -> None:
-    """Print how well a tokenizer fits a text: bytes per token, speed, use of its vocabulary, round trip.
+    """Print how well a tokenizer fits a text: bytes per token, speed, vocabulary use, and whether decoding is exact.
 
     Args:
         tokenizer: a file of ``tokenizer train``, a tokenizer.json, or gpt2, cl100k_base, o200k_base or byte.
-        source: a file, folder, glob or the name of a source.
+        source: a file, folder or glob, or the name of a source.
         documents: what a document is, as for ``tokenizer train``.
         column: the column to read, with ``--documents column``.
     """
     text = open_source(source, documents=documents, column=column)
-    for name, value in _facts(open_tokenizer(tokenizer), (piece.text for piece in text.pieces())):
+    for name, value in _statistics(open_tokenizer(tokenizer), (piece.text for piece in text.pieces())):
         print(f"{name:<18} {value}")
     print(f"Use it:            python -m lit_gpt fit --data BPEDataModule {_typed('data.', tokenizer=tokenizer)}")
 
 
 def export(tokenizer: str, out: str) -> None:
-    """Write a tokenizer as a Hugging Face tokenizer.json, which gives equal ids there.
+    """Write a tokenizer as a Hugging Face tokenizer.json, with which Hugging Face's libraries give equal ids.
 
     Args:
         tokenizer: a file of ``tokenizer train``, or gpt2, cl100k_base, o200k_base, byte.
@@ -92,16 +94,16 @@ def export(tokenizer: str, out: str) -> None:
 
 
 def _typed(prefix: str, /, **options: str | None) -> str:
-    """The options that are not None, as one types them in a shell."""
-    given = ((f"--{prefix}{name}", value) for name, value in options.items() if value is not None)
-    return shlex.join(part for option in given for part in option)
+    """The options that are not None, quoted for a shell."""
+    flags = ((f"--{prefix}{name}", value) for name, value in options.items() if value is not None)
+    return shlex.join(part for flag in flags for part in flag)
 
 
-def _facts(tokenizer: Tokenizer, texts: Iterator[str]) -> Iterator[tuple[str, str]]:
+def _statistics(tokenizer: Tokenizer, texts: Iterator[str]) -> Iterator[tuple[str, str]]:
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     chars = size = lost = 0
     seconds = 0.0
-    tokenizer.encode("")  # builds its tables, which is no part of its speed
+    tokenizer.encode("")  # it builds its tables, which is not measured
     for text in texts:
         start = time.perf_counter()
         ids = tokenizer.encode_array(text)

@@ -19,7 +19,7 @@ from datamodules.synthetic import headlines
 from datamodules.tokens import TokenStore, TokenWriter
 from lit_gpt.model import GPT, GPTConfig
 
-E = 0  # the end mark
+E = 0  # the EOS token
 KINDS: dict[str, type[StreamRows]] = {"windows": Windows, "padded": Padded, "packed": Packed}
 
 
@@ -250,7 +250,7 @@ def test_whole_documents_are_packed_as_one_by_one_they_would_be(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], block_size: int
 ) -> None:
     filled: list[int] = []
-    for targets in (length + 1 for length in lengths):  # the end mark too
+    for targets in (length + 1 for length in lengths):  # the EOS token too
         if filled and filled[-1] + targets <= block_size:
             filled[-1] += targets
         else:

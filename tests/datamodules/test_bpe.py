@@ -1,4 +1,4 @@
-"""BPEDataModule: any tokenizer, contiguous splits, end marks."""
+"""BPEDataModule: any tokenizer, contiguous splits, EOS tokens."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -98,7 +98,7 @@ def test_every_kind_of_tokenizer_stores_text_that_reads_back(words: str, tokeniz
     assert text == Path(words).read_text()
 
 
-def test_scored_text_counts_a_newline_for_each_end_mark(words: str) -> None:
+def test_scored_text_counts_a_newline_for_each_eos_token(words: str) -> None:
     data = BPEDataModule(words, tokenizer="bpe", vocab_size=300, block_size=8, train_eval_rows=10_000)
     data.setup()
     for split in ("val", "train_eval"):

@@ -272,7 +272,7 @@ def test_characters_outside_a_checkpoints_vocabulary_are_named(text: str) -> Non
         ({"block_size": 8, "val_stride": 0}, "A val_stride of 0 .* choose 1 to block_size = 8"),
         ({"block_size": 8, "val_fraction": math.nan}, "validation part of nan .* give 0 to 1"),
         ({"block_size": 8, "val_source": ""}, "A source is empty"),
-        ({"block_size": 8, "rows": "packed"}, "rows 'packed' need a tokenizer with an end mark"),
+        ({"block_size": 8, "rows": "packed"}, "rows 'packed' need a tokenizer with an EOS token"),
         ({"block_size": 8, "val_fraction": 1.0}, "leave nothing to train on"),
     ],
 )

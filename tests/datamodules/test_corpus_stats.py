@@ -36,6 +36,17 @@ def test_overlap_counts_documents_and_shingles_as_brute_force_does(tmp_path: Pat
     assert shared.shingles == pytest.approx(np.mean([s in known for s in shingles(val)]))
 
 
+def test_a_sample_of_a_long_validation_split_estimates_the_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = random.Random(2)
+    lines = ["".join(draw.choices("abcdefgh", k=1049)) for _ in range(8)]  # 1000 shingles each
+    data = stores(tmp_path, [*lines[:3], lines[5][:549]], lines)  # three lines and a half of eight
+    monkeypatch.setattr("datamodules.corpus_stats._SAMPLE", 1000)  # about one shingle in eight
+    shared = overlap(data.stores["train"], data.stores["val"], data.tokenizer)
+    assert shared.shingles == pytest.approx(3.5 / 8, abs=0.06)  # four standard deviations
+
+
 def test_overlap_of_chunks_is_that_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "é".join("".join(random.Random(1).choices("abcd", k=90)) for _ in range(3))
     data = stores(tmp_path, [text, "unlike"], [text[7:]])

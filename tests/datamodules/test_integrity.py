@@ -94,7 +94,7 @@ def test_an_untouched_file_of_tokens_is_read_when_asked_only(recipe: Recipe, cop
         file.write(b"\xff\xff")
     os.utime(copy / "train.bin", ns=(0, stat.st_mtime_ns))  # as a disk that forgets: nobody wrote
     assert damage(copy) is None
-    assert damage(copy, wholly=True) == "train.bin differs from its checksum"
+    assert damage(copy, verify=True) == "train.bin differs from its checksum"
     prepare(recipe, copy.parent, verify=True)
     assert int(TokenStore(copy, "train").tokens.max()) < 300
 
@@ -164,4 +164,4 @@ def test_the_verb_reads_everything_when_told_to(
     os.utime(path, ns=(0, 10**18))
     main(arguments)
     assert "train.bin differs from its checksum" in capsys.readouterr().err
-    assert damage(path.parent, wholly=True) is None
+    assert damage(path.parent, verify=True) is None

@@ -1,4 +1,4 @@
-"""Text to store: splits, marks, several processes, kills, full disks."""
+"""Text to store: splits, EOS tokens, several processes, kills, full disks."""
 
 import errno
 import gzip
@@ -136,12 +136,12 @@ def test_a_split_that_leaves_nothing_to_train_on_is_refused(
 # ---- stores
 
 
-def test_files_without_end_marks_are_joined_by_newlines(text_source: Callable[..., Source]) -> None:
+def test_files_without_eos_tokens_are_joined_by_newlines(text_source: Callable[..., Source]) -> None:
     folder = prepare(Recipe(text_source("one", "two\n", "three"), CHARS, Split(val=0.25)))
     assert texts_of(folder) == {"train": "one\ntwo\n\nth", "val": "ree"}
 
 
-def test_documents_have_a_mark_between_and_around_them(text_source: Callable[..., Source]) -> None:
+def test_documents_have_an_eos_token_between_and_around_them(text_source: Callable[..., Source]) -> None:
     folder = prepare(Recipe(text_source("ab", "é"), ByteTokenizer(eos=True)))
     store = TokenStore(folder, "train")
     assert store.tokens.tolist() == [256, 97, 98, 256, 0xC3, 0xA9, 256]

@@ -21,7 +21,7 @@ def write(folder: Path, eos_id: int | None, dtype: str = "uint16") -> TokenStore
     return TokenStore(folder, "train")
 
 
-def test_end_marks_lie_between_and_around_documents(tmp_path: Path) -> None:
+def test_eos_tokens_are_between_and_around_documents(tmp_path: Path) -> None:
     store = write(tmp_path, eos_id=9)
     assert store.tokens.tolist() == [9, 1, 2, 3, 9, 4, 9]
     assert store.starts.tolist() == [0, 4, 6]
@@ -29,7 +29,7 @@ def test_end_marks_lie_between_and_around_documents(tmp_path: Path) -> None:
     assert (store.counts.chars, store.counts.bytes) == (4, 5)
 
 
-def test_without_an_end_mark_it_is_the_bare_stream(tmp_path: Path) -> None:
+def test_without_an_eos_token_it_is_the_bare_stream(tmp_path: Path) -> None:
     store = write(tmp_path, eos_id=None)
     assert store.tokens.tolist() == [1, 2, 3, 4]
     assert store.starts.tolist() == [0, 3, 4]

@@ -244,8 +244,8 @@ def test_a_damaged_tokenizer_is_one_sentence(state: dict, tmp_path: Path) -> Non
         *((kind, {"specials": {EOS_TOKEN: -1}}, r"has the id -1, and ids must be 0 to 269") for kind in BOTH),
         *((kind, {"specials": {EOS_TOKEN: "269"}}, r"has the id '269', and ids") for kind in BOTH),
         *((kind, {"specials": {EOS_TOKEN: 97}}, r"has the id 97, which is a token's") for kind in BOTH),
-        *((kind, {"specials": {}}, r"end mark .* is none of the 0 special marks") for kind in BOTH),
-        *((kind, {"specials": [EOS_TOKEN]}, "special marks are of another type") for kind in BOTH),
+        *((kind, {"specials": {}}, r"EOS token .* is none of the 0 special tokens") for kind in BOTH),
+        *((kind, {"specials": [EOS_TOKEN]}, "special tokens are of another type") for kind in BOTH),
         *((kind, {"tokens": "".join(map(chr, range(256)))}, "is not a list of texts") for kind in BOTH),
         *((kind, {"tokens": [3] * 270}, "is not a list of texts") for kind in BOTH),
         *((kind, {"tokens": [*map(chr, range(256)), "\u4f60"]}, "which is no byte") for kind in BOTH),
@@ -282,7 +282,7 @@ def test_a_tokenizer_json_with_a_forged_id_is_refused_before_it_takes_memory(
 @pytest.mark.parametrize("specials", [{EOS_TOKEN: 10**9}, {EOS_TOKEN: -1}, 3])
 def test_a_forged_tokenizer_of_a_checkpoint_is_one_sentence(specials: object) -> None:
     state = train_tokenizer("bpe", TEXTS[:50], 270).to_dict()
-    with pytest.raises(UserError, match=r"special marks|ids must be 0 to 269"):
+    with pytest.raises(UserError, match=r"special tokens|ids must be 0 to 269"):
         tokenizer_from_dict(state | {"specials": specials})
     with pytest.raises(UserError, match="The bpe tokenizer is damaged"):
         tokenizer_from_dict({"kind": "bpe"})

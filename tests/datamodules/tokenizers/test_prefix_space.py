@@ -65,7 +65,7 @@ def test_it_is_kept_in_files_of_both_kinds(spaced: Tokenizer, tmp_path: Path) ->
 
 def test_segmentations_drawn_anew_begin_with_it_too(unigram: UnigramTokenizer) -> None:
     ids, starts = SampledTexts(unigram, TEXTS[:20], 1000.0).draw(0)
-    assert [ids[a + 1 : b].tolist() for a, b in pairwise(starts)] == unigram.encode_batch(TEXTS[:20])
+    assert [ids[a + 1 : b].tolist() for a, b in pairwise(starts)] == [unigram.encode(text) for text in TEXTS[:20]]
 
 
 def test_a_document_read_in_pieces_has_one(tmp_path: Path) -> None:

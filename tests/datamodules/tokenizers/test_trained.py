@@ -115,7 +115,7 @@ def test_no_warning_after_a_fork() -> None:
         "from datamodules.tokenizers import train_tokenizer\n"
         "t = train_tokenizer('unigram', ['one two three four'] * 500, 270)\n"
         "if os.fork() == 0:\n"
-        "    t.encode_batch(['one two'] * 100); os._exit(0)\n"
+        "    t.encode('one two' * 100); os._exit(0)\n"
         "os.wait()\n"
     )
     environment = {key: value for key, value in os.environ.items() if key != "TOKENIZERS_PARALLELISM"}
@@ -136,7 +136,7 @@ def test_sampling_is_seeded_and_follows_the_model(unigram: UnigramTokenizer) -> 
     assert all(sharp[a + 1 : b].tolist() == unigram.encode(TEXTS[0]) for a, b in pairwise(starts))
 
 
-def test_texts_without_end_marks_follow_one_another(unigram: UnigramTokenizer) -> None:
+def test_texts_without_eos_tokens_follow_one_another(unigram: UnigramTokenizer) -> None:
     bare = UnigramTokenizer(unigram.tokens, unigram.pattern, unigram.specials, None, unigram.scores)
     ids, starts = SampledTexts(bare, TEXTS[:20], 0.2).draw(0)
     assert [bare.decode(ids[a:b].tolist()) for a, b in pairwise(starts)] == TEXTS[:20]
@@ -178,7 +178,7 @@ def test_titles_round_trip(titles: list[str], kind: str) -> None:
 @pytest.mark.parametrize(("kind", "tokens_per_title"), [("bpe", 12.5), ("unigram", 12.7)])
 def test_all_titles_round_trip_at_16k(titles: list[str], kind: str, tokens_per_title: float) -> None:
     tokenizer = train_tokenizer(kind, titles[:90_000], 16_384)  # type: ignore[arg-type]
-    encoded = tokenizer.encode_batch(titles)
+    encoded = [tokenizer.encode(title) for title in titles]
     assert [tokenizer.decode(ids) for ids in encoded] == titles
     assert sum(map(len, encoded)) / len(titles) < tokens_per_title
     library = library_of(tokenizer)
