@@ -27,7 +27,7 @@ from benchmarks.timing import synchronize
 from datamodules.tokenizers import CharTokenizer
 from lit_gpt.checkpoint import KEY, PREFIX
 from lit_gpt.decode import Sampling, decode
-from lit_gpt.interop.files import export_huggingface
+from lit_gpt.interop.exporting import export_huggingface
 from lit_gpt.model import GPT, GPTConfig
 
 SHAPE = {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "vocab_size": 65}

@@ -296,7 +296,8 @@ def _meant(config: Any, name: str) -> Any:
     """A field's value, or what follows from other fields where it is left out or has no effect."""
     if name == "rope_base" and not config.rope:
         return None
-    return getattr(config, {"n_kv_head": "kv_heads", "mlp_width": "mlp_hidden"}.get(name, name))
+    resolved = {"n_kv_head": "kv_heads", "mlp_width": "mlp_hidden", "norm_eps": "norm_epsilon"}
+    return getattr(config, resolved.get(name, name))
 
 
 def _same_shapes(state: dict[str, Tensor], net: nn.Module) -> bool:

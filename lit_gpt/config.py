@@ -192,6 +192,8 @@ class GPTConfig:
             yield f"softcap is {self.softcap}: give a positive number, or null for none."
         if self.layer_scale is not None and self.layer_scale <= 0:
             yield f"layer_scale is {self.layer_scale}: give a positive number, such as 0.1, or null for none."
+        if self.norm_eps is not None and self.norm_eps <= 0:
+            yield f"norm_eps is {self.norm_eps}: give a positive number, such as 1e-5, or null for the usual one."
         if self.rope_base <= 1:
             yield f"rope_base is {self.rope_base}: give more than 1, usually 10000."
         if self.position_std < 0:

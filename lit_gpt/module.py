@@ -4,7 +4,7 @@ from typing import Any
 
 from datamodules.errors import UserError
 from lit_gpt.config import GPTConfig
-from lit_gpt.interop.files import initialise
+from lit_gpt.interop.importing import initialise
 from lit_gpt.language_model import LitLanguageModel, print_rank_zero
 from lit_gpt.model import GPT
 from lit_gpt.optim import OptimizerConfig

@@ -1,10 +1,14 @@
 """`python -m lit_gpt export`: turn a checkpoint into files that others read."""
 
+import json
 from pathlib import Path
 from typing import Literal
 
 from lit_gpt.checkpoint import KEY, read
-from lit_gpt.interop.files import FILES, export_huggingface, export_safetensors, written_here
+from lit_gpt.config import GPTConfig
+from lit_gpt.interop.exporting import Files, huggingface_files, safetensors_files, write_files
+from lit_gpt.interop.files import is_written_here
+from lit_gpt.interop.gpt2_llama import without_counterpart
 from lit_gpt.outputs import check_output
 
 
@@ -14,18 +18,29 @@ def export(ckpt_path: str, out: str, format: Literal["huggingface", "safetensors
     Args:
         ckpt_path: A checkpoint that fit saved, or a run's folder, for its best.
         out: The folder to write.
-        format: huggingface is a model and tokenizer that transformers loads without code of ours (GPT-2's shape or
-            Llama's); safetensors is the tensors of any model, with its configuration in the file's metadata.
+        format: huggingface is a model and tokenizer for transformers: a GPT-2 or Llama where the network is one, else a
+            folder that brings the network's code (trust_remote_code); safetensors is the tensors of any model, with
+            its configuration in the file's metadata.
     """
-    folder = Path(out)
-    for file in FILES if format == "huggingface" else FILES[:1]:
-        check_output("--out", folder / file, "part of an export", lambda path: written_here(path.parent))
     checkpoint = read(ckpt_path)
+    files = huggingface_files(checkpoint) if format == "huggingface" else safetensors_files(checkpoint)
+    for name in files:
+        check_output("--out", Path(out) / name, "part of an export", lambda path: is_written_here(path.parent))
+    write_files(files, out)
     if format == "safetensors":
-        export_safetensors(checkpoint, out)
         print(f"Read it with safetensors.torch.load_file({out + '/model.safetensors'!r})")
     else:
-        print(f"{export_huggingface(checkpoint, out)}: {out}")
-        print(f"Read it with transformers.AutoModelForCausalLM.from_pretrained({out!r}), AutoTokenizer likewise")
+        _say_how_to_read(files, out)
     if checkpoint[KEY]["module"] == "lit_gpt.module.LitGPT":
         print(f"Go on from it:  python -m lit_gpt fit --config CONFIG_OF_THE_RUN --model.init_from {out}")
+
+
+def _say_how_to_read(files: Files, out: str) -> None:
+    config = json.loads(files["config.json"])
+    print(f"{config['architectures'][0]}: {out}")
+    trust = ""
+    if "auto_map" in config:
+        options = ", ".join(without_counterpart(GPTConfig(**config["gpt"])))
+        print(f"No GPT-2 or Llama has {options}: the folder brings the network's code")
+        trust = ", trust_remote_code=True"
+    print(f"Read it with transformers.AutoModelForCausalLM.from_pretrained({out!r}{trust}), AutoTokenizer likewise")

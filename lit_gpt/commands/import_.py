@@ -7,7 +7,7 @@ import torch
 from datamodules.errors import UserError
 from datamodules.files import write_atomically
 from lit_gpt.checkpoint import build_network, read
-from lit_gpt.interop.files import import_checkpoint
+from lit_gpt.interop.importing import import_checkpoint
 from lit_gpt.outputs import check_output
 
 

@@ -88,8 +88,12 @@ def export(tokenizer: str, out: str) -> None:
         out: the file to write.
     """
     check_output("--out", out, "tokenizer", is_written_here, [expanded(tokenizer).resolve()])
-    write_text(out, json.dumps(to_huggingface(open_tokenizer(tokenizer)), ensure_ascii=False))
-    print(f"Read it with transformers.PreTrainedTokenizerFast(tokenizer_file={out!r})")
+    opened = open_tokenizer(tokenizer)
+    state = to_huggingface(opened)
+    write_text(out, json.dumps(state, ensure_ascii=False))
+    eos = next((token["content"] for token in state["added_tokens"] if token["id"] == opened.eos_id), None)
+    marks = "" if eos is None else f", eos_token={eos!r}, pad_token={eos!r}"
+    print(f"Read it with transformers.PreTrainedTokenizerFast(tokenizer_file={out!r}{marks})")
     print(f"or with {_typed('data.', tokenizer=out)}")
 
 

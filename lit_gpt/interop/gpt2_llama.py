@@ -1,7 +1,8 @@
 """Our configuration and tensors as those of Hugging Face's GPT-2 and Llama, and back: dictionaries only, no files.
 
-Both directions walk over the same table of names. What is the same function in other clothes is translated (a missing
-bias is a bias of zeros, a norm without a gain has gains of one); what would be another function is refused by name.
+Both directions walk over the same tables of names. What is the same function in another form is translated (a missing
+bias is a bias of zeros, a norm without a gain has gains of one). An option of theirs that we lack is refused by name; a
+GPT with one of ours that they lack is none of theirs.
 """
 
 from collections.abc import Iterator
@@ -19,12 +20,10 @@ from lit_gpt.model import GPT, GPTConfig
 Config = dict[str, Any]
 State = dict[str, Tensor]
 
-ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}
-
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture there: its names, and the values that our options must have to be it."""
+    """One architecture there. Each field of `GPTConfig` is in exactly one of `mapped`, `needs` and `irrelevant`."""
 
     model_type: str
     architecture: str
@@ -33,18 +32,26 @@ class Family:
     blocks: str
     names: dict[str, tuple[str, ...]]
     """Their module, or the modules whose rows ours stacks, for each module of ours."""
-    needs: dict[str, tuple[Any, ...]]
+    mapped: dict[str, tuple[str, ...]]
+    """The names in their config.json that hold the value of our field; none where the tensors show it."""
+    needs: dict[str, Any]
+    """The only value of our field with which a GPT is of this architecture."""
+    irrelevant: frozenset[str]
+    """Fields that change neither the function nor its tensors, at least in evaluation."""
+    activations: dict[str, str]
+    """Their name of each of our activations that they have."""
+    defaults: dict[str, Any]
+    """What their config.json means where it lacks a name."""
+    only: dict[str, Any]
+    """Options of theirs that we lack, with the value that means none."""
     transposed: bool = False
     """Weights of blocks are (in, out): GPT-2's Conv1D."""
 
 
-SAME: dict[str, tuple[Any, ...]] = {
-    "qk_norm": (False,),
-    "softcap": (None,),
-    "bias_head": (False,),
-    "attention_gate": (False,),
-    "layer_scale": (None,),
-}
+NEITHER: dict[str, Any] = dict.fromkeys(("qk_norm", "bias_head", "attention_gate"), False) | dict.fromkeys(
+    ("softcap", "layer_scale")
+)
+UNUSED = frozenset(("init", "position_std", "pad_vocab_to"))
 GPT2 = Family(
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
@@ -62,7 +69,34 @@ GPT2 = Family(
         "norm": ("transformer.ln_f",),
         "lm_head": ("lm_head",),
     },
-    needs={"norm": ("layernorm",), "rope": (False,), "activation": tuple(ACTIVATIONS), "n_kv_head": (None,), **SAME},
+    mapped={
+        "n_layer": ("n_layer",),
+        "n_head": ("n_head",),
+        "n_embd": ("n_embd",),
+        "mlp_width": ("n_inner",),
+        "block_size": ("n_positions",),
+        "vocab_size": ("vocab_size",),
+        "activation": ("activation_function",),
+        "norm_eps": ("layer_norm_epsilon",),
+        "norm_gain": (),
+        "bias": (),
+        "bias_qkv": (),
+        "tied_head": ("tie_word_embeddings",),
+        "dropout": ("resid_pdrop", "embd_pdrop"),
+        "attention_dropout": ("attn_pdrop",),
+    },
+    needs={"norm": "layernorm", "learned_positions": True, "rope": False, "n_kv_head": None, **NEITHER},
+    irrelevant=UNUSED | {"rope_base"},
+    activations={"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu"},
+    defaults={
+        "n_inner": None,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
+        "resid_pdrop": 0.1,
+        "attn_pdrop": 0.1,
+    },
+    only={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
     transposed=True,
 )
 LLAMA = Family(
@@ -82,45 +116,82 @@ LLAMA = Family(
         "norm": ("model.norm",),
         "lm_head": ("lm_head",),
     },
-    needs={"norm": ("rmsnorm",), "learned_positions": (False,), "activation": ("swiglu",), **SAME},
+    mapped={
+        "n_layer": ("num_hidden_layers",),
+        "n_head": ("num_attention_heads",),
+        "n_kv_head": ("num_key_value_heads",),
+        "n_embd": ("hidden_size",),
+        "mlp_width": ("intermediate_size",),
+        "block_size": ("max_position_embeddings",),
+        "vocab_size": ("vocab_size",),
+        "activation": ("hidden_act",),
+        "norm_eps": ("rms_norm_eps",),
+        "norm_gain": (),
+        "rope_base": ("rope_theta",),
+        "bias": ("mlp_bias",),
+        "bias_qkv": ("attention_bias",),
+        "tied_head": ("tie_word_embeddings",),
+        "attention_dropout": ("attention_dropout",),
+    },
+    needs={"norm": "rmsnorm", "learned_positions": False, "rope": True, **NEITHER},
+    irrelevant=UNUSED | {"dropout"},
+    activations={"swiglu": "silu"},
+    defaults={
+        "num_key_value_heads": None,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "mlp_bias": False,
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+        "attention_dropout": 0.0,
+    },
+    only={"head_dim": None, "rope_type": "default"},
 )
 FAMILIES = {family.model_type: family for family in (GPT2, LLAMA)}
+#: What a field means where it is left out.
+RESOLVED = {
+    "n_kv_head": "kv_heads",
+    "mlp_width": "mlp_hidden",
+    "norm_eps": "norm_epsilon",
+    "attention_dropout": "score_dropout",
+}
 
 
 # ours to theirs
 
 
-def to_huggingface(config: GPTConfig, state: State, eos_id: int | None) -> tuple[Config, State]:
+def family_of(config: GPTConfig) -> Family:
+    """The architecture that is nearest."""
+    return LLAMA if config.rope else GPT2
+
+
+def without_counterpart(config: GPTConfig) -> list[str]:
+    """The options, such as ``softcap 15.0``, for which `family_of` has no counterpart; none where it is the same."""
+    family = family_of(config)
+    config = replace(config, n_kv_head=None) if config.kv_heads == config.n_head else config
+    lacking = [name for name, value in family.needs.items() if getattr(config, name) != value]
+    lacking += [] if config.activation in family.activations else ["activation"]
+    return [f"{name} {as_typed(getattr(config, name))}" for name in lacking]
+
+
+def to_huggingface(config: GPTConfig, state: State) -> tuple[Config, State]:
     """The ``config.json`` and tensors of a GPT, as `GPT2LMHeadModel` (without RoPE) or `LlamaForCausalLM` (with it).
 
     Args:
-        config: Its configuration.
+        config: Its configuration, for which `without_counterpart` is empty.
         state: Its tensors by the names of `GPT.state_dict`.
-        eos_id: The end mark, with which documents begin, too.
-
-    Raises:
-        UserError: Options that the architecture does not have; each is named.
     """
-    family = LLAMA if config.rope else GPT2
-    _check_options(family, config)
+    family = family_of(config)
     full = _with_every_tensor(family, config)
-    theirs = _gpt2_config(full) if family is GPT2 else _llama_config(full)
-    marks = {"bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": None}
-    dtype = str(state["wte.weight"].dtype).removeprefix("torch.")
-    head = {"model_type": family.model_type, "architectures": [family.architecture], "dtype": dtype}
-    return {**head, **theirs, **marks}, dict(_their_tensors(family, full, without_padding(config, state)))
+    theirs = {name: _their_value(family, full, ours) for ours, names in family.mapped.items() for name in names}
+    head = {"model_type": family.model_type, "architectures": [family.architecture]}
+    return head | theirs, dict(_their_tensors(family, full, without_padding(config, state)))
 
 
-def _check_options(family: Family, config: GPTConfig) -> None:
-    config = replace(config, n_kv_head=None) if config.kv_heads == config.n_head else config
-    wrong = {name: good for name, good in family.needs.items() if getattr(config, name) not in good}
-    if wrong:
-        have = ", ".join(f"{name} {as_typed(getattr(config, name))}" for name in wrong)
-        need = ", ".join(f"{name} {' or '.join(map(as_typed, good))}" for name, good in wrong.items())
-        raise UserError(
-            f"{have} cannot be expressed in Hugging Face's {family.architecture}, which needs {need}: train with that, "
-            "or export with --format safetensors."
-        )
+def _their_value(family: Family, config: GPTConfig, ours: str) -> Any:
+    value = getattr(config, RESOLVED.get(ours, ours))
+    return family.activations[value] if ours == "activation" else value
 
 
 def _with_every_tensor(family: Family, config: GPTConfig) -> GPTConfig:
@@ -145,43 +216,6 @@ def _their_tensors(family: Family, config: GPTConfig, state: State) -> Iterator[
             yield theirs, (part.t() if _is_transposed(family, name) else part).contiguous()
 
 
-def _gpt2_config(config: GPTConfig) -> Config:
-    return {
-        "n_layer": config.n_layer,
-        "n_head": config.n_head,
-        "n_embd": config.n_embd,
-        "n_inner": config.mlp_hidden,
-        "n_positions": config.block_size,
-        "vocab_size": config.vocab_size,
-        "activation_function": ACTIVATIONS[config.activation],
-        "layer_norm_epsilon": config.norm_epsilon,
-        "tie_word_embeddings": config.tied_head,
-        "resid_pdrop": config.dropout,
-        "embd_pdrop": config.dropout,
-        "attn_pdrop": config.score_dropout,
-    }
-
-
-def _llama_config(config: GPTConfig) -> Config:
-    return {
-        "num_hidden_layers": config.n_layer,
-        "num_attention_heads": config.n_head,
-        "num_key_value_heads": config.kv_heads,
-        "hidden_size": config.n_embd,
-        "head_dim": config.head_size,
-        "intermediate_size": config.mlp_hidden,
-        "max_position_embeddings": config.block_size,
-        "vocab_size": config.vocab_size,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_epsilon,
-        "rope_theta": config.rope_base,
-        "attention_bias": config.bias_qkv,
-        "mlp_bias": config.bias,
-        "attention_dropout": config.score_dropout,
-        "tie_word_embeddings": config.tied_head,
-    }
-
-
 # theirs to ours
 
 
@@ -198,85 +232,46 @@ def from_huggingface(theirs: Config, tensors: State) -> tuple[GPTConfig, State]:
     family = FAMILIES.get(str(theirs.get("model_type")))
     if family is None:
         raise UserError(f"model_type {theirs.get('model_type')!r} cannot be imported: {' and '.join(FAMILIES)} can.")
-    _check_theirs(family, theirs)
+    theirs = family.defaults | family.only | _respelled(theirs)
+    _check_options(family, theirs)
     try:
-        config = GPTConfig(**(_from_gpt2(theirs) if family is GPT2 else _from_llama(theirs)))
+        config = GPTConfig(**_our_options(family, theirs))
     except KeyError as error:
         raise UserError(f"the imported config.json lacks {error}: use a complete copy.") from None
     check_fits(config.matrix_parameters, "the sizes in config.json")
     return config, _our_tensors(family, config, _canonical(family, tensors))
 
 
-def _check_theirs(family: Family, theirs: Config) -> None:
-    rope = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}
-    width = theirs.get("hidden_size", 0) // theirs.get("num_attention_heads", 1)
-    need: dict[str, tuple[Any, Any]] = {
-        "scale_attn_weights": (theirs.get("scale_attn_weights", True), True),
-        "scale_attn_by_inverse_layer_idx": (theirs.get("scale_attn_by_inverse_layer_idx", False), False),
-        "add_cross_attention": (theirs.get("add_cross_attention", False), False),
-    }
-    if family is LLAMA:
-        need = {
-            "hidden_act": (theirs.get("hidden_act", "silu"), "silu"),
-            "head_dim": (theirs.get("head_dim") or width, width),
-            "rope_type": (rope.get("rope_type", rope.get("type", "default")), "default"),
-        }
-    for name, (value, wanted) in need.items():
-        if value != wanted:
-            raise UserError(f"{name} {value} of the imported config.json has no counterpart here, only {wanted} has.")
+def _respelled(theirs: Config) -> Config:
+    """Older and newer files have other names and places for the same option: one for each."""
+    rope = {**(theirs.get("rope_parameters") or {}), **(theirs.get("rope_scaling") or {})}
+    same: Config = {"n_positions": theirs.get("n_ctx")} | theirs | {"rope_type": rope.get("type", "default")}
+    same |= {name: rope[name] for name in ("rope_type", "rope_theta") if rope.get(name) is not None}
+    if same.get("activation_function") == "gelu_pytorch_tanh":
+        same["activation_function"] = "gelu_new"
+    if same.get("head_dim") == same.get("hidden_size", 0) // same.get("num_attention_heads", 1):
+        same["head_dim"] = None
+    return same
 
 
-def _from_gpt2(theirs: Config) -> Config:
-    activation = theirs.get("activation_function", "gelu_new").replace("gelu_pytorch_tanh", "gelu_new")
-    ours = {name: mine for mine, name in ACTIVATIONS.items()}
-    if activation not in ours:
-        raise UserError(f"activation_function {activation} has no counterpart here, only {', '.join(ours)} have.")
-    dropout = theirs.get("resid_pdrop", 0.1)
-    return {
-        **_fixed(GPT2),
-        **{name: theirs[name] for name in ("n_layer", "n_head", "n_embd", "vocab_size")},
-        "block_size": theirs.get("n_positions", theirs.get("n_ctx")),
-        "mlp_width": theirs.get("n_inner"),
-        "activation": ours[activation],
-        "norm_eps": _unless(theirs.get("layer_norm_epsilon", 1e-5), 1e-5),
-        "learned_positions": True,
-        "bias": True,
-        "bias_qkv": True,
-        "tied_head": theirs.get("tie_word_embeddings", True),
-        "dropout": dropout,
-        "attention_dropout": _unless(theirs.get("attn_pdrop", 0.1), dropout),
-    }
+def _check_options(family: Family, theirs: Config) -> None:
+    (activation,) = family.mapped["activation"]
+    allowed = {name: [value] for name, value in family.only.items()} | {activation: list(family.activations.values())}
+    for name, values in allowed.items():
+        if theirs[name] not in values:
+            raise UserError(
+                f"{name} {theirs[name]} of the imported config.json has no counterpart here: import a model that has "
+                f"{' or '.join(map(as_typed, values))}."
+            )
 
 
-def _from_llama(theirs: Config) -> Config:
-    rope = theirs.get("rope_parameters") or {}
-    biased = theirs.get("attention_bias", False) or theirs.get("mlp_bias", False)
-    return {
-        **_fixed(LLAMA),
-        "n_layer": theirs["num_hidden_layers"],
-        "n_head": theirs["num_attention_heads"],
-        "n_kv_head": theirs.get("num_key_value_heads"),
-        "n_embd": theirs["hidden_size"],
-        "mlp_width": theirs["intermediate_size"],
-        "block_size": theirs["max_position_embeddings"],
-        "vocab_size": theirs["vocab_size"],
-        "norm_eps": _unless(theirs.get("rms_norm_eps", 1e-6), 1e-6),
-        "rope_base": rope.get("rope_theta") or theirs.get("rope_theta") or 10000.0,
-        "bias": biased,
-        "bias_qkv": biased,
-        "tied_head": theirs.get("tie_word_embeddings", False),
-        "dropout": 0.0,
-        "attention_dropout": _unless(theirs.get("attention_dropout", 0.0), 0.0),
-    }
-
-
-def _unless(value: float, same: float) -> float | None:
-    return None if value == same else value
-
-
-def _fixed(family: Family) -> Config:
-    """Values of options that the family leaves no choice about."""
-    return {**{name: good[0] for name, good in family.needs.items()}, "norm_gain": True, "init": "gpt2"}
+def _our_options(family: Family, theirs: Config) -> Config:
+    ours = {"dropout": 0.0} | {name: theirs[names[0]] for name, names in family.mapped.items() if names}
+    biased = family is GPT2 or bool(ours["bias"] or ours["bias_qkv"])
+    ours |= {**family.needs, "norm_gain": True, "bias": biased, "bias_qkv": biased, "init": "gpt2"}
+    ours["activation"] = next(name for name, value in family.activations.items() if value == ours["activation"])
+    null = {"norm_eps": GPTConfig(norm=family.needs["norm"]).norm_epsilon, "attention_dropout": ours["dropout"]}
+    return ours | {name: None for name, value in null.items() if ours[name] == value}
 
 
 def _canonical(family: Family, tensors: State) -> State:

@@ -20,8 +20,10 @@ from datamodules.tokenizers import (
     train_tokenizer,
 )
 from lit_gpt.checkpoint import KEY, PREFIX, build_network
+from lit_gpt.commands import run
 from lit_gpt.decode import Sampling, decode
-from lit_gpt.interop.files import export_huggingface, import_checkpoint, load_weights
+from lit_gpt.interop.exporting import export_huggingface
+from lit_gpt.interop.importing import import_checkpoint, load_weights
 from lit_gpt.methods.config import ExtendedGPTConfig
 from lit_gpt.methods.extended_gpt import ExtendedGPT
 from lit_gpt.model import GPT, GPTConfig
@@ -98,7 +100,7 @@ def test_gpt2_of_each_published_depth_comes_and_goes(name: str, tmp_path: Path) 
     checkpoint = import_checkpoint(tmp_path / "in")
     ours = build_network(checkpoint)
     assert_same(ours, theirs)
-    assert export_huggingface(checkpoint, tmp_path / "out") == "GPT2LMHeadModel"
+    export_huggingface(checkpoint, tmp_path / "out")
     assert_same(ours, reloaded(tmp_path / "out"))
 
 
@@ -153,10 +155,12 @@ SHAPES = {
     "gpt2-no-bias": {"bias": False, "bias_qkv": False},
     "gpt2-parts": {"token_parts": True, "n_parts": 40},
     "gpt2-plain-norm": {"norm_gain": False},
+    "gpt2-epsilon": {"norm_eps": 0.01},
     "llama": {"n_kv_head": 2},
     "llama-one-key": {"n_kv_head": 1, "rope_base": 500.0, "mlp_width": 48},
     "llama-tied": {"n_kv_head": None, "tied_head": True},
     "llama-plain-norm": {"n_kv_head": 2, "norm_gain": False},
+    "llama-epsilon": {"norm_eps": 0.01},
     "llama-bias": {"n_kv_head": 2, "bias": True},
     "llama-bias-qkv": {"n_kv_head": 2, "bias_qkv": True},
 }
@@ -187,31 +191,55 @@ def trained(tokenizer: Tokenizer, preset: str, **options: Any) -> tuple[GPT, dic
 def test_ours_goes_and_comes(shape: str, tmp_path: Path) -> None:
     preset = shape.split("-", maxsplit=1)[0]
     net, checkpoint = trained(ByteTokenizer(eos=True), preset, **SHAPES[shape])
-    architecture = export_huggingface(checkpoint, tmp_path)
-    assert architecture == {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[preset]
+    export_huggingface(checkpoint, tmp_path)
     theirs = reloaded(tmp_path)
+    assert type(theirs).__name__ == {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[preset]
     assert theirs.config.vocab_size == 257
     assert theirs.generation_config.eos_token_id == 256
     assert_same(net, theirs)
     config, state = load_weights(tmp_path)
+    assert config["norm_eps"] == net.config.norm_eps
     back = GPT(GPTConfig(**config)).eval()
     back.load_state_dict(state)
     ids = ids_for(257)
     torch.testing.assert_close(back(ids), net(ids), atol=1e-6, rtol=0)
 
 
-def test_a_llama_of_theirs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-5, 0.01])
+def test_a_llama_of_theirs(epsilon: float, tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 257}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "rope_theta": 5e5}
-    biased = {"attention_bias": True, "bos_token_id": None, "eos_token_id": None}
+    biased = {"attention_bias": True, "rms_norm_eps": epsilon, "bos_token_id": None, "eos_token_id": None}
     theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads, **biased)).eval()
     disturb(theirs)
     theirs.save_pretrained(tmp_path)
     config, state = load_weights(tmp_path)
+    assert GPTConfig(**config).norm_epsilon == epsilon
     ours = GPT(GPTConfig(**config)).eval()
     ours.load_state_dict(state)
     assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("preset", ["gpt2", "llama"])
+def test_texts_side_by_side_are_continued_as_each_alone(preset: str, tmp_path: Path) -> None:
+    net, checkpoint = trained(ByteTokenizer(eos=True), preset)
+    export_huggingface(checkpoint, tmp_path)
+    tokenizer, theirs = transformers.AutoTokenizer.from_pretrained(tmp_path), reloaded(tmp_path)
+    texts = ["the cat", "a", "on the mat and off"]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    longer = theirs.generate(**batch, max_new_tokens=20, do_sample=False, eos_token_id=None)[:, -20:]
+    alone = [continued(net, torch.tensor([tokenizer(text)["input_ids"]])) for text in texts]
+    assert longer.tolist() == [[token for (token,) in row] for row in alone]
+
+
+def test_the_line_that_tokenizer_export_prints_makes_one_that_pads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("tokenizer", ["export", "--tokenizer", "byte", "--out", str(tmp_path / "tokenizer.json")])
+    expression = capsys.readouterr().out.splitlines()[0].removeprefix("Read it with ")
+    tokenizer = eval(expression, {"transformers": transformers})
+    assert tokenizer(["a", "abc"], padding=True)["input_ids"] == [[97, 256, 256], [97, 98, 99]]
 
 
 @pytest.mark.parametrize("kind", ["char", "byte", "bpe", "unigram", "gpt2"])
@@ -228,5 +256,5 @@ def test_token_ids_are_equal_after_export(kind: str, tmp_path: Path, monkeypatch
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert [theirs(text)["input_ids"] for text in TEXTS] == [ours.encode(text) for text in TEXTS]
     assert [theirs.decode(ours.encode(text)) for text in TEXTS] == TEXTS
-    assert (theirs.bos_token_id, theirs.eos_token_id) == (ours.eos_id, ours.eos_id)
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (ours.eos_id,) * 3
     assert theirs.model_max_length == 64

@@ -1,11 +1,10 @@
-"""Import, export and init_from: the verbs end to end, what is refused, plain safetensors, names on the hub."""
+"""Import and init_from: the verbs end to end, what is refused, names on the hub."""
 
 import json
 import math
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,17 @@ import torch
 
 from datamodules.errors import UserError
 from datamodules.files import write_json
-from datamodules.tokenizers import ByteTokenizer, to_huggingface, train_tokenizer
+from datamodules.tokenizers import to_huggingface, train_tokenizer
 from lit_gpt import LitGPT, load
 from lit_gpt.baselines.bigram import BigramConfig, bigram
-from lit_gpt.checkpoint import KEY, PREFIX, read
+from lit_gpt.checkpoint import KEY, read
 from lit_gpt.cli.lightning_cli import run as run_trainer
 from lit_gpt.commands import run
-from lit_gpt.interop.files import (
-    _translated,
-    export_huggingface,
-    export_safetensors,
-    import_checkpoint,
-    initialise,
-    load_weights,
-)
+from lit_gpt.interop.exporting import export_huggingface, export_safetensors
 from lit_gpt.interop.gpt2_llama import to_huggingface as to_theirs
+from lit_gpt.interop.importing import _translated, import_checkpoint, initialise, load_weights
 from lit_gpt.model import GPT, GPTConfig
+from tests.lit_gpt.interop.cases import checkpoint_of, exported, small
 
 Fit = Callable[..., Path]
 
@@ -38,24 +32,6 @@ hub = pytest.importorskip("huggingface_hub")
 
 GPT2_LIKE = [*("--preset", "gpt2", "--data", "BPEDataModule", "--data.tokenizer", "byte")]
 FROZEN = [*("--model.optimizer.lr", "0", "--trainer.max_steps", "3")]
-
-
-def small(**options: Any) -> GPTConfig:
-    sizes = {"block_size": 16, "vocab_size": 257, "n_layer": 1, "n_head": 2, "n_embd": 8}
-    return GPTConfig.from_preset("gpt2", **{**sizes, **options})
-
-
-def checkpoint_of(net: Any) -> dict[str, Any]:
-    module = "lit_gpt.module.LitGPT" if isinstance(net, GPT) else "lit_gpt.baselines.module.LitBigram"
-    entry = {"format": 2, "module": module, "config": asdict(net.config), "fingerprints": {}}
-    state = {PREFIX + key: tensor for key, tensor in net.state_dict().items()}
-    return {KEY: {**entry, "tokenizer": ByteTokenizer(eos=True).to_dict()}, "state_dict": state}
-
-
-def exported(folder: Path, **options: Any) -> GPT:
-    net = GPT(small(**options)).eval()
-    export_huggingface(checkpoint_of(net), folder)
-    return net
 
 
 def last(folder: Path) -> Path:
@@ -167,59 +143,14 @@ def test_only_a_gpt_can_be_started_from(tmp_path: Path) -> None:
         load_weights(tmp_path)
 
 
-# Plain safetensors
-
-
-@pytest.mark.parametrize("preset", ["gpt2", "llama", "modern"])
-def test_every_gpt_is_safetensors(preset: str, tmp_path: Path) -> None:
-    config = GPTConfig.from_preset(preset, vocab_size=257, n_layer=1, n_head=4, n_embd=16, block_size=16)
-    net = GPT(config)
-    export_safetensors(checkpoint_of(net), tmp_path)
-    tensors = safetensors.load_file(tmp_path / "model.safetensors")
-    assert tensors.keys() == net.state_dict().keys()
-    assert load_weights(tmp_path)[0] == asdict(config)
-    back = import_checkpoint(tmp_path)
-    assert back[KEY] == checkpoint_of(net)[KEY]
-    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in tensors.items())
-
-
-# What has no counterpart
-
-
-@pytest.mark.parametrize(
-    ("preset", "options", "named"),
-    [
-        ("gpt2", {"norm": "rmsnorm"}, "norm rmsnorm .* GPT2LMHeadModel, which needs norm layernorm"),
-        ("gpt2", {"n_kv_head": 1}, "n_kv_head 1 .* needs n_kv_head null"),
-        ("gpt2", {"activation": "swiglu"}, "activation swiglu .* needs activation gelu_tanh or gelu or relu"),
-        ("llama", {"norm": "layernorm"}, "norm layernorm .* LlamaForCausalLM, which needs norm rmsnorm"),
-        ("llama", {"learned_positions": True}, "learned_positions true .* needs learned_positions false"),
-        ("llama", {"activation": "relu2"}, "activation relu2 .* needs activation swiglu"),
-        ("llama", {"qk_norm": True}, "qk_norm true .* needs qk_norm false"),
-        ("llama", {"softcap": 15.0}, "softcap 15.0 .* needs softcap null"),
-        ("llama", {"attention_gate": True}, "attention_gate true .* needs attention_gate false"),
-        ("gpt2", {"layer_scale": 0.1}, "layer_scale 0.1 .* needs layer_scale null"),
-        ("llama", {"bias_head": True}, "bias_head true .* needs bias_head false"),
-        ("modern", {}, "activation relu2, qk_norm true, softcap 15.0 .* safetensors"),
-    ],
-)
-def test_options_without_a_counterpart(preset: str, options: dict[str, Any], named: str, tmp_path: Path) -> None:
-    sizes = {"vocab_size": 257, "n_layer": 1, "n_head": 2, "n_kv_head": None, "n_embd": 16, "block_size": 16}
-    net = GPT(GPTConfig.from_preset(preset, **{**sizes, **options}))
-    with pytest.raises(UserError, match=named):
-        export_huggingface(checkpoint_of(net), tmp_path)
-    assert not any(tmp_path.iterdir())
-
-
-def test_a_bigram_has_no_counterpart(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="a NeuralBigram has no counterpart"):
-        export_huggingface(checkpoint_of(bigram(BigramConfig(vocab_size=257))), tmp_path)
+# What cannot be imported
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"model_type": "bert"}, "model_type 'bert' cannot be imported: gpt2 and llama can"),
+        ({"layer_norm_epsilon": -1e-5}, "norm_eps is -1e-05: give a positive number"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx True"),
         ({"activation_function": "silu"}, "activation_function silu"),
         ({"n_layer": 2}, r"lack transformer\.h\.1\.ln_1\.weight"),
@@ -239,6 +170,7 @@ def test_folders_that_are_refused(change: dict[str, Any], message: str, tmp_path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"rms_norm_eps": 0.0}, "norm_eps is 0.0: give a positive number"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "rope_type llama3"),
         ({"head_dim": 2}, "head_dim 2"),
     ],
@@ -286,7 +218,7 @@ def test_a_config_that_is_none(content: str, tmp_path: Path) -> None:
 def test_a_config_with_hostile_values(preset: str, value: Any, tmp_path: Path) -> None:
     """Whatever stands in one place of config.json, there is a model or a sentence."""
     config = GPTConfig.from_preset(preset, vocab_size=257, n_layer=1, n_head=4, n_embd=16, block_size=16)
-    theirs, tensors = to_theirs(config, GPT(config).state_dict(), None)
+    theirs, tensors = to_theirs(config, GPT(config).state_dict())
     for name in theirs:
         try:
             from_folder(theirs | {name: value}, tensors, tmp_path)

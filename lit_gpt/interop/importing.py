@@ -1,0 +1,220 @@
+"""Weights from elsewhere: a folder of Hugging Face's, a name on its hub, or an export or checkpoint of our own.
+
+    checkpoint = import_checkpoint("gpt2")  # what fit would have saved
+    initialise(net, "folder")               # a fresh run from these weights
+
+Needs the ``hf`` extra.
+"""
+
+import importlib.metadata
+import json
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datamodules.errors import UserError
+from datamodules.tokenizers import Tokenizer, load_tokenizer, open_tokenizer, tokenizer_from_dict
+from lit_gpt.checkpoint import (
+    CHANGEABLE_FIELDS,
+    KEY,
+    PREFIX,
+    build_network,
+    check,
+    check_weights,
+    differing_fields,
+    is_ours,
+    read,
+)
+from lit_gpt.config import as_typed
+from lit_gpt.interop.files import State, find_folder, read_config, read_metadata, read_tensors, weight_files
+from lit_gpt.interop.gpt2_llama import Config, from_huggingface, without_padding
+from lit_gpt.interop.own_code import MODEL_TYPE, from_own
+from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.version import CHECKPOINT_FORMAT
+
+
+def load_weights(source: str | Path) -> tuple[Config, State]:
+    """Configuration (fields of `GPTConfig`) and tensors (names of `GPT.state_dict`) of a GPT, no vocabulary padded.
+
+    Args:
+        source: A checkpoint of ours, a folder of Hugging Face's or of our `export`, or the name of a model on the hub.
+
+    Raises:
+        UserError: When there is no such thing, it is damaged, or it holds no GPT of ours.
+    """
+    config, state, _ = _read_gpt(source)
+    return asdict(replace(config, pad_vocab_to=1)), state
+
+
+@torch.no_grad()
+def initialise(net: GPT, source: str | Path, tokenizer: Tokenizer | None = None) -> None:
+    """Put the weights of `source` (see `load_weights`) into `net`.
+
+    A smaller `block_size` than theirs takes the first of their learned positions.
+
+    Args:
+        net: The network.
+        source: As in `load_weights`.
+        tokenizer: The data's; where `source` stores its own, both must mean the same by every id.
+
+    Raises:
+        UserError: When they are of another architecture or size (the first field that differs is named) or tokenizer.
+    """
+    config, state, theirs = _read_gpt(source)
+    _check_same(net.config, config, str(source))
+    if theirs is not None and tokenizer is not None:
+        _check_meanings(theirs, tokenizer, str(source))
+    for name, tensor in net.state_dict().items():
+        rows = min(len(tensor), len(state[name]))  # fewer only where a vocabulary is padded or positions are left out
+        tensor[:rows] = state[name][:rows]
+
+
+def import_checkpoint(source: str | Path) -> dict[str, Any]:
+    """A checkpoint of ours, as `fit` would have saved it, from a folder or a name on the hub (see `load_weights`).
+
+    Raises:
+        UserError: As `load_weights`, and when its tokenizer cannot be given the same ids here.
+    """
+    folder = find_folder(str(source))
+    entry, state = _read_folder(folder)
+    if entry["tokenizer"] is None:
+        tokenizer = _read_tokenizer(folder, entry["config"])
+        entry |= {"tokenizer": tokenizer.to_dict(), "fingerprints": {"tokenizer": tokenizer.fingerprint}}
+    return {
+        "pytorch-lightning_version": importlib.metadata.version("lightning"),
+        "epoch": 0,
+        "global_step": 0,
+        "hyper_parameters": {"config": entry["config"]},
+        **_checkpoint(entry, state),
+    }
+
+
+def _checkpoint(entry: dict[str, Any], state: State) -> dict[str, Any]:
+    return {KEY: entry, "state_dict": {PREFIX + name: tensor for name, tensor in state.items()}}
+
+
+# reading
+
+
+def _read_gpt(source: str | Path) -> tuple[GPTConfig, State, Tokenizer | None]:
+    """Configuration, tensors without a padded vocabulary, and the tokenizer where there is one that we can read."""
+    if is_ours(source):
+        checkpoint = read(source)
+        tokenizer = _stored_tokenizer(checkpoint[KEY])
+    else:
+        folder = find_folder(str(source))
+        checkpoint = _checkpoint(*_read_folder(folder))
+        tokenizer = _stored_tokenizer(checkpoint[KEY]) or _tokenizer_in(folder)
+    whole = build_network(checkpoint)
+    nets = whole.trained_nets()
+    if len(nets) != 1 or not isinstance(nets[0], GPT):
+        raise UserError(f"{source} holds a {type(whole).__name__}, and only one GPT can be started from.")
+    return nets[0].config, without_padding(nets[0].config, nets[0].state_dict()), tokenizer
+
+
+def _stored_tokenizer(entry: dict[str, Any]) -> Tokenizer | None:
+    return None if entry["tokenizer"] is None else tokenizer_from_dict(entry["tokenizer"])
+
+
+def _tokenizer_in(folder: Path) -> Tokenizer | None:
+    with suppress(UserError):  # of a kind that we have not
+        return load_tokenizer(folder / "tokenizer.json")
+    return None
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Any], State]:
+    """The entry of a checkpoint that describes the model, and its tensors by our names."""
+    files = weight_files(folder)
+    tensors: State = {}
+    for file in files:
+        tensors |= read_tensors(file)
+    if ours := read_metadata(files[0]).get(KEY):
+        return _our_entry(ours, tensors, files[0]), tensors
+    config, state = _translated(folder, tensors)
+    entry = {"format": CHECKPOINT_FORMAT, "module": "lit_gpt.module.LitGPT", "config": asdict(config)}
+    return {**entry, "tokenizer": None, "fingerprints": {}}, state
+
+
+def _our_entry(text: str, tensors: State, file: Path) -> dict[str, Any]:
+    """The entry of a checkpoint in the metadata of our export; its tensors must be those that it describes."""
+    try:
+        entry: dict[str, Any] = json.loads(text)
+        check({KEY: entry}, file)
+        check_weights(_checkpoint(entry, tensors), file)
+    except UserError:
+        raise
+    except (ValueError, TypeError, RecursionError, AssertionError) as error:
+        raise UserError(f"{file} is damaged (its metadata do not describe its tensors): export it again.") from error
+    return entry
+
+
+def _translated(folder: Path, tensors: State) -> tuple[GPTConfig, State]:
+    config = read_config(folder)
+    try:
+        return (from_own if config.get("model_type") == MODEL_TYPE else from_huggingface)(config, tensors)
+    except UserError:
+        raise
+    except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, LookupError, AssertionError) as error:
+        reason = type(error).__name__  # values or tensors of other types and shapes than such files have
+        raise UserError(
+            f"config.json or the weights in {folder} are damaged ({reason}): use a complete copy."
+        ) from error
+
+
+def _read_tokenizer(folder: Path, config: Config) -> Tokenizer:
+    """Its tokenizer.json; copies of GPT-2 may lack one, and tiktoken has the same ids."""
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = load_tokenizer(folder / "tokenizer.json")
+    elif config["vocab_size"] == 50257:
+        tokenizer = open_tokenizer("gpt2")
+    else:
+        raise UserError(f"{folder} holds no tokenizer.json: put the model's there.")
+    if tokenizer.vocab_size > config["vocab_size"]:
+        have = f"{tokenizer.vocab_size} tokens, the model {config['vocab_size']}"
+        raise UserError(f"the tokenizer in {folder} has {have}: use the model's own.")
+    return tokenizer
+
+
+# what a run that starts from weights must share with them
+
+
+def _check_same(ours: GPTConfig, theirs: GPTConfig, source: str) -> None:
+    theirs = _as_class_of(ours, theirs, source)
+    differing = [name for name in differing_fields(theirs, ours) if name not in CHANGEABLE_FIELDS]
+    if not differing and ours.learned_positions and ours.block_size > theirs.block_size:
+        differing = ["block_size"]
+    if not differing:
+        return
+    has = f"init_from {source} has {_typed(theirs, differing[0])}, not {as_typed(getattr(ours, differing[0]))}"
+    fixes = {"block_size": f"it to {theirs.block_size} or less"}
+    if differing == ["vocab_size"]:
+        raise UserError(f"{has}: give the data the tokenizer of these weights.")
+    flags = " ".join(f"--model.config.{_typed(theirs, name)}" for name in differing)
+    raise UserError(f"{has}: set {fixes.get(differing[0], flags)}.")
+
+
+def _typed(config: GPTConfig, name: str) -> str:
+    return f"{name} {as_typed(getattr(config, name))}"
+
+
+def _as_class_of(ours: GPTConfig, theirs: GPTConfig, source: str) -> GPTConfig:
+    """Their configuration, which may have more or fewer options, with the options of ours."""
+    values = asdict(theirs)
+    more = values.keys() - asdict(ours).keys()
+    if used := [name for name in more if values[name] != getattr(type(theirs)(), name)]:
+        raise UserError(
+            f"init_from {source} has {_typed(theirs, min(used))}, which a plain GPT lacks: set --model LitExtendedGPT."
+        )
+    return type(ours)(**{name: value for name, value in values.items() if name not in more})
+
+
+def _check_meanings(theirs: Tokenizer, ours: Tokenizer, source: str) -> None:
+    there, here = ([t.token_bytes(i) for i in range(t.vocab_size)] for t in (theirs, ours))
+    if there != here:
+        raise UserError(
+            f"init_from {source} was trained with another tokenizer than the data's, so token ids would change their "
+            "meaning: give the data that tokenizer, or leave init_from out."
+        )
