@@ -180,8 +180,8 @@ def test_two_processes_equal_one_and_hand_over(tmp_path: Path, text: Path) -> No
         assert status == 0, err
         assert "recommended" not in err
     one, *others = (losses(tmp_path / "logs" / name / "version_0") for name in ("one", "two", "mixed"))
-    for other in others:
-        assert one.keys() == other.keys()
+    for other, stops in zip(others, (set(), {"7", "13"}), strict=True):
+        assert {key.split()[0] for key in other.keys() - one.keys()} == stops  # the last step is validated
         for key, value in one.items():
             assert value == pytest.approx(other[key], abs=1e-5), key
     for name in ("one", "two", "mixed"):

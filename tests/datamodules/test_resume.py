@@ -140,13 +140,14 @@ from conftest import Recorder
 from lightning.pytorch import Trainer
 from datamodules import CharDataModule
 
-if __name__ == "__main__":
-    module = Recorder(block_size=8)
-    data = CharDataModule({text!r}, tokens_per_step=64, micro_batch_size=2, cache_dir={cache!r})
-    trainer = Trainer(max_epochs=2, accelerator="cpu", devices=2, strategy="ddp", logger=False,
-                      enable_checkpointing=False, enable_progress_bar=False)
-    trainer.fit(module, datamodule=data)
-    torch.save(module.seen, {out!r} + str(trainer.global_rank))
+class Saver(Recorder):
+    def on_fit_end(self):
+        torch.save(self.seen, {out!r} + str(self.global_rank))
+
+data = CharDataModule({text!r}, tokens_per_step=64, micro_batch_size=2, cache_dir={cache!r})
+trainer = Trainer(max_epochs=2, accelerator="cpu", devices=2, strategy="ddp_fork", logger=False,  # imports torch once
+                  enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+trainer.fit(Saver(block_size=8), datamodule=data)
 """
 
 

@@ -23,25 +23,26 @@ def test_validate_scores_every_token_of_another_file_once_with_the_checkpoints_t
         f"data: {{class_path: HeadlinesDataModule, init_args: {{source: '{text}', tokenizer: bpe, vocab_size: 999}}}}"
     )
     flags = ["--ckpt_path", str(path), "--data.val_source", str(tmp_path / "val.txt"), "--trainer.accelerator", "cpu"]
-    found = LitCLI("validate", ["--config", str(tmp_path / "config.yaml"), *flags]).trainer.callback_metrics
+    metrics = LitCLI("validate", ["--config", str(tmp_path / "config.yaml"), *flags]).trainer.callback_metrics
 
     model = lit_gpt.load(path)
-    end, block_size, nats, count = model.tokenizer.eos_id, 16, 0.0, 0
+    eos, block_size, nats, count = model.tokenizer.eos_id, 16, 0.0, 0
     with torch.no_grad():
-        for title in titles:  # each alone, whatever stands beside it in its row
-            ids = torch.tensor([end, *model.tokenizer.encode(title), end])
-            for place in range(1, len(ids)):
-                logits = model.net(ids[None, (place - 1) // block_size * block_size : place])[0, -1]
-                nats += float(cross_entropy(logits, ids[place]))
+        for title in titles:  # each alone, not packed
+            ids = torch.tensor([eos, *model.tokenizer.encode(title), eos])
+            for position in range(1, len(ids)):
+                logits = model.net(ids[None, (position - 1) // block_size * block_size : position])[0, -1]
+                nats += float(cross_entropy(logits, ids[position]))
             count += len(ids) - 1
-    assert float(found["val/loss"]) == pytest.approx(nats / count, rel=1e-5)
-    assert float(found["val/nats_per_char"]) == pytest.approx(nats / sum(len(title) + 1 for title in titles), rel=1e-5)
+    assert float(metrics["val/loss"]) == pytest.approx(nats / count, rel=1e-5)
+    chars = sum(len(title) + 1 for title in titles)
+    assert float(metrics["val/nats_per_char"]) == pytest.approx(nats / chars, rel=1e-5)
 
 
 def test_the_runs_seed_decides_the_order_of_the_data_and_which_run_goes_on(
     fit: Callable[..., Path], text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = [*TINY, "--data.source", str(text), "--trainer.max_steps", "1"]
+    flags = [*TINY, "--data.source", str(text), "--trainer.max_steps", "1", "--trainer.limit_val_batches", "1"]
 
     def first_batch(*more: str) -> torch.Tensor:
         data = LitCLI("fit", [*flags, *more]).datamodule
@@ -49,9 +50,8 @@ def test_the_runs_seed_decides_the_order_of_the_data_and_which_run_goes_on(
 
     one, two = (first_batch("--seed_everything", seed) for seed in "12")
     assert not torch.equal(one, two)
-    assert torch.equal(one, first_batch("--seed_everything", "1"))
     assert torch.equal(one, first_batch("--seed_everything", "2", "--data.seed", "1"))
-    newest = Path("logs", "run", "version_3", "summary.json")
+    newest = Path("logs", "run", "version_2", "summary.json")
     newest.write_text(newest.read_text().replace('"finished": true', '"finished": false'))
     capsys.readouterr()
     first_batch("--seed_everything", "3", "--data.seed", "1", "--resume", "auto")

@@ -1,4 +1,4 @@
-"""Every figure that is printed, computed again from the weights, the raw text and plain torch."""
+"""Every metric that is printed, computed again from the weights, the raw text and plain torch."""
 
 import json
 import math
@@ -22,8 +22,6 @@ KINDS = {
     "windows of characters": ("CharDataModule", "windows", "char"),
     "windows of BPE": ("BPEDataModule", "windows", "bpe"),
     "padded rows of characters": ("HeadlinesDataModule", "padded", "char"),
-    "padded rows of BPE": ("HeadlinesDataModule", "padded", "bpe"),
-    "packed rows of characters": ("HeadlinesDataModule", "packed", "char"),
     "packed rows of BPE": ("HeadlinesDataModule", "packed", "bpe"),
 }
 
@@ -36,17 +34,17 @@ def texts(short: bool) -> dict[str, str]:
 
 
 def pieces(text: str, rows_: str, encode: Callable[[str], list[int]], eos: int | None) -> Iterator[list[int]]:
-    """Runs of tokens of which each but the first is predicted from those before it in the run."""
-    mark = [] if eos is None else [eos]
+    """Sequences of tokens, in which each but the first is predicted from those before it."""
+    eos_token = [] if eos is None else [eos]
     if rows_ == "windows":
-        ids = [*mark, *encode(text), *mark]
+        ids = [*eos_token, *encode(text), *eos_token]
         yield from (ids[start : start + T + 1] for start in range(0, len(ids) - 1, T))
     else:
-        yield from ([*mark, *encode(line), *mark] for line in text.split("\n"))
+        yield from ([*eos_token, *encode(line), *eos_token] for line in text.split("\n"))
 
 
 def expected(text: str, rows_: str, model: Any) -> dict[str, float]:
-    """The figures of a text under the network, target by target."""
+    """The metrics of a text under the network, target by target."""
     tokenizer, eos = model.tokenizer, model.tokenizer.eos_id
     logits, targets = [], []
     for piece in pieces(text, rows_, tokenizer.encode, eos):
@@ -54,17 +52,17 @@ def expected(text: str, rows_: str, model: Any) -> dict[str, float]:
         with torch.no_grad():
             logits.append(model.net(tokens[:, :-1])[0])  # (t, V)
         targets.append(tokens[0, 1:])
-    return figures(torch.cat(logits), torch.cat(targets), *size(text, eos))
+    return metrics_of(torch.cat(logits), torch.cat(targets), *size(text, eos))
 
 
 def size(text: str, eos: int | None) -> tuple[int, int]:
-    """Characters and bytes of what is scored: of a text without marks all but the first character, before which nothing
-    comes; else a newline for the last mark too (lines have their own).
+    """Characters and bytes of the scored text. Without EOS tokens that is all but the first character, which has no
+    token before it. With them, the last one counts as a newline too; those of other lines are in the text.
     """
     return (len(text) - 1, len(text[1:].encode())) if eos is None else (len(text) + 1, len(text.encode()) + 1)
 
 
-def figures(logits: Tensor, targets: Tensor, chars: int, size_: int) -> dict[str, float]:
+def metrics_of(logits: Tensor, targets: Tensor, chars: int, size_: int) -> dict[str, float]:
     """Each (N, V) and (N,)."""
     nats = float(F.cross_entropy(logits, targets, reduction="sum"))
     loss = nats / len(targets)
@@ -75,7 +73,7 @@ def figures(logits: Tensor, targets: Tensor, chars: int, size_: int) -> dict[str
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_figures_are_those_of_weights_and_text(kind: str, fit: Fit, tmp_path: Path) -> None:
+def test_metrics_are_those_of_weights_and_text(kind: str, fit: Fit, tmp_path: Path) -> None:
     data, rows_, tokenizer = KINDS[kind]
     splits = texts(short=rows_ == "packed")
     flags = ["--data", data, "--data.rows", rows_, "--model.config.block_size", str(T)]
@@ -89,11 +87,15 @@ def test_figures_are_those_of_weights_and_text(kind: str, fit: Fit, tmp_path: Pa
     flags += ["--data.tokens_per_step", str(40 * T), "--data.shuffle", "false", "--data.train_eval_rows", "40"]
     folder = fit(*flags, "--checkpoint.keep_every_n_steps", "1", *SHORT)
     last = load(folder / "checkpoints" / "last.ckpt")
-    test = LitCLI("test", ["--ckpt_path", str(folder / "checkpoints" / "last.ckpt")]).trainer.callback_metrics
-    printed = json.loads((folder / "summary.json").read_text())["final"] | {k: float(v) for k, v in test.items()}
-    for name, text in (("val", "val"), ("train_eval", "train"), ("test", "test")):
-        found = {k.split("/")[1]: v for k, v in printed.items() if k.startswith(f"{name}/") and "challenge" not in k}
-        assert found == pytest.approx(expected(splits[text], rows_, last), rel=2e-5, abs=1e-6), name
+    printed = json.loads((folder / "summary.json").read_text())["final"]
+    scored = {"val": "val", "train_eval": "train"}
+    if rows_ == "packed":  # a verb of its own takes a second, so it scores one kind of rows
+        test = LitCLI("test", ["--ckpt_path", str(folder / "checkpoints" / "last.ckpt")]).trainer.callback_metrics
+        printed |= {k: float(v) for k, v in test.items()}
+        scored["test"] = "test"
+    for name, text in scored.items():
+        metrics = {k.split("/")[1]: v for k, v in printed.items() if k.startswith(f"{name}/") and "challenge" not in k}
+        assert metrics == pytest.approx(expected(splits[text], rows_, last), rel=2e-5, abs=1e-6), name
     before = load(folder / "checkpoints" / "step_000002.ckpt")
     losses = {row["step"]: float(row["train/loss"]) for row in rows(folder) if row["train/loss"]}
     assert losses["3"] == pytest.approx(expected(splits["train"], rows_, before)["loss"], rel=2e-5, abs=1e-6)
