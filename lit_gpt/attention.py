@@ -1,10 +1,10 @@
-"""Causal attention behind one call: whole rows, packed documents, padded prompts, cached decoding.
+"""Attention behind one call: whole rows, packed documents, padded prompts, cached decoding.
 
-A forward pass decides once, in `attention_mask_for`, what its tokens may see, and every layer hands that decision to
-`attention`. Shape letters: B rows, T new tokens, S visible tokens (cached and new), H heads, D head size.
+A forward pass builds its mask once, with `build_mask`, and every layer passes that mask to `attention`. Shape letters:
+B batch, T new tokens, S visible tokens (cached and new), H query heads, H_kv key/value heads, D head size.
 """
 
-from functools import cache as memoize
+import functools
 from typing import Any, TypeAlias
 
 import torch
@@ -12,54 +12,66 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-#: None: every token sees all tokens up to itself. A bool tensor (B or 1, 1, T, S) is True where a query sees a key.
+#: None: no mask beyond the argument `causal` of `attention`. A bool tensor, (1 or B, 1, 1 or T, S), is True where a
+#: query sees a key.
 Mask: TypeAlias = Tensor | BlockMask | None
-#: Cosines and sines of the rotation of every position, (T, 1, D) each.
-Rotation: TypeAlias = tuple[Tensor, Tensor]
+#: Cosine and sine of the rotary angle of every position and channel, (T, 1, D) each.
+CosSin: TypeAlias = tuple[Tensor, Tensor]
+
+#: FlexAttention skips whole blocks of this many queries by as many keys; shorter rows have none to skip.
+FLEX_BLOCK = 128
+#: FlexAttention's kernel needs heads of at least this many channels.
+FLEX_MIN_HEAD_SIZE = 16
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """``torch.nn.functional.dropout``, with `p` rounded to 2**-16 on a CPU.
+    """``torch.nn.functional.dropout``, in a third of the time on a CPU. Every layer of the model uses it.
 
-    On a CPU torch draws one random number after the other, 10 ns for each element. Here four elements share the 64 bits
-    of one random number, which takes a third of the time.
+    On a CPU torch draws one random number for each element. Here four elements share the 64 bits of one random number:
+    2,048 x 256 elements take 1.27 ms instead of 4.20 (two threads, no AVX-512). The probability is rounded to 2**-16,
+    which changes the expected value by less than 1e-5 at p = 0.1.
     """
+    # Compiled code draws its own random numbers, fused with the operations around them.
     if not x.is_cpu or not training or p == 0 or torch.compiler.is_compiling():
         return F.dropout(x, p, training)
-    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64)  # a quarter of the elements, rounded up
+    # From -2**63, with no upper limit: all 64 bits are random. Each number is then read as four int16.
+    bits = numbers.random_(-(2**63), None).view(torch.int16)
+    # An int16 is uniform from -2**15 to 2**15 - 1, so a share p of them lies below p * 2**16 - 2**15.
     kept = bits[: x.numel()].view(x.shape) >= round(p * 2**16) - 2**15
     return x * kept.to(x.dtype).mul_(1 / (1 - p))
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, mask: Mask = None, dropout: float = 0.0, causal: bool = True
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Mask = None, dropout_p: float = 0.0, causal: bool = True
 ) -> Tensor:
     """Scaled dot-product attention.
 
     Args:
-        q: Queries, (B, H, T, D).
-        k: Keys, (B, H_kv, S, D) where H_kv divides H (grouped queries, Ainslie et al. 2023). The queries are those of
-            the last T of these S tokens: without a mask a single new token sees everything.
+        q: Queries, (B, H, T, D): those of the last T of the S tokens. So a single new token sees every cached one.
+        k: Keys, (B, H_kv, S, D) where H_kv divides H (grouped queries, Ainslie et al. 2023).
         v: Values, shaped as the keys.
-        mask: What `attention_mask_for` returned for this forward pass.
-        dropout: Probability that an attention weight is dropped.
-        causal: Without a mask, whether a token sees only itself and those before it, or all (an encoder).
+        mask: What `build_mask` returned for this forward pass.
+        dropout_p: Probability that an attention weight is dropped.
+        causal: Whether a token sees only itself and those before it; False for an encoder. Ignored when a mask is
+            given, which then says all.
 
     Returns:
-        The mixed values, (B, H, T, D).
+        The attention output, (B, H, T, D).
     """
     if isinstance(mask, BlockMask):
-        assert dropout == 0.0, "FlexAttention has no dropout: attention_mask_for(flex=False) builds a dense mask"
+        assert dropout_p == 0.0, "FlexAttention has no dropout: build_mask(use_flex=False) builds a bool tensor"
         return _block_sparse_attention(q, k, v, mask)
-    if q.size(2) == 1 and not dropout and not torch.is_grad_enabled():
+    if q.size(2) == 1 and not dropout_p and not torch.is_grad_enabled():  # decoding
         return _single_query_attention(q, k, v, mask)
-    if q.is_cpu and (dropout or _has_slow_gradient(q)):
-        return _unfused_attention(q, k, v, mask, dropout, causal)
+    if q.is_cpu and (dropout_p or _has_slow_gradient(q)):
+        return _unfused_attention(q, k, v, mask, dropout_p, causal)
     if mask is None and causal and 1 < q.size(2) < k.size(2):
-        mask = _causal_mask(q, k)  # the kernel's own `is_causal` takes the queries for those of the first T tokens
+        # The kernel's own is_causal takes the T queries for the first of the S tokens. Here they are the last.
+        mask = _causal_mask(q, k)
     causal = causal and mask is None and q.size(2) > 1
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=q.size(1) != k.size(1)
+        q, k, v, attn_mask=mask, dropout_p=dropout_p, is_causal=causal, enable_gqa=q.size(1) != k.size(1)
     )
 
 
@@ -70,28 +82,34 @@ def _causal_mask(q: Tensor, k: Tensor) -> Tensor:
 
 
 def _single_query_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of a single new token: heads that share keys are the rows of one matrix product.
+    """Attention of a single new token. The query heads that share keys become the rows of one matmul.
 
-    For 16 rows of 128 cached tokens on two threads this takes half the time of `scaled_dot_product_attention`.
+    On a CPU with two threads, a batch of 16 with 128 cached tokens takes half the time of
+    `scaled_dot_product_attention`.
     """
     B, H, _, D = q.shape
-    scores = q.reshape(B, k.size(1), -1, D) * D**-0.5 @ k.mT  # (B, H_kv, H / H_kv, S)
+    q = q.reshape(B, k.size(1), -1, D)  # (B, H_kv, H / H_kv, D)
+    scores = q * D**-0.5 @ k.mT  # (B, H_kv, H / H_kv, S)
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+        scores = scores.masked_fill(~mask, -torch.inf)  # (B, 1, 1, S), the same for every head
     return (scores.softmax(-1) @ v).view(B, H, 1, D)
 
 
 def _has_slow_gradient(q: Tensor) -> bool:
-    """Whether the gradient of the fused kernel takes longer on a CPU than that of plain products: in bfloat16 and short
-    rows. Forward and backward of 32 rows of 128 tokens, 4 heads of 64 channels, two threads with AMX: 47 ms and 12; of
-    256 tokens as long, of 1,024 half as long.
+    """Whether matmuls are faster on a CPU than the fused kernel, forward and backward: in bfloat16 and short rows.
+
+    32 rows of 128 tokens, 4 heads of 64 channels, two threads with AMX: the fused kernel takes 47 ms, matmuls take 12.
+    At 256 tokens both take the same time; at 1,024 the fused kernel takes half as long.
     """
     return q.dtype == torch.bfloat16 and q.size(2) <= 256 and torch.is_grad_enabled()
 
 
 def _unfused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float, causal: bool) -> Tensor:
-    """Attention by plain products, with dropout of its weights. On a CPU the fused kernel has none: this takes 0.65 of
-    `scaled_dot_product_attention`'s time for 8 rows of 256 tokens, 6 heads of 64 channels, forward and backward.
+    """Attention by matmuls and softmax, with dropout of the attention weights.
+
+    torch's fused kernel for CPUs has no dropout, so `scaled_dot_product_attention` falls back to matmuls of its own.
+    This takes 76 ms where that takes 115: 8 rows of 256 tokens, 6 heads of 64 channels, forward and backward, one
+    thread.
     """
     if k.size(1) != q.size(1):
         k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
@@ -100,110 +118,124 @@ def _unfused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: 
         mask = _causal_mask(q, k)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
-    return dropout(scores.softmax(-1), p, training=True) @ v
+    return dropout(scores.softmax(-1), p, training=True) @ v  # the caller passes p = 0 in evaluation
 
 
 def _block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
-    """FlexAttention (Dong et al. 2024): fast only when compiled, by the caller's compiled block or here."""
-    run: Any = flex_attention if torch.compiler.is_compiling() or not q.is_cuda else _compiled_flex_attention()
-    return run(q, k, v, block_mask=mask, enable_gqa=q.size(1) != k.size(1))
+    """FlexAttention (Dong et al. 2024). It is fast only when compiled: with the caller's block, or else here."""
+    in_compiled_block = torch.compiler.is_compiling()
+    flex: Any = flex_attention if in_compiled_block or not q.is_cuda else _compiled_flex_attention()
+    return flex(q, k, v, block_mask=mask, enable_gqa=q.size(1) != k.size(1))
 
 
-@memoize
+@functools.cache
 def _compiled_flex_attention() -> Any:
+    """FlexAttention compiled once for all layers; torch compiles again for shapes that it has not seen."""
     return torch.compile(flex_attention)
 
 
-def attention_mask_for(
+def build_mask(
     input_ids: Tensor,
-    past: int = 0,
+    past_length: int = 0,
     *,
     attention_mask: Tensor | None = None,
     document_ids: Tensor | None = None,
-    flex: bool = False,
+    use_flex: bool = False,
     causal: bool = True,
 ) -> Mask:
-    """What the tokens of one forward pass may see; None when plain causality says it all.
+    """The mask of one forward pass, for all layers; None where `attention` needs only its argument `causal`.
 
     Args:
         input_ids: The new tokens, (B, T).
-        past: How many cached tokens precede them.
-        attention_mask: True for real tokens, (B, past + T). Needed for rows padded on the left. Pads see only
-            themselves, so that no row of weights is empty.
-        document_ids: The document of every token, (B, T). Tokens see their own document only.
-        flex: Whether packed documents may use FlexAttention, which skips blocks that no query sees.
-        causal: Whether a token sees only itself and those before it, or also those after it (an encoder).
+        past_length: How many cached tokens precede them.
+        attention_mask: The padding mask, (B, past_length + T), True for real tokens. Rows padded on the left need it.
+            A pad sees itself, because the softmax over no key at all would be NaN.
+        document_ids: The number of each token's document, (B, T). Tokens see their own document only.
+        use_flex: Whether packed documents may use FlexAttention, which skips blocks in which no query sees a key.
+        causal: The same value as for `attention`: False if a token also sees those after it (an encoder).
     """
     T = input_ids.size(1)
     if document_ids is not None:
-        assert past == 0, "packed rows are for training and scoring, not for decoding"
-        if flex and causal and attention_mask is None:
-            return _document_blocks(document_ids)
-    if attention_mask is None and document_ids is None and (past == 0 or T == 1):
+        assert past_length == 0, "packed rows are for training and scoring, not for decoding"
+        if use_flex and causal and attention_mask is None:
+            return _document_block_mask(document_ids)
+    # With cached tokens, one new token sees all of them; several need a mask, which is built here for all layers.
+    if attention_mask is None and document_ids is None and (past_length == 0 or T == 1):
         return None
-    query = torch.arange(past, past + T, device=input_ids.device)[:, None]
-    key = torch.arange(past + T, device=input_ids.device)
-    mask = (key <= query)[None] if causal else (key >= 0)[None, None]  # (1, T or 1, S)
+    query = torch.arange(past_length, past_length + T, device=input_ids.device)[:, None]  # (T, 1)
+    key = torch.arange(past_length + T, device=input_ids.device)  # (S,)
+    mask = (key <= query)[None] if causal else torch.ones_like(key, dtype=torch.bool)[None, None]  # (1, T or 1, S)
     if document_ids is not None:
         mask = mask & (document_ids[:, :, None] == document_ids[:, None, :])
     if attention_mask is not None:
-        mask = mask & attention_mask[:, None, :] | (key == query)
+        mask = (mask & attention_mask[:, None, :]) | (key == query)
     return mask[:, None]
 
 
-def _document_blocks(document_ids: Tensor) -> BlockMask:
+def _document_block_mask(document_ids: Tensor) -> BlockMask:
+    """FlexAttention's mask for packed documents, causal inside each; `document_ids` is (B, T)."""
     B, T = document_ids.shape
 
     def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """Whether a query sees a key: both are places in row b."""
+        """Whether a query sees a key, both given as positions in row b; the same for every head h."""
         return (key <= query) & (document_ids[b, query] == document_ids[b, key])
 
-    return create_block_mask(visible, B, None, T, T, device=str(document_ids.device))
+    return create_block_mask(visible, B=B, H=None, Q_LEN=T, KV_LEN=T, device=str(document_ids.device))
 
 
-def positions(
-    input_ids: Tensor, past: int = 0, *, attention_mask: Tensor | None = None, document_ids: Tensor | None = None
+def position_ids(
+    input_ids: Tensor,
+    past_length: int = 0,
+    *,
+    attention_mask: Tensor | None = None,
+    document_ids: Tensor | None = None,
 ) -> Tensor:
-    """Each token's place in its own text: pads do not count and packed documents each start at 0.
+    """Positions for learned position embeddings. Pads do not count, and each packed document starts at 0.
 
     Returns:
-        int64, (T,) where all rows agree and (B, T) elsewhere. Arguments are those of `attention_mask_for`.
+        int64, (T,) where all rows agree and (B, T) otherwise. Arguments are those of `build_mask`.
     """
     T = input_ids.size(1)
     if attention_mask is None:
-        place = torch.arange(past, past + T, device=input_ids.device)
+        position = torch.arange(past_length, past_length + T, device=input_ids.device)
     else:
-        place = attention_mask.cumsum(1)[:, past:] - 1
+        position = attention_mask.cumsum(1)[:, past_length:] - 1  # a pad has that of the real token before it, or -1
     if document_ids is not None:
-        first = torch.ones_like(document_ids, dtype=torch.bool)
-        first[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-        start = place if attention_mask is None else place + ~attention_mask  # of the next real token
-        place = place - (start * first).cummax(1).values
-    return place if attention_mask is None else place.clamp(min=0)
+        is_first = torch.ones_like(document_ids, dtype=torch.bool)
+        is_first[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+        # Where a document begins with a pad, it starts at the position of its next real token, one further.
+        start = position if attention_mask is None else position + (~attention_mask).long()
+        # Starts grow along a row, so the running maximum is the start of each token's own document.
+        position = position - (start * is_first).cummax(1).values
+    return position if attention_mask is None else position.clamp(min=0)
 
 
-def rotation(T: int, head_size: int, base: float, *, past: int = 0, device: torch.device) -> Rotation:
-    """The angles of rotary position embedding (Su et al. 2021) for positions past to past + T - 1.
+def rotary_cos_sin(T: int, head_size: int, base: float, *, past_length: int = 0, device: torch.device) -> CosSin:
+    """Cosine and sine of rotary position embedding (RoPE, Su et al. 2021) for positions from past_length on.
 
-    Always float32: bfloat16 cannot tell position 256 from 257. Attention depends on differences of positions only, so
-    padded and packed rows rotate by their place in the row. Computed in every forward pass (a few microseconds),
-    because a buffer would follow the model to bfloat16 or to an uninitialised meta device.
+    The position is the index in the row, for padded and packed rows too: attention depends on differences of positions
+    only. Both are always float32: bfloat16 cannot tell position 256 from 257. They are computed in every forward pass
+    (a few microseconds). A buffer would be rounded by ``model.to(torch.bfloat16)``, and would stay uninitialised in a
+    model that is built on the meta device.
     """
-    frequency = base ** (torch.arange(0, head_size, 2, device=device, dtype=torch.float32) / -head_size)
-    place = torch.arange(past, past + T, device=device, dtype=torch.float32)
-    angle = place[:, None, None] * frequency.repeat(2)  # (T, 1, D)
+    frequency = base ** (-torch.arange(0, head_size, 2, device=device, dtype=torch.float32) / head_size)  # (D / 2,)
+    position = torch.arange(past_length, past_length + T, device=device, dtype=torch.float32)
+    angle = position[:, None, None] * frequency.repeat(2)  # (T, 1, D), once for each half of the channels
     return angle.cos(), angle.sin()
 
 
-def rotate(x: Tensor, by: Rotation) -> Tensor:
-    """Rotate the pairs (i, i + D/2) of every head, (B, T, H, D), in float32; the dtype of `x` comes back."""
-    cos, sin = by
-    left, right = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat((-right, left), dim=-1), sin).type_as(x)
+def apply_rotary(x: Tensor, cos_sin: CosSin) -> Tensor:
+    """Rotate queries or keys by their position, (B, T, H, D), in float32; the result has the dtype of `x`.
+
+    Channels are paired as (i, i + D/2), as in Hugging Face's ``rotate_half``; the paper pairs (2i, 2i + 1).
+    """
+    cos, sin = cos_sin
+    x1, x2 = x.chunk(2, dim=-1)
+    return torch.addcmul(x * cos, torch.cat((-x2, x1), dim=-1), sin).type_as(x)
 
 
 class LayerCache:
-    """Keys and values that one layer has computed so far, in memory reserved up to the block size."""
+    """The keys and values that one layer has computed so far, in tensors reserved up to the block size."""
 
     def __init__(self, shape: tuple[int, int, int, int], *, device: torch.device, dtype: torch.dtype) -> None:
         """Reserve `shape` = (B, H_kv, block_size, D) twice."""
@@ -220,31 +252,31 @@ class LayerCache:
 
 
 class KVCache:
-    """What decoding remembers between forward passes: every layer's keys and values, and which tokens are pads."""
+    """The KV cache of decoding: every layer's keys and values, and the padding mask."""
 
     def __init__(
         self, n_layer: int, shape: tuple[int, int, int, int], *, device: torch.device, dtype: torch.dtype
     ) -> None:
         """One `LayerCache` of `shape` = (B, H_kv, block_size, D) for each layer."""
         self.layers = [LayerCache(shape, device=device, dtype=dtype) for _ in range(n_layer)]
-        self.real: Tensor | None = None
+        self.attention_mask: Tensor | None = None  # (B, S), True for real tokens
 
     @property
     def length(self) -> int:
         """How many tokens of each row are cached, pads included."""
-        return self.layers[0].length
+        return self.layers[0].length  # the same in every layer between forward passes
 
     def reset(self) -> None:
-        """Forget everything and keep the memory."""
-        self.real = None
+        """Drop all tokens; the tensors stay reserved."""
+        self.attention_mask = None
         for layer in self.layers:
             layer.length = 0
 
     def extend_mask(self, attention_mask: Tensor | None, input_ids: Tensor) -> Tensor | None:
-        """Extend the mask of real tokens to (B, S) by that of the new ones; None while no row has a pad."""
-        if attention_mask is None and self.real is None:
+        """Append the padding mask of the new tokens (B, T) and return that of all, (B, S); None until one is given."""
+        if attention_mask is None and self.attention_mask is None:
             return None
         new = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask
-        old = new.new_ones(new.size(0), self.length) if self.real is None else self.real
-        self.real = torch.cat((old, new), dim=1)
-        return self.real
+        past = new.new_ones(new.size(0), self.length) if self.attention_mask is None else self.attention_mask
+        self.attention_mask = torch.cat((past, new), dim=1)
+        return self.attention_mask

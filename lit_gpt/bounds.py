@@ -1,4 +1,4 @@
-"""What numbers an option takes, and how large a network this machine holds."""
+"""Limits: which numbers an option takes, and how large a network fits into this machine's memory."""
 
 import math
 import os
@@ -12,79 +12,85 @@ import torch
 
 from datamodules.errors import UserError
 
-#: Where float32 ends: a larger number is infinite to torch.
-MOST_FLOAT = 3.4e38
-#: More than any side of a tensor or count of steps that a machine gets through.
-MOST_INT = 2**40
-FLOAT32 = 4  # bytes
+#: The largest float32 is 3.403e38: a larger number would be infinite in a tensor.
+MAX_FLOAT = 3.4e38
+#: More than any dimension of a tensor, or number of steps, that a machine can handle.
+MAX_INT = 2**40
+FLOAT32_BYTES = 4
 
 
-def wrong_numbers(config: Any, least: Mapping[str, int], most: Mapping[str, int]) -> Iterator[str]:
-    """A sentence for each number in the fields of a dataclass that is of another type, not finite or too large or
-    small, those in lists and dictionaries too.
+def invalid_numbers(config: Any, minimum: Mapping[str, int], maximum: Mapping[str, int]) -> Iterator[str]:
+    """Check the numbers in the fields of a dataclass; a sentence for each that is invalid.
+
+    A number is invalid if it has another type than its field, is not finite, or is out of range. Numbers in lists and
+    dictionaries are checked too.
 
     Args:
-        config: An instance.
-        least: The smallest value of some fields.
-        most: The largest of some; `MOST_INT` and `MOST_FLOAT` for others.
+        config: An instance of the dataclass.
+        minimum: The smallest values of fields, by name; others have none.
+        maximum: The largest values of fields, by name; others have `MAX_INT` or `MAX_FLOAT`.
     """
     for name, hint in get_type_hints(type(config)).items():
-        kinds = _kinds(hint)
-        kind = float if float in kinds else int
-        if kind in kinds and Any not in kinds:
-            limits = least.get(name, -math.inf), most.get(name, MOST_INT if kind is int else MOST_FLOAT)
-            given = getattr(config, name)
-            values = [] if given is None and NoneType in kinds else _values(given)
-            wrong = [value for value in values if not _is_one(value, kind, *limits)]
-            if wrong:
-                yield f"{name} is {wrong[0]!r}: give {_range(kind, *limits)}."
+        types = _types_in(hint)
+        number_type = float if float in types else int
+        if number_type in types and Any not in types:
+            low, high = minimum.get(name, -math.inf), maximum.get(name, MAX_INT if number_type is int else MAX_FLOAT)
+            value = getattr(config, name)
+            numbers = [] if value is None and NoneType in types else _numbers_in(value)
+            invalid = [number for number in numbers if not _is_valid(number, number_type, low, high)]
+            if invalid:
+                yield f"{name} is {invalid[0]!r}: give {_describe_range(number_type, low, high)}."
 
 
-def _kinds(hint: Any) -> set[Any]:
+def _types_in(hint: Any) -> set[Any]:
     """The classes in a type: {int, NoneType} for ``int | None``, {float, list} for ``list[float]``."""
-    return {hint}.union(*(_kinds(part) for part in get_args(hint)))
+    return {hint}.union(*(_types_in(argument) for argument in get_args(hint)))
 
 
-def _values(value: Any) -> list[Any]:
+def _numbers_in(value: Any) -> list[Any]:
     if isinstance(value, Mapping):
         return list(value.values())
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _is_one(value: Any, kind: type, low: float, high: float) -> bool:
-    allowed = (int, float) if kind is float else (int,)
+def _is_valid(value: Any, number_type: type, low: float, high: float) -> bool:
+    allowed = (int, float) if number_type is float else (int,)
+    # A bool is an int to Python. NaN fails both comparisons; -high bounds what has no minimum.
     return isinstance(value, allowed) and not isinstance(value, bool) and max(low, -high) <= value <= high
 
 
-def _range(kind: type, low: float, high: float) -> str:
-    if kind is float:
+def _describe_range(number_type: type, low: float, high: float) -> str:
+    if number_type is float:
         return "a finite number"
-    whole = "a whole number, at most" if low == -math.inf else f"at least {low} and at most"
-    return f"{whole} {high:,}"
+    start = "a whole number, at most" if low == -math.inf else f"at least {low} and at most"
+    return f"{start} {high:,}"
 
 
-def check_fits(parameters: int, what: str) -> None:
-    """Refuse a network that cannot be held, before its tensors are asked for.
+def check_memory(parameters: int, *, lower: str) -> None:
+    """Refuse a network whose weights in float32 do not fit into memory, before torch allocates them.
 
     Args:
-        parameters: Its size, at least.
-        what: The options that decide it.
+        parameters: Number of its parameters, or a little less.
+        lower: The options that decide it, for the error: "lower config.n_embd".
 
     Raises:
-        UserError: In float32 it needs more than the memory of the device where torch makes tensors now.
+        UserError: The weights need more than the memory of torch's default device.
     """
-    device, needed = torch.get_default_device(), parameters * FLOAT32
+    device, needed = torch.get_default_device(), parameters * FLOAT32_BYTES
     memory = memory_of(device)
     if memory is not None and needed > memory:
         where = "this machine" if device.type == "cpu" else str(device)
         raise UserError(
             f"the network has {parameters:,} parameters, {needed / 1e9:,.1f} GB, and {where} has {memory / 1e9:,.1f} "
-            f"GB of memory: lower {what}."
+            f"GB of memory: lower {lower}."
         )
 
 
 def memory_of(device: torch.device) -> int | None:
-    """Bytes of memory, used ones too; None where nobody knows or nothing is kept (meta)."""
+    """Total bytes of memory, free or not; None where that is unknown, and for meta, which holds no data.
+
+    On a CPU this is the machine's memory or the container's limit, whichever is smaller.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if device.type != "cpu":
@@ -96,12 +102,12 @@ def memory_of(device: torch.device) -> int | None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether numpy, CUDA or torch's CPU allocator, which has no exception of its own, asked for too much."""
+    """Whether numpy, CUDA or torch's CPU allocator is out of memory; the last one raises a plain RuntimeError."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def out_of_memory(error: Exception) -> UserError:
-    """One sentence for it."""
+    """The error in one sentence, with what to lower."""
     reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
     return UserError(
         f"there is not enough memory ({reason}): lower --data.micro_batch_size, --data.tokens_per_step or the size of "

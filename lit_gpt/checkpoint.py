@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import UserError
 from lit_gpt import integrity
-from lit_gpt.config import as_typed
+from lit_gpt.config import format_value
 from lit_gpt.protocols import Network, TextData
 from lit_gpt.version import CHECKPOINT_FORMAT, LAST_WITH_FORMAT_1
 
@@ -283,8 +283,8 @@ def differing_fields(before: Any, now: Any) -> list[str]:
 
 
 def _differs(names: list[str], there: dict[str, Any], here: dict[str, Any]) -> UserError:
-    has, wanted = (", ".join(f"{name} {as_typed(values[name])}" for name in names[:4]) for values in (there, here))
-    flags = " ".join(f"--model.config.{name} {as_typed(there[name])}" for name in names)
+    has, wanted = (", ".join(f"{name} {format_value(values[name])}" for name in names[:4]) for values in (there, here))
+    flags = " ".join(f"--model.config.{name} {format_value(there[name])}" for name in names)
     few = len(names) <= 4
     return UserError(
         f"the checkpoint has {has}, not {wanted}{'' if few else f', and {len(names) - 4} more fields differ'}: set "
@@ -296,7 +296,7 @@ def _meant(config: Any, name: str) -> Any:
     """A field's value, or what follows from other fields where it is left out or has no effect."""
     if name == "rope_base" and not config.rope:
         return None
-    resolved = {"n_kv_head": "kv_heads", "mlp_width": "mlp_hidden", "norm_eps": "norm_epsilon"}
+    resolved = {name: f"resolved_{name}" for name in ("n_kv_head", "mlp_width", "norm_eps")}
     return getattr(config, resolved.get(name, name))
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from datamodules.errors import UserError
 from lit_gpt import checkpoint
 from lit_gpt.checked_module import CheckedModule
-from lit_gpt.config import vocabulary
+from lit_gpt.config import resolve_vocab_size
 from lit_gpt.distributed import sent_to_cpu, summed_over_processes
 from lit_gpt.integrity import how_to_go_on
 from lit_gpt.loop_state import inside_its_epoch
@@ -86,7 +86,7 @@ class LitLanguageModel(CheckedModule):
 
     def complete_config(self, data: TextData) -> None:
         """Take from the data what ``self.config`` leaves to it."""
-        self.config.vocab_size = vocabulary(self.config.vocab_size, data.vocab_size)
+        self.config.vocab_size = resolve_vocab_size(self.config.vocab_size, data.vocab_size)
 
     def on_fit_start(self) -> None:
         """Let the network take from the training text what is not learned, such as n-gram counts."""

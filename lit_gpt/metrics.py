@@ -1,6 +1,4 @@
-"""What a language model is judged by: sums over every scored token, so that 1 and N processes report the same
-figures.
-"""
+"""Metrics of a language model: sums over every scored token, so that 1 and N processes report the same values."""
 
 import math
 from typing import Any, Protocol
@@ -11,9 +9,7 @@ from torchmetrics import Metric
 
 
 class ScoredText(Protocol):
-    """What one full evaluation pass scores, in the units of the raw text (one newline counted for each document's
-    end).
-    """
+    """The size of the text that one full evaluation pass scores; the end of a document counts as one newline."""
 
     tokens: int
     chars: int
@@ -22,9 +18,9 @@ class ScoredText(Protocol):
 
 
 class TokenMetrics(Metric):
-    """Token-weighted loss, perplexity, top-1 and top-5; `per_text` makes bits per byte of its sums.
+    """Token-weighted loss, perplexity, top-1 and top-5 accuracy. `per_text` computes bits per byte from its sums.
 
-    States are sums and counts in float32 and int64 (Apple devices have no float64); torchmetrics adds them over
+    States are sums in float32 and counts in int64 (Apple devices have no float64). torchmetrics adds them up over
     processes.
     """
 
@@ -44,11 +40,11 @@ class TokenMetrics(Metric):
         """Add one batch.
 
         Args:
-            nats: Loss of each target, (B, T), zero where unscored.
-            rank: Rank of each target among the logits, (B, T), 0 for the first choice.
+            nats: Cross-entropy of each target in nats (natural logarithm), (B, T), zero where unscored.
+            rank: Rank of each target among the logits, (B, T); 0 is the model's first choice.
             scored: True where a target counts, (B, T).
         """
-        self.nats = self.nats.float() + nats.float().sum()  # bf16-true makes every tensor of a module bfloat16
+        self.nats = self.nats.float() + nats.float().sum()  # under bf16-true Lightning casts every state to bfloat16
         self.tokens += scored.sum()
         self.top1 += (scored & (rank < 1)).sum()
         self.top5 += (scored & (rank < 5)).sum()

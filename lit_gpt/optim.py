@@ -1,8 +1,8 @@
-"""One optimizer whose parameter groups choose their rule, and learning-rate schedules as pure functions of the step.
+"""One optimizer with an algorithm for each parameter group, and learning-rate schedules as pure functions of the step.
 
-Matrices inside the network may take Muon (Keller Jordan, 2024): momentum, then the nearest orthogonal matrix by
-Newton-Schulz steps. Everything else takes AdamW. Both live in one ``torch.optim.Optimizer``, because two optimizers
-would force Lightning into manual optimization and count every step twice.
+Matrices inside the network may be updated by Muon (Keller Jordan, 2024): momentum, then the nearest orthogonal matrix
+by Newton-Schulz steps. Everything else is updated by AdamW. Both are in one ``torch.optim.Optimizer``, because
+Lightning would need manual optimization for two, and would count every step twice.
 """
 
 import importlib
@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.sgd import sgd
 
 from datamodules.errors import UserError
-from lit_gpt.bounds import wrong_numbers
+from lit_gpt.bounds import invalid_numbers
 from lit_gpt.muon import orthogonalize
 
 GROUPS = ("matrices", "embeddings", "head", "vectors")
@@ -27,10 +27,10 @@ GROUPS = ("matrices", "embeddings", "head", "vectors")
 
 @dataclass
 class OptimizerConfig:
-    """Rule, learning rates, decay and schedule.
+    """Algorithm, learning rates, weight decay and schedule.
 
-    Parameters fall into four groups: ``matrices`` (two-dimensional weights inside the network), ``embeddings``
-    (tables of tokens, their parts, positions and runs), ``head`` (when it is not tied) and ``vectors`` (biases, gains,
+    Parameters are in four groups: ``matrices`` (two-dimensional weights inside the network), ``embeddings`` (of tokens,
+    their parts, positions and n-grams), ``head`` (the LM head, when it is not tied) and ``vectors`` (biases, gains,
     scalars).
     """
 
@@ -43,14 +43,14 @@ class OptimizerConfig:
     group_lr: dict[str, float] = field(default_factory=dict)
     """Peak learning rate by group (matrices, embeddings, head, vectors). Muon's matrices want about 0.02."""
     weight_decay: float = 0.1
-    """Weight decay of matrices, embeddings and head, decoupled (with a class of torch's: as that does it). Biases and
-    gains do not decay."""
+    """Weight decay of matrices, embeddings and head; biases and gains have none. It is decoupled from the gradient, as
+    in AdamW (an optimizer class of torch does it in its own way)."""
     group_weight_decay: dict[str, float] = field(default_factory=dict)
-    """Weight decay by group, where it differs from ``weight_decay`` (``vectors: 0.1`` makes biases and gains decay
-    too).
+    """Weight decay by group, where it differs from ``weight_decay``. ``vectors: 0.1`` gives biases and gains one
+    too.
     """
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's decay rates of the first and second moment."""
+    """AdamW's decay rates of the moving averages of the gradient and of its square."""
     momentum: float = 0.95
     """Momentum of Muon (Nesterov) and of sgd (plain, 0 for none)."""
     args: dict[str, Any] = field(default_factory=dict)
@@ -58,18 +58,18 @@ class OptimizerConfig:
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """Shape of the learning rate's decay. ``linear`` with ``decay_fraction`` 0.4 is warmup-stable-decay."""
     warmup: float = 0.0
-    """Linear warmup: steps when 1 or more, else a fraction of the run."""
+    """Length of the linear warmup: a number of steps if 1 or more, a fraction of the run if below 1."""
     decay_fraction: float = 1.0
-    """Share of the run after warmup, at its end, in which the learning rate decays; it is constant before."""
+    """Fraction of the run after warmup in which the learning rate decays, at its end. Before that it is constant."""
     final_lr: float = 0.0
     """Learning rate at the end of the decay, as a fraction of the peak."""
 
     def __post_init__(self) -> None:
-        for problem in wrong_numbers(self, {}, {}):
+        for problem in invalid_numbers(self, {}, {}):
             raise UserError(f"optimizer.{problem}")
         self.betas = (float(self.betas[0]), float(self.betas[1]))
         if "." in self.kind:
-            _class_at(self.kind)
+            _import_optimizer(self.kind)
         elif self.kind not in ("adamw", "muon", "sgd"):
             raise UserError(
                 f"optimizer.kind {self.kind!r} is unknown: use adamw, muon, sgd or a class such as torch.optim.NAdam."
@@ -102,10 +102,9 @@ class OptimizerConfig:
 
 
 def lr_factor(step: int, total_steps: int, config: OptimizerConfig) -> float:
-    """The share of the peak learning rate at optimizer step ``step`` (from 0) of ``total_steps``.
+    """Learning rate at optimizer step ``step`` (from 0) of ``total_steps``, as a fraction of the peak.
 
-    Warmup rises from 1/warmup to 1; the decay is at 1 when it starts and would reach ``final_lr`` one step after the
-    last.
+    Warmup rises from 1/warmup to 1. The decay starts from 1 and would reach ``final_lr`` one step after the last.
     """
     warmup = config.warmup if config.warmup >= 1 or config.warmup == 0 else config.warmup * total_steps
     if step < warmup:
@@ -114,18 +113,19 @@ def lr_factor(step: int, total_steps: int, config: OptimizerConfig) -> float:
         return 1.0
     decay_steps = max(1.0, (total_steps - warmup) * config.decay_fraction)
     progress = min(1.0, max(0.0, (step - (total_steps - decay_steps)) / decay_steps))
-    falling = 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
-    return config.final_lr + (1 - config.final_lr) * falling
+    remaining = 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return config.final_lr + (1 - config.final_lr) * remaining
 
 
 def parameter_groups(net: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
     """Every trainable parameter of ``net`` exactly once, under one of ``GROUPS``.
 
-    A tied head counts as the embedding; one of its own is a module's `lm_head`.
+    A tied LM head is in ``embeddings``. An untied one is the attribute `lm_head` of a module, so that a network of your
+    own can have one, and an ensemble several.
     """
     embeddings = {id(m.weight) for m in net.modules() if isinstance(m, nn.Embedding)}
-    owned = [getattr(m, "lm_head", None) for m in net.modules()]
-    heads = {id(head.weight) for head in owned if isinstance(head, nn.Linear)}
+    lm_heads = [getattr(m, "lm_head", None) for m in net.modules()]
+    heads = {id(head.weight) for head in lm_heads if isinstance(head, nn.Linear)}
     groups: dict[str, list[tuple[str, nn.Parameter]]] = {name: [] for name in GROUPS}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
@@ -143,12 +143,12 @@ def _group_of(parameter: nn.Parameter, embeddings: set[int], heads: set[int]) ->
 
 def build_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimizer of ``config`` over all parameters of ``net``."""
-    groups = [_group(name, members, config) for name, members in parameter_groups(net).items() if members]
+    groups = [_group(name, named, config) for name, named in parameter_groups(net).items() if named]
     if "." in config.kind:
         for group in groups:
-            del group["rule"]
+            del group["algorithm"]  # torch's own classes have one algorithm for all groups
         try:
-            return _class_at(config.kind)(groups, lr=config.lr, **config.args)
+            return _import_optimizer(config.kind)(groups, lr=config.lr, **config.args)
         except (TypeError, ValueError) as error:
             raise UserError(
                 f"optimizer.args does not fit {config.kind} ({error}): give its own keyword arguments."
@@ -156,43 +156,45 @@ def build_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Opti
     return GroupedOptimizer(groups, betas=config.betas, momentum=config.momentum)
 
 
-def _group(name: str, members: list[tuple[str, nn.Parameter]], config: OptimizerConfig) -> dict[str, Any]:
-    rule = "adamw" if config.kind == "muon" and name != "matrices" else config.kind
+def _group(name: str, named: list[tuple[str, nn.Parameter]], config: OptimizerConfig) -> dict[str, Any]:
+    algorithm = "adamw" if config.kind == "muon" and name != "matrices" else config.kind
     decay = 0.0 if name == "vectors" else config.weight_decay
     return {
-        "params": [parameter for _, parameter in members],
+        "params": [parameter for _, parameter in named],
         "name": name,
-        "rule": rule,
+        "algorithm": algorithm,
         "lr": config.group_lr.get(name, config.lr),
         "weight_decay": config.group_weight_decay.get(name, decay),
     }
 
 
-def _class_at(path: str) -> Callable[..., torch.optim.Optimizer]:
+def _import_optimizer(path: str) -> Callable[..., torch.optim.Optimizer]:
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        optimizer = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"optimizer.kind {path!r} cannot be imported ({error}): check its spelling.") from error
-    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+    if not (isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)):
         raise ValueError(f"optimizer.kind {path!r} is no optimizer: give a class such as torch.optim.NAdam.")
-    return found
+    return optimizer
 
 
 def describe_groups(optimizer: torch.optim.Optimizer) -> list[str]:
-    """Lines for people: what decays and what does not, in tensors and parameters, and the rule of each group."""
-    decayed = [p for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]]
-    others = [p for g in optimizer.param_groups if not g["weight_decay"] for p in g["params"]]
+    """Lines to print: how many tensors and parameters have weight decay, and the algorithm and rates of each group."""
+    groups = optimizer.param_groups
+    decayed = [p for g in groups if g["weight_decay"] for p in g["params"]]
+    others = [p for g in groups if not g["weight_decay"] for p in g["params"]]
     lines = [f"weight decay on {_count(decayed)}; none on {_count(others)}"]
     if isinstance(optimizer, GroupedOptimizer):
-        rules = (f"{g['name']} {g['rule']} lr {g['lr']:g} decay {g['weight_decay']:g}" for g in optimizer.param_groups)
-        lines.append("; ".join(rules))
+        settings = (f"{g['name']} {g['algorithm']} lr {g['lr']:g} decay {g['weight_decay']:g}" for g in groups)
+        lines.append("; ".join(settings))
     return lines
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """The rate of each group as a metric, ``lr/NAME`` with the name that ``group_lr`` has for it; of a group without a
-    name, of an optimizer of the user's own, ``lr/NUMBER``.
+    """The learning rate of each group as a metric ``lr/NAME``, with the names of `OptimizerConfig.group_lr`.
+
+    Groups of your own optimizer may have no name; their metrics are ``lr/0``, ``lr/1`` and so on.
     """
     return {f"lr/{group.get('name', number)}": group["lr"] for number, group in enumerate(optimizer.param_groups)}
 
@@ -203,7 +205,7 @@ def _count(parameters: Iterable[Tensor]) -> str:
 
 
 class GroupedOptimizer(torch.optim.Optimizer):
-    """AdamW, Muon or SGD per parameter group (key ``rule``), as one optimizer with one state."""
+    """AdamW, Muon or SGD for each parameter group (key ``algorithm``), as one optimizer with one state."""
 
     def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float], momentum: float) -> None:
         defaults = {"betas": betas, "momentum": momentum, "eps": 1e-8}
@@ -219,12 +221,12 @@ class GroupedOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
-                _RULES[group["rule"]](self, group, parameters)
+                _ALGORITHMS[group["algorithm"]](self, group, parameters)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See `torch.optim.Optimizer`, which leaves steps where the file was read, on the CPU; the fused rule wants
-        them beside their parameters.
+        """See `torch.optim.Optimizer`. That leaves the step counters on the CPU, where the file was read; the fused
+        AdamW wants them on the device of their parameters.
         """
         super().load_state_dict(state_dict)
         for parameter, state in self.state.items():
@@ -255,7 +257,8 @@ class GroupedOptimizer(torch.optim.Optimizer):
         )
 
     def _sgd(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        buffers = [self.state[p].get("momentum_buffer") for p in parameters]
+        buffers = [self.state[p].get("momentum_buffer") for p in parameters]  # torch fills in those that are None
+        # Decoupled weight decay, as in AdamW; torch's own would go through the momentum.
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         sgd(
             parameters,
@@ -273,16 +276,19 @@ class GroupedOptimizer(torch.optim.Optimizer):
                 self.state[parameter]["momentum_buffer"] = buffer
 
     def _muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        # Matrices of one shape are stacked, so that each Newton-Schulz step is one batched matmul for all of them.
         by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
         for parameter in parameters:
             by_shape[parameter.shape].append(parameter)
-        for shape, same in by_shape.items():
-            updates = orthogonalize(torch.stack(self._nesterov(group, same)))  # (n, rows, columns)
+        for shape, matrices in by_shape.items():
+            updates = orthogonalize(torch.stack(self._nesterov(group, matrices)))  # (n, rows, columns)
+            # Keller Jordan's scale: tall matrices get a larger step, so that one learning rate suits all shapes.
             rate = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
-            torch._foreach_mul_(same, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(same, list(updates.to(same[0].dtype).unbind()), alpha=-rate)
+            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(matrices, list(updates.to(matrices[0].dtype).unbind()), alpha=-rate)
 
     def _nesterov(self, group: dict[str, Any], parameters: list[Tensor]) -> list[Tensor]:
+        """Update the moving averages of the gradients; return each gradient mixed with its new average."""
         for parameter in parameters:
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -292,7 +298,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
         return list(torch._foreach_lerp(gradients, buffers, group["momentum"]))
 
 
-_RULES: dict[str, Callable[[GroupedOptimizer, dict[str, Any], list[Tensor]], None]] = {
+_ALGORITHMS: dict[str, Callable[[GroupedOptimizer, dict[str, Any], list[Tensor]], None]] = {
     "adamw": GroupedOptimizer._adamw,
     "muon": GroupedOptimizer._muon,
     "sgd": GroupedOptimizer._sgd,
@@ -300,25 +306,27 @@ _RULES: dict[str, Callable[[GroupedOptimizer, dict[str, Any], list[Tensor]], Non
 
 
 class StepSchedule(LambdaLR):
-    """``lr_factor`` at every optimizer step. A resumed run keeps the rates of its own command line, not those of the
-    file.
+    """``lr_factor`` at every optimizer step. A resumed run has the learning rates of its own command line, not those of
+    the checkpoint.
 
-    Lightning restores optimizer and schedule from a checkpoint; ``load_state_dict`` takes only the step from it and
-    puts back every hyper-parameter of the groups, so that ``--model.optimizer.lr`` means what it says.
+    Lightning restores optimizer and schedule from a checkpoint. ``load_state_dict`` takes only the step from it and
+    restores every hyper-parameter of the groups as it was at construction, so that ``--model.optimizer.lr`` has an
+    effect when a run resumes.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, config: OptimizerConfig, total_steps: int) -> None:
         super().__init__(optimizer, lambda step: lr_factor(step, total_steps, config))
-        self._given = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        self._hyper_parameters = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
         """The step alone."""
         return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go to the stored step under the rates given at construction."""
+        """Go to the step of the checkpoint, with the learning rates given at construction."""
         self.last_epoch = state_dict["last_epoch"]
-        for group, given, base in zip(self.optimizer.param_groups, self._given, self.base_lrs, strict=True):
-            group.update(given)
+        groups = self.optimizer.param_groups
+        for group, at_construction, base in zip(groups, self._hyper_parameters, self.base_lrs, strict=True):
+            group.update(at_construction)
             group["lr"] = base * self.lr_lambdas[0](self.last_epoch)
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]

@@ -28,7 +28,7 @@ from benchmarks.headlines.variation import variation
 from benchmarks.reproductions.results import evaluations, keep, newest
 from datamodules.files import write_text
 from lit_gpt.callbacks.run_folder import SUMMARY, read_json
-from lit_gpt.config import as_typed
+from lit_gpt.config import format_value
 
 TRIALS = Path(__file__).with_name("trials.yaml")
 RESULTS, PAGE = Path("docs/headlines.json"), Path("docs/headlines.md")
@@ -125,7 +125,7 @@ def _run(run: Run, options: argparse.Namespace) -> None:
         **run.flags,
     }
     environment = os.environ | ({"OMP_NUM_THREADS": "1"} if options.jobs > 1 else {})
-    given = [f"--{name}={as_typed(value)}" for name, value in flags.items()]
+    given = [f"--{name}={format_value(value)}" for name, value in flags.items()]
     log = folder / f"{run.key}.log"
     with log.open("w") as file:
         command = [sys.executable, "-m", "lit_gpt", "fit", "--config", BASE, *given]

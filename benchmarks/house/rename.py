@@ -49,6 +49,22 @@ NAMES: tuple[tuple[str, str, str], ...] = (
     ("FREE", "CHANGEABLE_OPTIONS", "run_folder"),
     ("Undrawn", "WithoutInitialisation", "."),
     ("way_on", "how_to_go_on", "."),
+    ("attention_mask_for", "build_mask", "."),
+    ("rotation", "rotary_cos_sin", "lit_gpt/|test_"),
+    ("rotate", "apply_rotary", "lit_gpt/|test_"),
+    ("Rotation", "CosSin", "lit_gpt/|test_"),
+    ("positions", "position_ids", "attention"),
+    ("kv_heads", "resolved_n_kv_head", "lit_gpt/"),
+    ("mlp_hidden", "resolved_mlp_width", "."),
+    ("norm_epsilon", "resolved_norm_eps", "."),
+    ("score_dropout", "resolved_attention_dropout", "."),
+    ("vocab_rows", "padded_vocab_size", "."),
+    ("vocabulary", "resolve_vocab_size", "lit_gpt/(config|language_model)"),
+    ("as_typed", "format_value", "."),
+    ("check_fits", "check_memory", "."),
+    ("wrong_numbers", "invalid_numbers", "."),
+    ("bigram", "build_bigram", "bigram|baselines"),
+    ("CountedFeatures", "HiddenWithContexts", "."),
 )
 #: Modules that moved.
 MODULES = {

@@ -4,7 +4,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from lit_gpt.baselines.bigram import Bigram, BigramConfig, CountBigram, bigram
+from lit_gpt.baselines.bigram import Bigram, BigramConfig, CountBigram, build_bigram
 from lit_gpt.distributed import summed_over_processes
 from lit_gpt.language_model import Batch, LitLanguageModel
 from lit_gpt.optim import OptimizerConfig
@@ -12,11 +12,11 @@ from lit_gpt.protocols import data_of
 
 
 class LitBigram(LitLanguageModel):
-    """A bigram baseline, by gradient descent or by counting: trained, scored and sampled by the same verbs as a GPT.
+    """A bigram baseline, learned by gradient descent or counted. It has the same commands and metrics as a GPT.
 
     Args:
         config: Kind, row length and smoothing.
-        optimizer: Rule, learning rates, decay and schedule of the neural kind.
+        optimizer: Algorithm, learning rates, weight decay and schedule of the neural kind.
     """
 
     config_class = BigramConfig
@@ -28,30 +28,31 @@ class LitBigram(LitLanguageModel):
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
     ) -> None:
         super().__init__(config, optimizer)
-        # Lightning counts the steps of an optimizer; counting pairs has one with nothing to learn.
-        self.nothing = nn.Parameter(torch.zeros(())) if self.config.kind == "counts" else None
+        # Lightning counts the steps of an optimizer, so the counting kind needs one. It updates this parameter alone,
+        # which no prediction depends on.
+        self.dummy = nn.Parameter(torch.zeros(())) if self.config.kind == "counts" else None
 
     def build_network(self) -> Bigram:
-        """The table of ``self.config``."""
-        return bigram(self.config)
+        """The network of ``self.config``."""
+        return build_bigram(self.config)
 
     def on_fit_start(self) -> None:
-        """Count the training text, or else, where the data cannot give it, the batches of the first epoch."""
+        """Choose what is counted: the training text, or the first epoch's batches if the datamodule has no text."""
         self._counts_batches = "train" not in data_of(self._trainer).stores
         super().on_fit_start()
 
     def batch_cross_entropy(self, batch: Batch, net: Bigram) -> Tensor:
-        """Summed nats; the counting kind then counts the batch where it has no text to count, in the first epoch."""
+        """Summed cross-entropy of the batch in nats. The counting kind may then count the batch, see `on_fit_start`."""
         nats = super().batch_cross_entropy(batch, net)
-        if not isinstance(net, CountBigram) or self.nothing is None:
+        if not isinstance(net, CountBigram) or self.dummy is None:
             return nats
         if self._counts_batches and self.current_epoch == 0:
             pairs = net.pairs(batch["input_ids"], batch["targets"])
             net.counts += summed_over_processes(pairs, self.trainer.world_size)
-        return nats + 0 * self.nothing
+        return nats + 0 * self.dummy  # so that the loss has a gradient
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The base's, or for counts one that changes nothing."""
-        if self.nothing is not None:
-            return torch.optim.SGD([self.nothing], lr=0.0)
+        """See `LitLanguageModel`; the counting kind has an optimizer without effect."""
+        if self.dummy is not None:
+            return torch.optim.SGD([self.dummy], lr=0.0)
         return super().configure_optimizers()

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import UserError
-from lit_gpt.bounds import check_fits
-from lit_gpt.config import as_typed
+from lit_gpt.bounds import check_memory
+from lit_gpt.config import format_value
 from lit_gpt.model import GPT, GPTConfig
 
 Config = dict[str, Any]
@@ -151,10 +151,10 @@ LLAMA = Family(
 FAMILIES = {family.model_type: family for family in (GPT2, LLAMA)}
 #: What a field means where it is left out.
 RESOLVED = {
-    "n_kv_head": "kv_heads",
-    "mlp_width": "mlp_hidden",
-    "norm_eps": "norm_epsilon",
-    "attention_dropout": "score_dropout",
+    "n_kv_head": "resolved_n_kv_head",
+    "mlp_width": "resolved_mlp_width",
+    "norm_eps": "resolved_norm_eps",
+    "attention_dropout": "resolved_attention_dropout",
 }
 
 
@@ -169,10 +169,10 @@ def family_of(config: GPTConfig) -> Family:
 def without_counterpart(config: GPTConfig) -> list[str]:
     """The options, such as ``softcap 15.0``, for which `family_of` has no counterpart; none where it is the same."""
     family = family_of(config)
-    config = replace(config, n_kv_head=None) if config.kv_heads == config.n_head else config
+    config = replace(config, n_kv_head=None) if config.resolved_n_kv_head == config.n_head else config
     lacking = [name for name, value in family.needs.items() if getattr(config, name) != value]
     lacking += [] if config.activation in family.activations else ["activation"]
-    return [f"{name} {as_typed(getattr(config, name))}" for name in lacking]
+    return [f"{name} {format_value(getattr(config, name))}" for name in lacking]
 
 
 def to_huggingface(config: GPTConfig, state: State) -> tuple[Config, State]:
@@ -238,7 +238,7 @@ def from_huggingface(theirs: Config, tensors: State) -> tuple[GPTConfig, State]:
         config = GPTConfig(**_our_options(family, theirs))
     except KeyError as error:
         raise UserError(f"the imported config.json lacks {error}: use a complete copy.") from None
-    check_fits(config.matrix_parameters, "the sizes in config.json")
+    check_memory(config.matrix_parameters, lower="the sizes in config.json")
     return config, _our_tensors(family, config, _canonical(family, tensors))
 
 
@@ -261,7 +261,7 @@ def _check_options(family: Family, theirs: Config) -> None:
         if theirs[name] not in values:
             raise UserError(
                 f"{name} {theirs[name]} of the imported config.json has no counterpart here: import a model that has "
-                f"{' or '.join(map(as_typed, values))}."
+                f"{' or '.join(map(format_value, values))}."
             )
 
 
@@ -270,7 +270,7 @@ def _our_options(family: Family, theirs: Config) -> Config:
     biased = family is GPT2 or bool(ours["bias"] or ours["bias_qkv"])
     ours |= {**family.needs, "norm_gain": True, "bias": biased, "bias_qkv": biased, "init": "gpt2"}
     ours["activation"] = next(name for name, value in family.activations.items() if value == ours["activation"])
-    null = {"norm_eps": GPTConfig(norm=family.needs["norm"]).norm_epsilon, "attention_dropout": ours["dropout"]}
+    null = {"norm_eps": GPTConfig(norm=family.needs["norm"]).resolved_norm_eps, "attention_dropout": ours["dropout"]}
     return ours | {name: None for name, value in null.items() if ours[name] == value}
 
 
@@ -326,7 +326,7 @@ def _rows(family: Family, config: GPTConfig, name: str, shape: torch.Size) -> li
     """How many of our rows go to each of their tensors."""
     if len(_their_names(family, name)) == 1:
         return [shape[0]]
-    return [heads * config.head_size for heads in (config.n_head, config.kv_heads, config.kv_heads)]
+    return [heads * config.head_size for heads in (config.n_head, config.resolved_n_kv_head, config.resolved_n_kv_head)]
 
 
 def _is_transposed(family: Family, name: str) -> bool:

@@ -28,7 +28,7 @@ from lit_gpt.checkpoint import (
     is_ours,
     read,
 )
-from lit_gpt.config import as_typed
+from lit_gpt.config import format_value
 from lit_gpt.interop.files import State, find_folder, read_config, read_metadata, read_tensors, weight_files
 from lit_gpt.interop.gpt2_llama import Config, from_huggingface, without_padding
 from lit_gpt.interop.own_code import MODEL_TYPE, from_own
@@ -188,7 +188,7 @@ def _check_same(ours: GPTConfig, theirs: GPTConfig, source: str) -> None:
         differing = ["block_size"]
     if not differing:
         return
-    has = f"init_from {source} has {_typed(theirs, differing[0])}, not {as_typed(getattr(ours, differing[0]))}"
+    has = f"init_from {source} has {_typed(theirs, differing[0])}, not {format_value(getattr(ours, differing[0]))}"
     fixes = {"block_size": f"it to {theirs.block_size} or less"}
     if differing == ["vocab_size"]:
         raise UserError(f"{has}: give the data the tokenizer of these weights.")
@@ -197,7 +197,7 @@ def _check_same(ours: GPTConfig, theirs: GPTConfig, source: str) -> None:
 
 
 def _typed(config: GPTConfig, name: str) -> str:
-    return f"{name} {as_typed(getattr(config, name))}"
+    return f"{name} {format_value(getattr(config, name))}"
 
 
 def _as_class_of(ours: GPTConfig, theirs: GPTConfig, source: str) -> GPTConfig:

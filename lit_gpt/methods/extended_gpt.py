@@ -1,4 +1,6 @@
-"""A GPT with shared parts and n-grams in its token embedding, and the network that an `ExtendedGPTConfig` describes."""
+"""`build_network` builds what an `ExtendedGPTConfig` describes. `ExtendedGPT` is a GPT whose token embedding may add
+shared parts and n-grams.
+"""
 
 from dataclasses import fields, replace
 from typing import Any
@@ -7,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.tokenizers import token_parts
-from lit_gpt.bounds import check_fits
+from lit_gpt.bounds import check_memory
 from lit_gpt.config import GPTConfig
 from lit_gpt.methods.config import ExtendedGPTConfig
 from lit_gpt.methods.ensemble import GPTEnsemble
@@ -19,13 +21,13 @@ from lit_gpt.protocols import TextData
 
 
 class ExtendedEmbedding(TokenEmbedding):
-    """A token's own embedding, plus those of its parts and of the n-grams that end at it, where asked for."""
+    """A token's own embedding, plus, if configured, those of its parts and of the n-grams that end at it."""
 
     def __init__(self, config: ExtendedGPTConfig) -> None:
-        """`config.n_parts` must be known where `config.token_parts` is set."""
-        super().__init__(config.vocab_rows, config.n_embd)
-        self.parts = _parts(config)
-        self.ngrams = _ngrams(config)
+        """`config.n_parts` must be known if `config.token_parts` is true."""
+        super().__init__(config.padded_vocab_size, config.n_embd)
+        self.parts = _build_parts(config)
+        self.ngrams = _build_ngrams(config)
 
     def forward(
         self,
@@ -43,38 +45,37 @@ class ExtendedEmbedding(TokenEmbedding):
         return x + self.ngrams(tokens, input_ids.size(1), document_ids)
 
     def rows(self, ids: Tensor | None = None) -> Tensor:
-        """Own embeddings plus those of the parts; n-grams are left out, because they belong to a place."""
+        """See `TokenEmbedding.rows`; with the parts, but without n-grams, which depend on the earlier tokens."""
         own = super().rows(ids)
         return own if self.parts is None else own + self.parts(ids)
 
     def reset(self) -> None:
-        """A new network starts as one without parts and n-grams."""
+        """Set what parts and n-grams add to zero, so that a new network predicts as one without them."""
         for part in (self.parts, self.ngrams):
             if part is not None:
                 part.reset()
 
     @torch.no_grad()
     def fold(self) -> TokenEmbedding:
-        """The parts are added to the table. Where there are no n-grams, a plain table is left."""
+        """Add the parts to the table, once for all. Without n-grams the result is a plain `TokenEmbedding`."""
         table = nn.Parameter(self.rows().clone(), requires_grad=False)
         if self.ngrams is None:
-            plain = TokenEmbedding(
-                table.size(0), table.size(1), device="meta"
-            )  # no memory for weights that are replaced
+            # On meta: no memory for weights that are replaced below.
+            plain = TokenEmbedding(table.size(0), table.size(1), device="meta")
             plain.weight = table
             return plain
         self.weight, self.parts = table, None
         return self
 
 
-def _parts(config: ExtendedGPTConfig) -> PartsEmbedding | None:
+def _build_parts(config: ExtendedGPTConfig) -> PartsEmbedding | None:
     if not config.token_parts:
         return None
     assert config.n_parts is not None, "ExtendedGPTConfig.n_parts is not set: the data's tokenizer decides it"
-    return PartsEmbedding(config.vocab_rows, config.n_parts, config.n_embd)
+    return PartsEmbedding(config.padded_vocab_size, config.n_parts, config.n_embd)
 
 
-def _ngrams(config: ExtendedGPTConfig) -> NgramEmbedding | None:
+def _build_ngrams(config: ExtendedGPTConfig) -> NgramEmbedding | None:
     if not config.ngrams:
         return None
     return NgramEmbedding(config.ngrams, config.ngram_rows, config.ngram_width, config.n_embd)
@@ -88,22 +89,22 @@ class ExtendedGPT(GPT):
     cache_class = HistoryCache
 
     def build_embedding(self) -> TokenEmbedding:
-        """With parts and n-grams where ``self.config`` asks for them."""
+        """The token embedding for ``self.config``, with parts and n-grams."""
         return ExtendedEmbedding(self.config)
 
     def fold(self) -> GPT:
-        """A plain `GPT` where there are no n-grams."""
+        """Merge the parts into the token embedding, for inference; without n-grams the result is a plain `GPT`."""
         self.wte = self.wte.fold()
         if isinstance(self.wte, ExtendedEmbedding):
             return self
         options = {field.name: getattr(self.config, field.name) for field in fields(GPTConfig)}
-        with torch.device("meta"):  # no memory for weights that are replaced
+        with torch.device("meta"):  # no memory for weights that are replaced below
             plain = GPT(GPTConfig(**options))
         plain.load_state_dict(self.state_dict(), assign=True)
         return plain.train(self.training)
 
     def prepare(self, data: TextData) -> None:
-        """Take the parts of each token from the data's tokenizer, unless a checkpoint has brought them."""
+        """Get the parts of each token from the data's tokenizer, unless they were loaded from a checkpoint."""
         parts = self.wte.parts
         if parts is not None and data.tokenizer is not None and not parts.table.any():
             parts.assign(token_parts(data.tokenizer))
@@ -113,12 +114,12 @@ Network = ExtendedGPT | GPTEnsemble | GPTWithCounts
 
 
 def build_network(config: ExtendedGPTConfig) -> Network:
-    """One GPT, or several side by side, alone or mixed with n-gram counts.
+    """Build the network of a configuration: one GPT or an ensemble, alone or mixed with n-gram counts.
 
     Raises:
-        UserError: It is larger than the memory.
+        UserError: The weights in float32 need more memory than there is.
     """
-    check_fits(config.matrix_parameters, "config.n_embd, config.n_layer or the vocabulary")
+    check_memory(config.matrix_parameters, lower="config.n_embd, config.n_layer or the vocabulary")
     if config.kneser_ney:
         return GPTWithCounts(config, build_network(replace(config, kneser_ney=0)))
     if config.members == 1:

@@ -1,12 +1,12 @@
-"""Counts of the training text beside a network: what followed the same few tokens there, mixed into its prediction.
+"""Kneser-Ney n-gram counts of the training text, mixed into the predictions of a network.
 
-A small network smooths over what a small corpus holds only once or twice; a table of runs remembers just that and
-little else, so both together predict better than either (of recurrent networks: Mikolov et al. 2011; of large ones:
-Liu et al. 2024, "Infini-gram"). Counting takes seconds, and training knows nothing of it.
+A small network generalises, and does not remember what a small corpus has only once or twice. A table of n-grams
+remembers exactly that. So both together predict better than either (with recurrent networks: Mikolov et al. 2011; with
+large ones: Liu et al. 2024, "Infini-gram"). Counting takes seconds, and training is the same without it.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,99 +18,114 @@ from lit_gpt.methods.config import ExtendedGPTConfig
 from lit_gpt.methods.ngrams import TokenHistory, shift_right, tokens_so_far
 from lit_gpt.protocols import Network, TextData
 
-#: Above all keys, so that a search always ends at one.
-_LAST = 2**62
+#: Larger than every key. It is the last one, so that the result of a search is always the index of a key.
+_SENTINEL = 2**62
 
 
 class KneserNey(nn.Module):
-    """Interpolated Kneser-Ney probabilities of the token after up to ``order - 1`` others, with one discount for each
-    length of runs (Kneser and Ney 1995; Chen and Goodman 1999).
+    """Interpolated Kneser-Ney probabilities of the next token after up to ``order - 1`` tokens, with one discount for
+    each n (Kneser and Ney 1995; Chen and Goodman 1999).
 
-    A run of tokens has a number: a single token its id; a longer one its place among the keys of its length, which are
-    sorted: (number of the run without its last token) * V + last token. What follows a context is a stretch of keys.
+    An n-gram has a number. That of a 1-gram is the token id. That of a longer one is the index of its key in the sorted
+    keys of all n-grams of its length. The key is (number of the n-gram without its last token) * V + last token. So all
+    n-grams that continue one context are neighbours in the sorted keys.
     """
 
     unigrams: Tensor  # (V,), probabilities; empty before `count`
-    discounts: Tensor  # (order + 1,), that of runs of k tokens at k
+    discounts: Tensor  # (order + 1,), that of n-grams at index n
 
     def __init__(self, order: int, vocab_size: int) -> None:
-        """Nothing is counted yet."""
+        """Nothing is counted before `count`."""
         super().__init__()
         self.order, self.vocab_size = order, vocab_size
         self.register_buffer("unigrams", torch.zeros(0))
         self.register_buffer("discounts", torch.zeros(order + 1))
-        for k in range(2, order + 1):
-            self.register_buffer(f"keys_{k}", torch.empty(0, dtype=torch.int64))
-            self.register_buffer(f"sums_{k}", torch.empty(0, dtype=torch.int64))  # cumulative counts, from 0 on
+        for n in range(2, order + 1):
+            self.register_buffer(f"keys_{n}", torch.empty(0, dtype=torch.int64))  # (number of n-grams + 1,)
+            # Cumulative counts in the order of the keys, from 0 on: the count of keys[i] is sums[i + 1] - sums[i].
+            self.register_buffer(f"sums_{n}", torch.empty(0, dtype=torch.int64))
 
     def count(self, text: TokenStream) -> None:
-        """Count the runs inside the documents of a text; a document's first token follows its end mark."""
-        lengths = _ngram_lengths(text)
-        ngrams = _ngram_ids(text.tokens.astype(np.int64), lengths, self.order, self.vocab_size)
+        """Count the n-grams of a text that lie inside one document. A document begins after an EOS token, which is
+        context of its first token.
+        """
+        lengths = _longest_ngrams(text)
+        ngrams = _number_ngrams(text.tokens.astype(np.int64), lengths, self.order, self.vocab_size)
         self.discounts = torch.full((self.order + 1,), 0.5, device=self.discounts.device)
-        for k, (numbers, keys, _) in enumerate(ngrams, start=1):
-            # A run counts each time; a shorter one once for each kind of token before it, and each time without one.
-            counted = lengths >= k
-            if k < self.order:
-                counted = lengths == k
-                counted[ngrams[k][-1]] = True
-            self._keep(k, keys, np.bincount(numbers[counted], minlength=len(keys)))
+        for n, (numbers, keys, _) in enumerate(ngrams, start=1):
+            # The longest n-grams are counted at every occurrence.
+            counted_at = lengths >= n
+            if n < self.order:
+                # Shorter ones are counted once for each different token before them (continuation counts): at the first
+                # occurrence of each (n + 1)-gram. At the start of a document no token is before them: each time.
+                counted_at = lengths == n
+                counted_at[ngrams[n].first_positions] = True
+            self._store_counts(n, keys, np.bincount(numbers[counted_at], minlength=len(keys)))
 
-    def _keep(self, k: int, keys: np.ndarray, times: np.ndarray) -> None:
-        device, discount = self.discounts.device, _discount(times)
-        self.discounts[k] = discount
-        if k == 1:
-            rest = discount * (times > 0).sum() / self.vocab_size
-            shares = (np.maximum(times - discount, 0) + rest) / times.sum()
-            self.unigrams = torch.tensor(shares, dtype=torch.float32, device=device)
+    def _store_counts(self, n: int, keys: np.ndarray, counts: np.ndarray) -> None:
+        device, discount = self.discounts.device, _estimate_discount(counts)
+        self.discounts[n] = discount
+        if n == 1:
+            # What the discounts take off is spread evenly over the vocabulary, so that no token has probability 0.
+            even_share = discount * (counts > 0).sum() / self.vocab_size
+            probabilities = (np.maximum(counts - discount, 0) + even_share) / counts.sum()
+            self.unigrams = torch.tensor(probabilities, dtype=torch.float32, device=device)
             return
-        setattr(self, f"keys_{k}", torch.from_numpy(np.append(keys, _LAST)).to(device))
-        setattr(self, f"sums_{k}", torch.from_numpy(np.append(0, times).cumsum()).to(device))
+        setattr(self, f"keys_{n}", torch.from_numpy(np.append(keys, _SENTINEL)).to(device))
+        setattr(self, f"sums_{n}", torch.from_numpy(np.append(0, counts).cumsum()).to(device))
 
     @property
     def is_counted(self) -> bool:
-        """Whether there is anything to predict from."""
+        """Whether a text has been counted."""
         return len(self.unigrams) > 0
 
     def contexts(self, tokens: Tensor, document_ids: Tensor | None = None) -> Tensor:
-        """Numbers of the runs of 1 to order - 1 tokens that end at each place, (B, S, order - 1); -1 for one that the
-        text does not hold or that another document begins.
+        """The numbers of the n-grams that end at each position, for n from 1 to order - 1, (B, S, order - 1).
+
+        -1 stands for an n-gram that the counted text does not have, or that begins in another document.
 
         Args:
-            tokens: Ids, (B, S), and -1 for what is no token.
-            document_ids: The document of every token, (B, S).
+            tokens: Token ids, (B, S); -1 for padding.
+            document_ids: The number of each token's document, (B, S).
         """
-        found = [tokens]
-        for k in range(2, self.order):
-            keys, before = getattr(self, f"keys_{k}"), shift_right(found[-1], 1, -1)
+        numbers = [tokens]
+        for n in range(2, self.order):
+            keys, prefix = getattr(self, f"keys_{n}"), shift_right(numbers[-1], 1, -1)  # without its last token
             if document_ids is not None:
-                before = before.where(document_ids == shift_right(document_ids, 1, -1), -1)
-            wanted = before * self.vocab_size + tokens
-            place = torch.searchsorted(keys, wanted)
-            known = (before >= 0) & (tokens >= 0) & (keys[place] == wanted)
-            found.append(place.where(known, -1))
-        return torch.stack(found, dim=-1)
+                prefix = prefix.where(document_ids == shift_right(document_ids, 1, -1), -1)
+            key = prefix * self.vocab_size + tokens
+            index = torch.searchsorted(keys, key)
+            is_known = (prefix >= 0) & (tokens >= 0) & (keys[index] == key)
+            numbers.append(index.where(is_known, -1))
+        return torch.stack(numbers, dim=-1)
 
     def forward(self, contexts: Tensor) -> Tensor:
         """Probabilities of every next token, (N, V), after ``contexts`` (N, order - 1)."""
         probabilities = self.unigrams.repeat(len(contexts), 1)
-        for k in range(2, self.order + 1):
-            self._refine(probabilities, k, contexts[:, k - 2])
+        for n in range(2, self.order + 1):
+            self._refine(probabilities, n, contexts[:, n - 2])
         return probabilities
 
-    def _refine(self, probabilities: Tensor, k: int, context: Tensor) -> None:
-        """From the probabilities of runs of k - 1 tokens to those of k, in place: a discount of each that has followed
-        goes to all, as the shorter runs have it.
-        """
-        keys, sums, discount = getattr(self, f"keys_{k}"), getattr(self, f"sums_{k}"), self.discounts[k]
-        low, high = (torch.searchsorted(keys, (context + more) * self.vocab_size) for more in (0, 1))
-        kinds, total = high - low, (sums[high] - sums[low]).clamp(min=1)
-        probabilities.mul_(torch.where(kinds > 0, discount * kinds / total, 1.0)[:, None])
-        row = torch.repeat_interleave(kinds)
-        place = torch.arange(len(row), device=row.device) + (low - kinds.cumsum(0) + kinds)[row]
-        seen = (sums[place + 1] - sums[place] - discount) / total[row]
-        probabilities.view(-1).index_add_(0, row * self.vocab_size + keys[place] % self.vocab_size, seen)
+    def _refine(self, probabilities: Tensor, n: int, context: Tensor) -> None:
+        """Turn the probabilities (N, V) of (n - 1)-grams into those of n-grams, in place.
 
+        For a context that occurs `total` times with `followers` different next tokens, the probability of a token is
+        (its count - discount) / total, if it has followed, plus (discount * followers / total) times its probability as
+        an (n - 1)-gram. An unknown context (-1) changes nothing.
+        """
+        keys, sums, discount = getattr(self, f"keys_{n}"), getattr(self, f"sums_{n}"), self.discounts[n]
+        # The keys of all n-grams that continue a context are at low to high - 1, (N,). Without any, low == high.
+        low, high = (torch.searchsorted(keys, (context + next_) * self.vocab_size) for next_ in (0, 1))
+        followers, total = high - low, (sums[high] - sums[low]).clamp(min=1)
+        probabilities.mul_(torch.where(followers > 0, discount * followers / total, 1.0)[:, None])
+        # One entry for each follower of each context: the row of the context, and the index of the n-gram's key.
+        row = torch.repeat_interleave(followers)
+        index = torch.arange(len(row), device=row.device) + (low - followers.cumsum(0) + followers)[row]
+        discounted = (sums[index + 1] - sums[index] - discount) / total[row]
+        token = keys[index] % self.vocab_size
+        probabilities.view(-1).index_add_(0, row * self.vocab_size + token, discounted)
+
+    # Buffers grow when a text is counted: give them the shapes of the checkpoint before they are loaded.
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         for name, buffer in list(self.named_buffers()):
             if prefix + name in state_dict:
@@ -118,69 +133,81 @@ class KneserNey(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def _ngram_lengths(text: TokenStream) -> np.ndarray:
-    """The longest run that ends at each place and lies in one document, (n,). An end mark belongs to the document that
-    it ends, and as context also to the one that it begins; the very first is no run.
+def _longest_ngrams(text: TokenStream) -> np.ndarray:
+    """The length of the longest n-gram that ends at each position and lies in one document, (number of tokens,).
+
+    An EOS token belongs to the document that it ends. As context it also belongs to the next one, whose first token so
+    has length 2. The EOS token at the very beginning of the text ends no document: 0.
     """
-    place = np.arange(len(text.tokens))
-    document = np.searchsorted(np.asarray(text.starts), place, side="right" if text.eos_id is None else "left") - 1
-    return np.where(document < 0, 0, place - text.starts[document] + 1)
+    position = np.arange(len(text.tokens))
+    document = np.searchsorted(np.asarray(text.starts), position, side="right" if text.eos_id is None else "left") - 1
+    return np.where(document < 0, 0, position - text.starts[document] + 1)
 
 
-def _discount(times: np.ndarray) -> float:
-    """Ney's estimate from what occurs once and twice, which a text too small for it moves towards a half."""
-    ones, twos = int((times == 1).sum()), int((times == 2).sum())
+def _estimate_discount(counts: np.ndarray) -> float:
+    """Ney's estimate ones / (ones + 2 * twos), from how many n-grams occur once and twice.
+
+    Adding 0.5 and 1 keeps it defined in a very small text, where it tends to 0.5.
+    """
+    ones, twos = int((counts == 1).sum()), int((counts == 2).sum())
     return (ones + 0.5) / (ones + 2 * twos + 1)
 
 
-Ngrams = tuple[np.ndarray, np.ndarray, np.ndarray]
+class Ngrams(NamedTuple):
+    """All n-grams of a text, for one n."""
+
+    numbers: np.ndarray
+    """The number of the n-gram that ends at each position, (number of tokens,); -1 where none does."""
+    keys: np.ndarray
+    """The keys of all n-grams, sorted."""
+    first_positions: np.ndarray
+    """Where each n-gram ends for the first time."""
 
 
-def _ngram_ids(ids: np.ndarray, lengths: np.ndarray, order: int, vocab_size: int) -> list[Ngrams]:
-    """For runs of 1 to `order` tokens: the number of the one that ends at each place, (n,), the keys of all numbers,
-    and the first place of each.
-    """
-    found = [(ids, np.arange(vocab_size), ids[:0])]
-    for k in range(2, order + 1):
-        place = np.flatnonzero(lengths >= k)
-        wanted = found[-1][0][place - 1] * vocab_size + ids[place]
-        keys, first, number = np.unique(wanted, return_index=True, return_inverse=True)
+def _number_ngrams(ids: np.ndarray, lengths: np.ndarray, order: int, vocab_size: int) -> list[Ngrams]:
+    """The n-grams of a text for n from 1 to `order`; `lengths` are those of `_longest_ngrams`."""
+    ngrams = [Ngrams(ids, np.arange(vocab_size), ids[:0])]  # nobody asks where a 1-gram occurs first
+    for n in range(2, order + 1):
+        position = np.flatnonzero(lengths >= n)
+        all_keys = ngrams[-1].numbers[position - 1] * vocab_size + ids[position]
+        keys, first, number = np.unique(all_keys, return_index=True, return_inverse=True)
         numbers = np.full(len(ids), -1)
-        numbers[place] = number
-        found.append((numbers, keys, place[first]))
-    return found
+        numbers[position] = number
+        ngrams.append(Ngrams(numbers, keys, position[first]))
+    return ngrams
 
 
 @dataclass(frozen=True)
-class CountedFeatures:
-    """Features (..., C) and the n-grams that end at the same places (..., order - 1), indexed and cut together.
+class HiddenWithContexts:
+    """Hidden states (..., C), and the numbers of the n-grams that end at the same positions (..., order - 1).
 
-    The head of `GPTWithCounts` needs both. N-gram ids stay int64, which float features could not hold exactly.
+    The head of `GPTWithCounts` needs both, so they are indexed and split together, as one tensor would be. The numbers
+    are int64: as channels of float hidden states they would not be exact.
     """
 
-    features: Tensor
+    states: Tensor
     contexts: Tensor
 
     @property
     def is_cpu(self) -> bool:
         """Whether both are on the CPU."""
-        return self.features.is_cpu
+        return self.states.is_cpu
 
-    def __getitem__(self, index: Any) -> "CountedFeatures":
-        return CountedFeatures(self.features[index], self.contexts[index])
+    def __getitem__(self, index: Any) -> "HiddenWithContexts":
+        return HiddenWithContexts(self.states[index], self.contexts[index])
 
-    def flatten(self, start: int, end: int) -> "CountedFeatures":
-        """As of a tensor."""
-        return CountedFeatures(self.features.flatten(start, end), self.contexts.flatten(start, end))
+    def flatten(self, start: int, end: int) -> "HiddenWithContexts":
+        """See `torch.Tensor.flatten`."""
+        return HiddenWithContexts(self.states.flatten(start, end), self.contexts.flatten(start, end))
 
-    def split(self, rows: int) -> list["CountedFeatures"]:
-        """As of a tensor."""
-        parts = zip(self.features.split(rows), self.contexts.split(rows), strict=True)
-        return [CountedFeatures(features, contexts) for features, contexts in parts]
+    def split(self, size: int) -> list["HiddenWithContexts"]:
+        """See `torch.Tensor.split`."""
+        chunks = zip(self.states.split(size), self.contexts.split(size), strict=True)
+        return [HiddenWithContexts(states, contexts) for states, contexts in chunks]
 
 
 class GPTWithCounts(Network):
-    """A GPT, or an ensemble, mixed with n-gram counts of its training text, behind the interface of one GPT."""
+    """A GPT or an ensemble, mixed with n-gram counts of the training text. It has the interface of one GPT."""
 
     def __init__(self, config: ExtendedGPTConfig, gpt: Network) -> None:
         """`gpt` is a `GPT` or a `GPTEnsemble`; it alone is trained."""
@@ -190,11 +217,11 @@ class GPTWithCounts(Network):
         self.counts = KneserNey(config.kneser_ney, config.vocab_size)
 
     def trained_nets(self) -> list[Any]:
-        """Those of the network without counts."""
+        """Those of `gpt`: counts are not trained."""
         return self.gpt.trained_nets()
 
     def prepare(self, data: TextData) -> None:
-        """Prepare the network, and count the training text unless a checkpoint has brought the counts."""
+        """Prepare `gpt`, and count the training text unless the counts were loaded from a checkpoint."""
         self.gpt.prepare(data)
         if self.counts.is_counted:
             return
@@ -203,48 +230,49 @@ class GPTWithCounts(Network):
         self.counts.count(data.stores["train"])
 
     def fold(self) -> "GPTWithCounts":
-        """Fold the network."""
+        """Fold `gpt`."""
         self.gpt = self.gpt.fold()
         return self
 
     def hidden(self, input_ids: Tensor, *, cache: "CountsCache | None" = None, **context: Any) -> Any:
-        """The GPT's features, as `CountedFeatures` once the text is counted."""
-        features = self.gpt.hidden(input_ids, cache=None if cache is None else cache.gpt, **context)
+        """The hidden states of `gpt`, (B, T, C); once a text is counted, with the n-gram numbers beside them."""
+        hidden = self.gpt.hidden(input_ids, cache=None if cache is None else cache.gpt, **context)
         if not self.counts.is_counted:
-            return features
+            return hidden
         history = None if cache is None else cache.history
+        # (B, S): ids, and -1 for padding
         T, tokens = input_ids.size(1), tokens_so_far(input_ids, context.get("attention_mask"), history) - 1
-        recent = tokens[:, -(T + self.counts.order - 2) :]  # no n-gram reaches further back
-        return CountedFeatures(features, self.counts.contexts(recent, context.get("document_ids"))[:, -T:])
+        recent = tokens[:, -(T + self.counts.order - 2) :]  # a context of order - 1 tokens reaches no further back
+        return HiddenWithContexts(hidden, self.counts.contexts(recent, context.get("document_ids"))[:, -T:])
 
     def head_weights(self, ids: Tensor | None = None) -> list[Tensor]:
-        """The GPT's."""
+        """See `GPT.head_weights`; those of `gpt`."""
         return self.gpt.head_weights(ids)
 
     def head(self, hidden: Any, weights: list[Tensor] | None = None) -> Tensor:
-        """Logarithms of the mixed probabilities, (..., V) in float32; the GPT's logits where nothing is counted."""
+        """Logarithms of the mixed probabilities, (..., V) in float32; before a text is counted, the logits of `gpt`."""
         if not self.counts.is_counted:
             return self.gpt.head(hidden, weights)
         share = self.config.kneser_ney_share
-        mixed = self.gpt.head(hidden.features, weights).float().softmax(-1) * (1 - share)
+        mixed = self.gpt.head(hidden.states, weights).float().softmax(-1) * (1 - share)
         counted = self.counts(hidden.contexts.flatten(0, -2)).view_as(mixed)
         return mixed.add_(counted, alpha=share).log()
 
     def new_cache(self, batch_size: int) -> "CountsCache":
-        """An empty cache of the GPT, and of the tokens read."""
+        """An empty KV cache of `gpt`, and an empty history of tokens."""
         return CountsCache(self.gpt.new_cache(batch_size))
 
-    def num_parameters(self, **counted: bool) -> int:
-        """See `GPT.num_parameters`: counts are none."""
-        return self.gpt.num_parameters(**counted)
+    def num_parameters(self, **options: bool) -> int:
+        """See `GPT.num_parameters`; n-gram counts are not parameters."""
+        return self.gpt.num_parameters(**options)
 
     def flops_per_token(self, T: int | None = None) -> int | None:
-        """See `GPT.flops_per_token`."""
+        """See `GPT.flops_per_token`; n-gram counts take none."""
         return self.gpt.flops_per_token(T)
 
 
 class CountsCache:
-    """What decoding keeps: the GPT's cache, and the tokens read so far."""
+    """What decoding keeps: the KV cache of `gpt`, and the tokens read so far."""
 
     def __init__(self, gpt: Any) -> None:
         self.gpt = gpt
@@ -256,6 +284,6 @@ class CountsCache:
         return int(self.gpt.length)
 
     def reset(self) -> None:
-        """Forget all tokens; the memory is kept."""
+        """Drop all tokens; the tensors stay reserved."""
         self.gpt.reset()
         self.history.tokens = None

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from datamodules.errors import UserError
 from datamodules.tokenizers import token_parts
-from lit_gpt.bounds import MOST_INT
+from lit_gpt.bounds import MAX_INT
 from lit_gpt.language_model import Batch
 from lit_gpt.loss import LossInputs
 from lit_gpt.methods import extended_gpt
@@ -26,24 +26,26 @@ class LitExtendedGPT(LitGPT):
 
     Args:
         config: Shape and options of the network.
-        optimizer: Rule, learning rates, decay and schedule.
+        optimizer: Algorithm, learning rates, weight decay and schedule.
         compile: Compile each block with torch.compile, in place. Off by default: it needs a C++ compiler and takes
             about a minute.
-        activation_checkpointing: Recompute blocks in the backward pass instead of keeping their activations: a third
-            more time, less memory.
-        init_from: Weights that a new run starts from: a checkpoint, a folder that `export` wrote or Hugging Face's, or
-            the name of a model on the hub, such as gpt2. The configuration must be theirs, but for dropout and a
-            smaller block_size. A resumed run ignores it.
-        r_drop: R-Drop's alpha (Wu et al. 2021), often 0.5 to 5; 0 for none. Each batch is read twice with different
-            dropout; r_drop * (KL(p||q) + KL(q||p)) / 4 is added to the passes' mean cross-entropy, half of the paper's
-            loss. train/loss stays the cross-entropy; train/r_drop is the mean of the two KL in nats per scored target.
-            A step takes a little more than twice the time.
-        r_drop_start: Share of the run's steps after which R-Drop begins, for most of its gain at less of its cost.
-        sampled_softmax: Train with the softmax over the batch's targets and this many other tokens (a few more, to make
-            it 256, 512, ...), drawn anew in each step, which stand for the rest of the vocabulary; 0 for all. For a
-            large vocabulary and a small network on a CPU, where the head is most of the work. train/loss is then an
-            estimate; evaluation scores all tokens.
-        sampled_softmax_until: Share of the run's steps after which training takes all tokens.
+        activation_checkpointing: Recompute blocks in the backward pass instead of keeping their activations. A step
+            takes a third more time and less memory.
+        init_from: Weights that a new run starts from: a checkpoint, a folder that `export` wrote, a Hugging Face
+            folder, or the name of a model on the hub, such as gpt2. The configuration must be that of the weights,
+            except for dropout and a smaller block_size. A resumed run ignores this option.
+        r_drop: R-Drop's alpha (Wu et al. 2021), often 0.5 to 5; 0 for none. Each batch passes through the network twice
+            with different dropout, which gives the predictions p and q. The loss is the mean cross-entropy of both,
+            plus r_drop * (KL(p||q) + KL(q||p)) / 4: half of the paper's loss. train/loss is the cross-entropy alone,
+            train/r_drop the mean of the two KL divergences in nats per scored target. A step takes a little more than
+            twice the time.
+        r_drop_start: Fraction of the run's steps after which R-Drop begins. With 0.6 most of its gain remains, for two
+            fifths of the extra time.
+        sampled_softmax: Train with the softmax over a sample of the vocabulary: the targets of the batch and this many
+            other tokens, drawn anew in each step (a few more, to make the sample a multiple of 256). 0 for the whole
+            vocabulary. Saves time for a large vocabulary and a small network on a CPU, where the LM head is most of the
+            work. train/loss is then an estimate; evaluation uses the whole vocabulary.
+        sampled_softmax_until: Fraction of the run's steps after which training uses the whole vocabulary again.
     """
 
     config_class = ExtendedGPTConfig
@@ -65,19 +67,19 @@ class LitExtendedGPT(LitGPT):
             raise UserError(f"r_drop is {r_drop}: give 0 for none, or a positive weight.")
         if not 0 <= r_drop_start < 1:
             raise UserError(f"r_drop_start is {r_drop_start}: give a share of the run, from 0 to below 1.")
-        if not 0 <= sampled_softmax <= MOST_INT:
+        if not 0 <= sampled_softmax <= MAX_INT:
             raise UserError(f"sampled_softmax is {sampled_softmax}: give 0 for all tokens, or a number of tokens.")
         if not 0 < sampled_softmax_until <= 1:
             raise UserError(f"sampled_softmax_until is {sampled_softmax_until}: give a share of the run, up to 1.")
         self.options |= {"r_drop": r_drop, "r_drop_start": r_drop_start}
         self.options |= {"sampled_softmax": sampled_softmax, "sampled_softmax_until": sampled_softmax_until}
         self._store_hyper_parameters()
-        self.passes = 2 if r_drop else 1
+        self.passes = 2 if r_drop else 1  # of each batch through the network
         self._full_softmax_step = math.inf
-        self._head_rows: int | None = None  # of the head, that the last step multiplied; None for all
+        self._head_rows: int | None = None  # how many tokens' logits the last step computed; None for all
 
     def complete_config(self, data: TextData) -> None:
-        """Take the vocabulary from the data, and the number of the parts of its tokens."""
+        """Take the vocabulary size from the data, and the number of parts that its tokens share."""
         super().complete_config(data)
         if not self.config.token_parts:
             return
@@ -87,13 +89,13 @@ class LitExtendedGPT(LitGPT):
             raise UserError("config.token_parts needs the data's tokenizer, and it has none: leave it out.")
 
     def build_network(self) -> extended_gpt.Network:
-        """What ``self.config`` describes."""
+        """The network of ``self.config``."""
         return extended_gpt.build_network(self.config)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """See `LitLanguageModel`; find out when R-Drop begins and the sampled softmax ends."""
+        """See `LitLanguageModel`; compute the steps at which R-Drop begins and the sampled softmax ends."""
         weight = self.options["r_drop"]
-        if weight and not max(self.config.dropout, self.config.score_dropout):
+        if weight and not max(self.config.dropout, self.config.resolved_attention_dropout):
             raise UserError(
                 f"r_drop {weight} compares passes that differ by dropout alone, and config.dropout is 0: set it, to "
                 "0.1 for example, or --model.r_drop 0."
@@ -104,36 +106,36 @@ class LitExtendedGPT(LitGPT):
         return super().configure_optimizers()
 
     def _step_after(self, option: str) -> float:
-        """The step with which the share of the run ends that an option gives: 0 and 1 need no end of the run."""
-        share = self.options[option]
-        if share in (0, 1):
-            return math.inf if share else 0
-        return float(share * self._steps_for(option))
+        """The step at which the fraction of the run has passed that an option gives."""
+        fraction = self.options[option]
+        if fraction in (0, 1):  # the number of steps need not be known
+            return math.inf if fraction else 0
+        return float(fraction * self._steps_for(option))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Read the batch twice under R-Drop."""
+        """Choose the number of passes: two with R-Drop, once it has begun."""
         self.passes = 2 if self.options["r_drop"] and self.global_step >= self._r_drop_step else 1
 
     def flops_per_token(self, T: int) -> float:
-        """See `LitLanguageModel`: every pass over the batch counts, and of the head what was multiplied."""
+        """See `LitLanguageModel`; of all passes, and with a sampled softmax of the sampled tokens' logits alone."""
         flops = super().flops_per_token(T)
         if self._head_rows is not None:
-            left_out = self.config.vocab_rows - self._head_rows
-            flops -= 6 * len(self.net.trained_nets()) * self.config.n_embd * left_out  # as `GPT.flops_per_token` counts
+            left_out = self.config.padded_vocab_size - self._head_rows
+            flops -= 6 * len(self.net.trained_nets()) * self.config.n_embd * left_out  # as in `GPT.flops_per_token`
         return self.passes * flops
 
     def objective_of(self, batch: Batch, net: GPT) -> tuple[Tensor, dict[str, Tensor]]:
-        """Summed cross-entropy, with R-Drop when asked for."""
+        """See `LitLanguageModel`; with R-Drop, its loss."""
         if self.passes == 1:
             return super().objective_of(batch, net)
-        # Two passes: one over the batch stacked twice takes 5 % longer on a CPU (256 channels, 4096 tokens).
+        # Two passes: a single one with the batch stacked twice takes 5 % longer on a CPU (256 channels, 4,096 tokens).
         hidden = torch.stack((self._hidden(batch, net), self._hidden(batch, net)))  # (2, B, T, C)
         inputs = self.loss_inputs(batch["targets"], net)
         loss, nats, kl = r_drop_sum(hidden, inputs, self.options["r_drop"])
         return loss, {"loss": nats, "r_drop": kl}
 
     def loss_inputs(self, targets: Tensor, net: GPT) -> LossInputs:
-        """See `LitLanguageModel`; over a sample of the vocabulary when asked for."""
+        """See `LitLanguageModel`; with a sampled softmax, over a sample of the vocabulary."""
         if not self.options["sampled_softmax"] or self.global_step >= self._full_softmax_step:
             self._head_rows = None
             return super().loss_inputs(targets, net)

@@ -1,8 +1,8 @@
 """Embeddings of the n-grams that end at each position, added to the token's own.
 
-A look-up instead of a matmul: a small network would spend its first thousands of steps on the statistics of short
-n-grams, and here they cost hardly any FLOPs (Huang et al. 2025, "Over-tokenized transformer"; one hashed table for all
-n as in Svenstrup et al. 2017).
+A small network spends its first thousands of steps on the statistics of short n-grams. Here they are looked up, which
+costs hardly any FLOPs (Huang et al. 2025, "Over-tokenized transformer"; one hashed table for all n as in Svenstrup et
+al. 2017).
 """
 
 from typing import Any
@@ -12,18 +12,21 @@ from torch import Tensor, nn
 
 from lit_gpt.attention import KVCache
 
-#: Below 2**31, so that a product of two residues stays below 2**62 and int64 holds it.
+#: Of the hash. Residues are below 2**31, so that a product of two is below 2**62 and fits into int64.
 _PRIME, _FACTOR = 2**31 - 1, 1_000_003
 
 
 class NgramEmbedding(nn.Module):
-    """A hashed table of embeddings, shared by the n-grams of every n."""
+    """One hashed table of embeddings for the n-grams of every n."""
 
     def __init__(self, lengths: list[int], rows: int, width: int, n_embd: int) -> None:
-        """N-grams of `lengths` tokens in a table of `rows`: those that hash to one row share its embedding.
+        """Build the table.
 
-        Embeddings are narrow, `width` channels, because an optimizer updates the whole table at every step. `mix`
-        brings those of all n into the residual stream.
+        Args:
+            lengths: The values of n.
+            rows: Number of embeddings. N-grams with the same hash share one.
+            width: Channels of an embedding. Few, because the optimizer updates the whole table at every step.
+            n_embd: Channels of the residual stream, to which the linear layer `mix` maps the embeddings of all n.
         """
         super().__init__()
         self.lengths = lengths
@@ -31,52 +34,53 @@ class NgramEmbedding(nn.Module):
         self.mix = nn.Linear(len(lengths) * width, n_embd, bias=False)
 
     def reset(self) -> None:
-        """A new network starts as one without n-grams: the table is zero."""
+        """Set the table to zero, so that a new network predicts as one without n-grams."""
         nn.init.zeros_(self.table.weight)
         nn.init.normal_(self.mix.weight, std=self.mix.out_features**-0.5)
 
-    def forward(self, tokens: Tensor, new: int, document_ids: Tensor | None = None) -> Tensor:
-        """What the n-grams that end at each of the last `new` positions add to the stream, (B, new, C).
+    def forward(self, tokens: Tensor, T: int, document_ids: Tensor | None = None) -> Tensor:
+        """The sum to add to the embeddings of the last `T` tokens, (B, T, C).
 
         Args:
-            tokens: Ids + 1, and 0 for what is no token, (B, S): the new tokens and those before them.
-            new: For how many positions it is wanted.
-            document_ids: The document of every token, (B, S); before a document's first token there is none.
+            tokens: The new tokens and those before them, as `tokens_so_far` returns them, (B, S).
+            T: Number of new tokens.
+            document_ids: The number of each token's document, (B, S). An n-gram does not reach into another document.
         """
-        return self.mix(self.table(self.rows(tokens, document_ids)[:, -new:]).flatten(2))
+        return self.mix(self.table(self.table_rows(tokens, document_ids)[:, -T:]).flatten(2))
 
-    def rows(self, tokens: Tensor, document_ids: Tensor | None = None) -> Tensor:
-        """The row of the table of each n-gram, (B, S, number of lengths)."""
-        ngram, rows = tokens, []
+    def table_rows(self, tokens: Tensor, document_ids: Tensor | None = None) -> Tensor:
+        """The row of each position's n-grams in the table, (B, S, number of lengths)."""
+        ngram_hash, rows = tokens, []
         for n in range(2, max(self.lengths) + 1):
-            before = shift_right(tokens, n - 1, 0)
+            earlier = shift_right(tokens, n - 1, 0)  # the token n - 1 positions before
             if document_ids is not None:
-                before = before * (document_ids == shift_right(document_ids, n - 1, -1))
-            ngram = (ngram * _FACTOR + before) % _PRIME  # (B, S)
+                earlier = earlier * (document_ids == shift_right(document_ids, n - 1, -1))
+            ngram_hash = (ngram_hash * _FACTOR + earlier) % _PRIME  # (B, S), that of the (n - 1)-gram extended
             if n in self.lengths:
-                rows.append((ngram + n) * _FACTOR % _PRIME % self.table.num_embeddings)
+                # n is part of the hash, so that n-grams of different lengths do not share rows systematically.
+                rows.append((ngram_hash + n) * _FACTOR % _PRIME % self.table.num_embeddings)
         return torch.stack(rows, dim=-1)
 
 
 def shift_right(x: Tensor, steps: int, fill: int) -> Tensor:
-    """`x` (B, S) moved `steps` positions to the right; `fill` comes in on the left."""
+    """`x` (B, S) shifted `steps` positions to the right, with `fill` in the first ones."""
     return torch.cat((torch.full_like(x[:, :steps], fill), x), dim=1)[:, : x.size(1)]
 
 
 class TokenHistory:
-    """The tokens that decoding has read so far, which n-grams need beside keys and values."""
+    """The tokens that decoding has read so far. N-grams need them in addition to the keys and values."""
 
     def __init__(self) -> None:
         self.tokens: Tensor | None = None
 
     def append(self, tokens: Tensor) -> Tensor:
-        """Add new tokens (B, T); all so far, (B, S)."""
+        """Add new tokens (B, T) and return all so far, (B, S)."""
         self.tokens = tokens if self.tokens is None else torch.cat((self.tokens, tokens), dim=1)
         return self.tokens
 
 
 class HistoryCache(KVCache):
-    """A key/value cache that keeps the tokens as well."""
+    """A KV cache that keeps the tokens as well."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         """Arguments are those of `KVCache`."""
@@ -84,12 +88,13 @@ class HistoryCache(KVCache):
         self.history = TokenHistory()
 
     def reset(self) -> None:
-        """Forget all tokens; the memory is kept."""
+        """Drop all tokens; the tensors stay reserved."""
         super().reset()
         self.history.tokens = None
 
 
 def tokens_so_far(input_ids: Tensor, attention_mask: Tensor | None, history: TokenHistory | None) -> Tensor:
-    """Ids + 1, and 0 for padding, (B, S): of the new tokens (B, T) and of those in the history."""
+    """The tokens of the history and the new ones (B, T), (B, S): id + 1, and 0 for padding. The history is extended."""
+    # The cache gives the padding mask of all tokens; its last T columns are those of the new ones.
     tokens = input_ids + 1 if attention_mask is None else (input_ids + 1) * attention_mask[:, -input_ids.size(1) :]
     return tokens if history is None else history.append(tokens)

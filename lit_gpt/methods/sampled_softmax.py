@@ -1,9 +1,10 @@
-"""The softmax over a sample of the vocabulary, for a training whose head is most of its work.
+"""Sampled softmax: in training, the softmax is over a sample of the vocabulary. For models whose LM head is most of the
+work.
 
-The tokens that a batch has as targets, and others drawn anew in each step, stand for the whole vocabulary: all others
-are equally likely to be drawn, so each stands for as many as it was drawn from, and the sum of exponentials is right
-on average (Bengio and Senecal 2008; Jean et al. 2015). Frequent tokens are among the targets of nearly every batch, so
-what is estimated is the rare ones' part of the sum.
+The sample is the distinct targets of the batch, and random other tokens that are drawn anew in each step. If K of the M
+other tokens are drawn, each of them counts M / K times in the sum of exponentials. This makes the sum right on average
+(Bengio and Senecal 2008; Jean et al. 2015). Frequent tokens are among the targets of nearly every batch, so that only
+the part of rare tokens is estimated.
 """
 
 import math
@@ -14,18 +15,18 @@ from torch import Tensor
 
 from lit_gpt.loss import IGNORE_INDEX
 
-#: Samples have few sizes, because oneDNN compiles a product anew for each: 10 to 30 ms in bfloat16, where a product of
-#: 1,911 targets and 4,352 tokens takes 3 (two threads with AMX).
+#: The size of a sample is a multiple of this, because oneDNN compiles a matmul anew for every shape. In bfloat16 that
+#: takes 10 to 30 ms, and the matmul of 1,911 targets with 4,352 tokens takes 3 (two threads with AMX).
 MULTIPLE = 256
 
 
 class Sample(NamedTuple):
-    """Tokens that stand for the vocabulary.
+    """A sample of the vocabulary.
 
     Args:
-        ids: Their ids, (K,).
-        shift: To be added to their logits, (K,): the logarithm of how many tokens each stands for.
-        targets: The batch's targets as places in ``ids``; -100 where nothing is scored.
+        ids: The token ids, (K,).
+        shift: The logarithm of how many tokens each of them stands for, (K,); to be added to their logits.
+        targets: The batch's targets as indices into ``ids``; -100 where nothing is scored.
     """
 
     ids: Tensor
@@ -33,19 +34,20 @@ class Sample(NamedTuple):
     targets: Tensor
 
 
-def sample(targets: Tensor, vocab_size: int, others: int, multiple: int = 1) -> Sample:
-    """The distinct tokens among ``targets`` and so many ``others`` of the vocabulary, a few more to fill up a
-    ``multiple``, or all others where there are no more.
+def sample(targets: Tensor, vocab_size: int, n_others: int, multiple: int = 1) -> Sample:
+    """Draw a sample: the distinct tokens among ``targets``, and ``n_others`` others or all that there are.
+
+    A few more are drawn, so that the size of the sample is a ``multiple``.
     """
-    wanted = torch.zeros(vocab_size, dtype=torch.bool, device=targets.device)
-    wanted[targets[targets != IGNORE_INDEX]] = True
-    own, rest = wanted.nonzero()[:, 0], (~wanted).nonzero()[:, 0]
-    others += -(len(own) + others) % multiple
-    drawn = rest[torch.randperm(len(rest), device=rest.device)[:others]]
-    ids = torch.cat((own, drawn))
+    is_target = torch.zeros(vocab_size, dtype=torch.bool, device=targets.device)
+    is_target[targets[targets != IGNORE_INDEX]] = True
+    distinct, others = is_target.nonzero()[:, 0], (~is_target).nonzero()[:, 0]
+    n_others += -(len(distinct) + n_others) % multiple
+    drawn = others[torch.randperm(len(others), device=others.device)[:n_others]]
+    ids = torch.cat((distinct, drawn))  # (K,)
     shift = torch.zeros(len(ids), device=ids.device)
     if len(drawn):
-        shift[len(own) :] = math.log(len(rest) / len(drawn))
-    place = torch.empty(vocab_size, dtype=torch.int64, device=ids.device)
-    place[ids] = torch.arange(len(ids), device=ids.device)
-    return Sample(ids, shift, torch.where(targets == IGNORE_INDEX, IGNORE_INDEX, place[targets.clamp(min=0)]))
+        shift[len(distinct) :] = math.log(len(others) / len(drawn))
+    index = torch.empty(vocab_size, dtype=torch.int64, device=ids.device)  # of each token in `ids`, where it is drawn
+    index[ids] = torch.arange(len(ids), device=ids.device)
+    return Sample(ids, shift, torch.where(targets == IGNORE_INDEX, IGNORE_INDEX, index[targets.clamp(min=0)]))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 
-from lit_gpt.attention import attention, attention_mask_for, positions
+from lit_gpt.attention import attention, build_mask, position_ids
 from lit_gpt.model import GPT
 from tests.lit_gpt.test_model import EVERY_ARCHITECTURE, small, tokens
 
@@ -140,7 +140,7 @@ def test_flex_dense_and_causal_attention_agree(kv_heads: int) -> None:
     k, v = torch.randn(2, 2, kv_heads, 20, 16)
     ids = torch.zeros(2, 20, dtype=torch.long)
     for documents in (torch.zeros(2, 20, dtype=torch.int32), DOCUMENTS):
-        dense, flex = (attention_mask_for(ids, document_ids=documents, flex=flex) for flex in (False, True))
+        dense, flex = (build_mask(ids, document_ids=documents, use_flex=flex) for flex in (False, True))
         close(attention(q, k, v, mask=flex), attention(q, k, v, mask=dense))
         if documents is not DOCUMENTS:
             close(attention(q, k, v, mask=dense), attention(q, k, v))
@@ -164,7 +164,7 @@ def test_the_last_queries_of_a_row_see_what_they_see_in_the_whole_row(
     q, k, v = torch.randn(3, 1, 2, 6, 4).to(dtype)
     scores = (q @ k.mT / 4**0.5).masked_fill(torch.ones(6, 6).triu(1).bool(), -torch.inf)
     with torch.set_grad_enabled(grad):
-        y = attention(q[:, :, -T:], k, v, dropout=dropout)
+        y = attention(q[:, :, -T:], k, v, dropout_p=dropout)
     expected = (F.softmax(scores, -1) @ v)[:, :, -T:]
     torch.testing.assert_close(y, expected, atol=0.03 if dtype == torch.bfloat16 else 1e-5, rtol=0)
 
@@ -174,7 +174,7 @@ def test_the_last_queries_of_a_row_see_what_they_see_in_the_whole_row(
 def test_bfloat16_learns_on_a_cpu_as_float32_does(kv_heads: int, packed: bool) -> None:
     torch.manual_seed(0)
     ids = torch.zeros(2, 20, dtype=torch.long)
-    mask = attention_mask_for(ids, document_ids=DOCUMENTS) if packed else None
+    mask = build_mask(ids, document_ids=DOCUMENTS) if packed else None
     exact = [torch.randn(2, heads, 20, 16) for heads in (4, kv_heads, kv_heads)]
     found = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -188,22 +188,22 @@ def test_bfloat16_learns_on_a_cpu_as_float32_does(kv_heads: int, packed: bool) -
 
 def test_positions_start_anew_in_each_document_and_after_pads() -> None:
     ids = torch.zeros(2, 20, dtype=torch.long)
-    in_documents = positions(ids, document_ids=DOCUMENTS).tolist()
+    in_documents = position_ids(ids, document_ids=DOCUMENTS).tolist()
     assert in_documents[0] == [*range(5), *range(9), *range(6)]
     assert in_documents[1][:17] == [*range(12), *range(5)]
     real = torch.arange(20) >= torch.tensor([[0], [3]])
-    assert positions(ids, attention_mask=real)[1].tolist() == [0, 0, 0, *range(17)]
-    assert positions(ids[:, :2], 18).tolist() == [18, 19]
+    assert position_ids(ids, attention_mask=real)[1].tolist() == [0, 0, 0, *range(17)]
+    assert position_ids(ids[:, :2], 18).tolist() == [18, 19]
 
 
 def test_positions_in_documents_do_not_count_pads() -> None:
     ids = torch.zeros(2, 20, dtype=torch.long)
     everything = torch.ones(2, 20, dtype=torch.bool)
-    both = positions(ids, attention_mask=everything, document_ids=DOCUMENTS)
-    assert torch.equal(both, positions(ids, document_ids=DOCUMENTS))
+    both = position_ids(ids, attention_mask=everything, document_ids=DOCUMENTS)
+    assert torch.equal(both, position_ids(ids, document_ids=DOCUMENTS))
     real = everything.clone()
     real[0, [0, 1, 5, 6, 7, 17]] = False
-    found = positions(ids, attention_mask=real, document_ids=DOCUMENTS)[0]
+    found = position_ids(ids, attention_mask=real, document_ids=DOCUMENTS)[0]
     assert found[real[0]].tolist() == [*range(3), *range(6), *range(5)]
     assert found.min() == 0
 
@@ -215,7 +215,7 @@ def test_dropout_applies_to_attention_weights(T: int, grad: bool) -> None:
     k, v = torch.zeros(64, 2, 16, 16), torch.eye(16).expand(64, 2, 16, 16)  # so the weights themselves come out
     q = k[:, :, -T:]
     with torch.set_grad_enabled(grad):
-        weights, whole = attention(q, k, v, dropout=0.25), attention(q, k, v)
+        weights, whole = attention(q, k, v, dropout_p=0.25), attention(q, k, v)
     kept = weights > 0
     torch.testing.assert_close(weights[kept], whole[kept] / 0.75)
     assert kept.sum() / (whole > 0).sum() == pytest.approx(0.75, abs=0.03)
@@ -228,7 +228,7 @@ def test_packed_documents_on_a_gpu_use_flex_attention_and_equal_the_cpu() -> Non
     expected = net(ids, document_ids=DOCUMENTS)
     wanted = gradients(net, expected.square().mean())
     net, ids, documents = net.cuda(), ids.cuda(), DOCUMENTS.cuda()
-    mask = attention_mask_for(ids, document_ids=documents, flex=True)
+    mask = build_mask(ids, document_ids=documents, use_flex=True)
     assert isinstance(mask, type(create_block_mask(lambda b, h, q, k: q >= k, None, None, 20, 20)))
     logits = net(ids, document_ids=documents)
     torch.testing.assert_close(logits.cpu(), expected, atol=1e-3, rtol=1e-2)
@@ -242,9 +242,9 @@ def test_dropping_hardly_any_weight_changes_nothing(heads: int, masked: bool) ->
     torch.manual_seed(0)
     shapes = (2, 4, 20, 8), (2, heads, 20, 8), (2, heads, 20, 8)
     qkv = [torch.randn(shape, requires_grad=True) for shape in shapes]
-    mask = attention_mask_for(tokens(2, 20), document_ids=DOCUMENTS) if masked else None
+    mask = build_mask(tokens(2, 20), document_ids=DOCUMENTS) if masked else None
     found = []
     for p in (0.0, 1e-9):
-        y = attention(*qkv, mask=mask, dropout=p)
+        y = attention(*qkv, mask=mask, dropout_p=p)
         found.append((y, *torch.autograd.grad(y.square().sum(), qkv)))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)

@@ -13,7 +13,7 @@ from datamodules import CharDataModule, HeadlinesDataModule
 from datamodules.errors import UserError
 from datamodules.tokenizers import train_tokenizer
 from lit_gpt import LitExtendedGPT, bounds
-from lit_gpt.baselines.bigram import BigramConfig, bigram
+from lit_gpt.baselines.bigram import BigramConfig, build_bigram
 from lit_gpt.callbacks.checkpoints import RunCheckpoints
 from lit_gpt.callbacks.samples import SampleText
 from lit_gpt.cli.arguments import check_values
@@ -82,7 +82,7 @@ def hostile(slots: dict[str, Any], own: dict[str, Any]) -> Iterator[tuple[str, A
     """(option, value) for all options that take numbers, found by the types of the classes' arguments."""
     hints = [(f"{slot}.{name}", hint) for slot, owner in slots.items() for name, hint in get_type_hints(owner).items()]
     for option, hint in [*hints, *own.items()]:
-        kinds = bounds._kinds(hint)
+        kinds = bounds._types_in(hint)
         for value in (*(INTS if int in kinds else ()), *(FLOATS if float in kinds else ())):
             yield option, _shaped(value, hint)
 
@@ -126,7 +126,7 @@ def test_every_number_is_taken_or_refused_in_one_sentence(
         tried.add(option)
         refusal = _refusal(cli, option, value)
         assert "\n" not in refusal, (option, value)
-        if option.startswith(("model.", "samples.")) and any(not abs(v) < math.inf for v in bounds._values(value)):
+        if option.startswith(("model.", "samples.")) and any(not abs(v) < math.inf for v in bounds._numbers_in(value)):
             assert refusal, (option, value)
     assert len(tried) >= least
 
@@ -163,11 +163,11 @@ def test_the_size_that_is_checked_is_the_size_that_is_built(options: dict[str, A
     assert config.matrix_parameters == built
 
 
-@pytest.mark.parametrize("build", [GPT, bigram])
+@pytest.mark.parametrize("build", [GPT, build_bigram])
 def test_a_network_larger_than_the_memory_is_refused_before_it_is_made(
     build: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = BigramConfig(vocab_size=1000) if build is bigram else GPTConfig(vocab_size=1000, n_layer=1)
+    config = BigramConfig(vocab_size=1000) if build is build_bigram else GPTConfig(vocab_size=1000, n_layer=1)
     size = sum(p.numel() for p in build(config).parameters() if p.ndim > 1) * 4
     monkeypatch.setattr(bounds, "memory_of", lambda device: size)
     build(config)

@@ -266,7 +266,7 @@ def test_a_new_document_starts_at_the_end_mark() -> None:
     assert marked.generate("ab", **options)[0] == text != marked.generate("ab", **options | {"new_document": False})[0]
     assert "".join(marked.stream("ab", **options)) == text
     assert marked.generate("", **options) == marked.generate("", **options | {"new_document": False})
-    with pytest.raises(UserError, match="new_document needs an end mark"):
+    with pytest.raises(UserError, match="new_document needs an EOS token"):
         TextModel(marked.net, Letters(eos_id=None)).generate("ab", new_document=True)
 
 

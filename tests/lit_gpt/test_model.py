@@ -193,7 +193,7 @@ def test_attention_has_its_own_dropout() -> None:
         net.config.dropout = 0.0  # that of the embedding and, below, of the blocks' outputs
         for block in net.blocks:
             block.dropout = 0.0
-        assert torch.equal(net(ids), net(ids)) is (net.config.score_dropout == 0.0)
+        assert torch.equal(net(ids), net(ids)) is (net.config.resolved_attention_dropout == 0.0)
 
 
 def test_grouped_heads_equal_repeated_heads() -> None:
@@ -289,7 +289,7 @@ def test_weights_are_named_plainly_and_nothing_else_is_saved() -> None:
         ({"n_embd": 100}, "n_embd 100 is not divisible by n_head 6: try n_embd 102."),
         ({"n_kv_head": 4}, "n_head 6 is not divisible by n_kv_head 4: choose a divisor."),
         ({"rope": False}, "would not know the order of its tokens: set rope or learned_positions"),
-        ({"n_embd": 30}, "rope turns pairs of channels, but n_embd / n_head is 5"),
+        ({"n_embd": 30}, "rope rotates pairs of channels, but n_embd / n_head is 5"),
         ({"tied_head": True, "bias_head": True}, "a tied head has no bias of its own"),
         ({"tied_head": True, "init": "torch"}, "init torch .* too large for a tied head"),
         ({"norm": "batchnorm"}, "norm 'batchnorm' is unknown: choose one of layernorm, rmsnorm."),

@@ -127,7 +127,7 @@ def test_group_rates_and_decays_override() -> None:
         kind="muon", lr=0.001, group_lr={"matrices": 0.02}, group_weight_decay={"embeddings": 0.0, "vectors": 0.3}
     )
     optimizer = build_optimizer(small_gpt(norm="layernorm", norm_gain=True), config)
-    groups = {g["name"]: (g["rule"], g["lr"], g["weight_decay"]) for g in optimizer.param_groups}
+    groups = {g["name"]: (g["algorithm"], g["lr"], g["weight_decay"]) for g in optimizer.param_groups}
     assert groups == {
         "matrices": ("muon", 0.02, 0.1),
         "embeddings": ("adamw", 0.001, 0.0),

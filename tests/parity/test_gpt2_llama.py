@@ -215,7 +215,7 @@ def test_a_llama_of_theirs(epsilon: float, tmp_path: Path) -> None:
     disturb(theirs)
     theirs.save_pretrained(tmp_path)
     config, state = load_weights(tmp_path)
-    assert GPTConfig(**config).norm_epsilon == epsilon
+    assert GPTConfig(**config).resolved_norm_eps == epsilon
     ours = GPT(GPTConfig(**config)).eval()
     ours.load_state_dict(state)
     assert_same(ours, theirs)

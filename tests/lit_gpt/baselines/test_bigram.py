@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lit_gpt.baselines.bigram import BigramConfig, CountBigram, NeuralBigram, bigram
+from lit_gpt.baselines.bigram import BigramConfig, CountBigram, NeuralBigram, build_bigram
 from lit_gpt.loss import cross_entropy_sum
 
 IDS = torch.tensor([[0, 1, 0, 1, 2]])
@@ -40,7 +40,10 @@ def test_counting_in_batches_equals_counting_at_once() -> None:
 def test_the_learned_table_approaches_the_counted_one() -> None:
     torch.manual_seed(0)
     ids = torch.randint(4, (8, 64)) // torch.randint(1, 3, (8, 64))
-    counted, learned = bigram(BigramConfig("counts", vocab_size=4, add_k=0.01)), bigram(BigramConfig(vocab_size=4))
+    counted, learned = (
+        build_bigram(BigramConfig("counts", vocab_size=4, add_k=0.01)),
+        build_bigram(BigramConfig(vocab_size=4)),
+    )
     assert isinstance(counted, CountBigram)
     counted.counts += counted.pairs(ids[:, :-1], ids[:, 1:])
     optimizer = torch.optim.Adam(learned.parameters(), lr=0.1)

@@ -13,7 +13,7 @@ import torch
 
 from datamodules.errors import UserError
 from datamodules.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
-from lit_gpt.baselines.bigram import BigramConfig, bigram
+from lit_gpt.baselines.bigram import BigramConfig, build_bigram
 from lit_gpt.checkpoint import KEY
 from lit_gpt.commands import run
 from lit_gpt.interop.exporting import export_huggingface, export_safetensors, huggingface_files
@@ -86,7 +86,7 @@ def test_options_without_a_counterpart(preset: str, options: dict[str, Any], nam
 
 def test_a_bigram_has_no_counterpart(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a NeuralBigram has no counterpart"):
-        export_huggingface(checkpoint_of(bigram(BigramConfig(vocab_size=257))), tmp_path)
+        export_huggingface(checkpoint_of(build_bigram(BigramConfig(vocab_size=257))), tmp_path)
     assert not any(tmp_path.iterdir())
 
 

@@ -15,7 +15,7 @@ from datamodules.errors import UserError
 from datamodules.files import write_json
 from datamodules.tokenizers import to_huggingface, train_tokenizer
 from lit_gpt import LitGPT, load
-from lit_gpt.baselines.bigram import BigramConfig, bigram
+from lit_gpt.baselines.bigram import BigramConfig, build_bigram
 from lit_gpt.checkpoint import KEY, read
 from lit_gpt.cli.lightning_cli import run as run_trainer
 from lit_gpt.commands import run
@@ -138,7 +138,7 @@ def test_weights_of_another_shape(options: dict[str, Any], message: str, tmp_pat
 
 
 def test_only_a_gpt_can_be_started_from(tmp_path: Path) -> None:
-    export_safetensors(checkpoint_of(bigram(BigramConfig(vocab_size=257))), tmp_path)
+    export_safetensors(checkpoint_of(build_bigram(BigramConfig(vocab_size=257))), tmp_path)
     with pytest.raises(UserError, match="holds a NeuralBigram"):
         load_weights(tmp_path)
 

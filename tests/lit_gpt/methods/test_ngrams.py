@@ -24,13 +24,13 @@ def network(**options: object) -> GPT:
 
 def test_equal_runs_share_a_row_and_different_ones_hardly_ever() -> None:
     runs = NgramEmbedding([2, 3], rows=100_000, width=4, n_embd=4)
-    rows = runs.rows(torch.tensor([[5, 7, 9, 5, 7, 9, 7, 9]]))[0]
+    rows = runs.table_rows(torch.tensor([[5, 7, 9, 5, 7, 9, 7, 9]]))[0]
     assert rows[1].tolist()[0] == rows[4].tolist()[0]  # 5 7
     assert rows[2].tolist() == rows[5].tolist()  # 7 9 and 5 7 9
     assert rows[7].tolist()[0] == rows[2].tolist()[0]  # 7 9 again
     assert rows[7].tolist()[1] != rows[2].tolist()[1]  # 9 7 9, not 5 7 9
     pairs = torch.cartesian_prod(torch.arange(1, 66), torch.arange(1, 66))
-    found = runs.rows(pairs)[:, 1, 0]
+    found = runs.table_rows(pairs)[:, 1, 0]
     assert len(found.unique()) > 0.97 * len(pairs)  # as many as 4,225 balls in 100,000 boxes leave apart
 
 
