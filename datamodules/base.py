@@ -210,10 +210,13 @@ class TextDataModule(RemembersOptions, LightningDataModule):
             )
         return self._scored[split]
 
-    def text_name(self, split: str) -> str:
-        """The name of the text of a split, for messages. ``split`` is val, test or predict."""
+    def text_name(self, split: str) -> str | None:
+        """The name of the text of a split, for messages. ``split`` is val, test or predict.
+
+        None for predict where that scores the validation split.
+        """
         if split == "predict":
-            return str(self.predict_source or self.text_name("val"))
+            return self.predict_source
         separate = {"val": self._recipe.val_source, "test": self._recipe.test_source}[split]
         return (separate or self._recipe.source).name
 
@@ -311,10 +314,16 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         micro = self.micro_batch_size or step // world
         if micro * world == 0 or step % (micro * world):
             raise UserError(
-                f"A step of {step} rows (tokens_per_step / block_size) cannot be divided among {world} process(es) in "
-                f"micro-batches of {micro or 1} row(s): choose another tokens_per_step or micro_batch_size."
+                f"A step of {step} rows (tokens_per_step / block_size) cannot be divided among {world} process(es)"
+                f"{f' in micro-batches of {micro} row(s)' if self.micro_batch_size else ''}: set tokens_per_step to "
+                f"{self._divisible(step, world)}."
             )
         return RankShare(rows, step, micro, rank, world)
+
+    def _divisible(self, step: int, world: int) -> str:
+        """The nearest numbers of tokens that make whole micro-batches in each process."""
+        unit = (self.micro_batch_size or 1) * world
+        return " or ".join(f"{rows * self._size}" for rows in (step // unit * unit, (step // unit + 1) * unit) if rows)
 
     def _rows_per_step(self) -> int:
         if self.tokens_per_step is None:

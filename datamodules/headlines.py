@@ -1,15 +1,16 @@
 """The datamodule for many short documents: titles or messages, one in each line or row of a table."""
 
-from dataclasses import replace
 from typing import Any, Literal
 
 from datamodules.cutting import RowKind
 from datamodules.errors import UserError
 from datamodules.prepare import Recipe
-from datamodules.scoring import ScoredText, challenge_coverage
 from datamodules.sources import Documents
 from datamodules.splitting import Split
 from datamodules.subword import SubwordDataModule
+
+#: The characters that the headline challenge counts for an EOS token, which it writes as ``<eos>``.
+EOS_CHARS = 5
 
 
 class HeadlinesDataModule(SubwordDataModule):
@@ -26,6 +27,9 @@ class HeadlinesDataModule(SubwordDataModule):
         test_fraction: share of the documents to test on, after the validation part.
         val_documents: number of documents to validate on, instead of a share.
         test_documents: number of documents to test on, instead of a share.
+        challenge_metrics: whether to log the headline challenge's ``challenge_loss``, nats per character where an EOS
+            token counts as 5 characters, over every token; and ``challenge_coverage``, the share of the tokens that
+            the challenge's own metric scores.
         **options: the options of `SubwordDataModule`; by default a document is a line.
     """
 
@@ -42,9 +46,11 @@ class HeadlinesDataModule(SubwordDataModule):
         test_fraction: float = 0.0,
         val_documents: int | None = None,
         test_documents: int | None = None,
+        challenge_metrics: bool = False,
         **options: Any,
     ) -> None:
         super().__init__("embedded_headlines" if source is None else source, **options)
+        self.challenge_metrics = challenge_metrics
         self.split = Split(
             by="documents",
             val=_held_out("val", self.val_source, val_fraction, val_documents),
@@ -58,12 +64,31 @@ class HeadlinesDataModule(SubwordDataModule):
         source, val, test = self.opened_sources()
         return Recipe(source, self.chosen_tokenizer(), self.split, val, test)
 
-    def scored_text(self, split: str) -> ScoredText:
-        """See `TextDataModule`. Of val and test it has the ``coverage`` too, for a batch of one optimizer step."""
-        text = super().scored_text(split)
-        if split == "train_eval":
-            return text
-        return replace(text, coverage=challenge_coverage(len(self.stores[split]), self._rows_per_step() * self._size))
+    def extra_metrics(self, split: str, nats: float) -> dict[str, float]:
+        """The two metrics of ``challenge_metrics``, of the validation and test split, where asked for.
+
+        The challenge's own figure is not among them: it is a sum over some tokens alone, which are not as hard as the
+        others on average.
+        """
+        if not self.challenge_metrics or split == "train_eval":
+            return {}
+        text = self.scored_text(split)
+        chars = text.chars + (EOS_CHARS - 1) * text.eos_tokens  # text.chars holds one newline for each EOS token
+        step, tokens = self._rows_per_step() * self._size, len(self.stores[split])
+        return {"challenge_loss": nats / chars, "challenge_coverage": challenge_coverage(tokens, step)}
+
+
+def challenge_coverage(tokens: int, step: int) -> float:
+    """The share of a split that the original convention of the headline challenge scores.
+
+    The convention scores whole batches only. Each batch begins one token behind the end of the last, and the rest of
+    the split is left out. With a batch larger than the split that is everything.
+
+    Args:
+        tokens: number of tokens of the split.
+        step: targets of a batch.
+    """
+    return tokens // (step + 1) * step / tokens
 
 
 def _held_out(split: str, source: str | list[str] | None, fraction: float, documents: int | None) -> float | int:

@@ -25,28 +25,12 @@ class ScoredText:
         chars: characters of the normalised text, with one newline for each EOS token. No tokenizer changes it.
         bytes: the same in bytes of UTF-8.
         eos_tokens: number of scored EOS tokens.
-        coverage: the share of the split that the original convention of the headline challenge would score (see
-            `challenge_coverage`), or None.
     """
 
     tokens: int
     chars: int
     bytes: int
     eos_tokens: int
-    coverage: float | None = None
-
-
-def challenge_coverage(tokens: int, step: int) -> float:
-    """The share of a split that the original convention of the headline challenge scores.
-
-    The convention scores whole batches only. Each batch begins one token behind the end of the last, and the rest of
-    the split is left out. With a batch larger than the split that is everything.
-
-    Args:
-        tokens: number of tokens of the split.
-        step: targets of a batch.
-    """
-    return tokens // (step + 1) * step / tokens
 
 
 def scored_split(store: TokenStore, tokenizer: Tokenizer) -> ScoredText:

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import threading
+import time
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -16,6 +17,10 @@ TRAINER_VERBS = {
     "test": "score a checkpoint on the test split",
     "predict": "write each token's nats, rank and probability as JSON lines",
 }
+#: How long the other processes of a run leave it to the first to say why none can begin.
+SECONDS_TO_BE_SAID = 10.0
+#: The process that has started this one.
+STARTED_BY = os.getppid()
 OUR_VERBS = {
     "generate": "write text with a checkpoint",
     "data": "show the batches and facts of a configuration's data",
@@ -87,8 +92,23 @@ def _guarded(arguments: list[str]) -> None:
 def _say_and_exit(error: ValueError) -> NoReturn:
     if os.environ.get("LIT_GPT_DEBUG") == "1":
         raise error
+    if _is_said_elsewhere():
+        sys.exit(2)
     print(f"lit_gpt: {error}", file=sys.stderr)
     sys.exit(2)
+
+
+def _is_said_elsewhere() -> bool:
+    """Whether this is one of several processes and the one that started it ends too: they have met the same refusal.
+
+    Under torchrun that other one ends all processes as soon as the first has failed.
+    """
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        return False
+    end = time.monotonic() + SECONDS_TO_BE_SAID
+    while os.getppid() == STARTED_BY and time.monotonic() < end:
+        time.sleep(0.1)
+    return os.getppid() != STARTED_BY
 
 
 def _forget_unwritten_output() -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.errors import UserError
+from datamodules.files import expanded
 from lit_gpt import integrity
 from lit_gpt.config import format_value
 from lit_gpt.protocols import Network, TextData
@@ -89,7 +90,7 @@ def describe(module: type, config: dict[str, Any], data: TextData) -> dict[str, 
     """
     # Imported here: before Lightning, the modules behind it decide the order in a Union that Python caches, and then
     # `--trainer.limit_val_batches 1` is read as 1.0, all batches.
-    from datamodules.described import described
+    from datamodules.options import described
 
     return {
         "format": CHECKPOINT_FORMAT,
@@ -125,16 +126,25 @@ def read(path: str | Path, mmap: bool = False) -> dict[str, Any]:
 
 def file_of(path: str | Path, names: Sequence[str] = ("best.ckpt", "last.ckpt")) -> Path:
     """The checkpoint that ``path`` names: itself, or in a run's folder the first of ``names`` that is there."""
-    path = Path(path)
+    path = expanded(path)
     found = [path / part / name for name in names for part in ("checkpoints", "") if (path / part / name).is_file()]
     if path.is_dir() and not found:
-        raise UserError(f"folder {str(path)!r} holds no checkpoint: give a run's, such as logs/run/version_0.")
+        raise UserError(f"folder {str(path)!r} holds no checkpoint: {_advice_on_runs(path)}.")
     return found[0] if found else path
+
+
+def _advice_on_runs(folder: Path) -> str:
+    """The newest run below a folder that holds several, such as ``logs/char`` or ``logs``."""
+    files = [file for depth in ("*", "*/*") for file in folder.glob(f"{depth}/checkpoints/*.ckpt")]
+    if not files:
+        return "give the folder of a run, logs/NAME/version_N"
+    return f"give the folder of a run, such as {max(files, key=lambda file: file.stat().st_mtime).parents[1]}"
 
 
 def is_ours(source: str | Path) -> bool:
     """Whether ``source`` is a file or a run's folder, not a folder of Hugging Face's or a name on its hub."""
-    return Path(source).is_file() or (Path(source) / "checkpoints").is_dir()
+    path = expanded(source)
+    return path.is_file() or (path / "checkpoints").is_dir()
 
 
 def check(checkpoint: Any, path: str | Path = "the checkpoint") -> None:
@@ -364,8 +374,13 @@ def _network_of(model: str | type, stored: dict[str, Any]) -> Network:
     module: Any = resolve_named(model) if isinstance(model, str) else model
     if path_of(module) != stored["module"]:
         raise UserError(f"the checkpoint is of {stored['module']}, not of {path_of(module)}: give that as --model.")
-    net: Network = module(config=config_of(module.config_class, stored["config"])).build_network()
-    return net
+    config = config_of(module.config_class, stored["config"])
+    try:
+        return module(config=config).build_network()
+    except TypeError as error:
+        if "__init__()" not in str(error):
+            raise
+        raise UserError(f"{path_of(module)} cannot be made from its config alone ({error}): give a default.") from error
 
 
 def resolve_named(path: str) -> type:

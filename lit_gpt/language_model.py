@@ -15,10 +15,12 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateFinder
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from datamodules.errors import UserError
 from lit_gpt import checkpoint
@@ -28,12 +30,20 @@ from lit_gpt.distributed import sent_to_cpu, summed_over_processes
 from lit_gpt.integrity import how_to_go_on
 from lit_gpt.loop_state import inside_its_epoch
 from lit_gpt.loss import IGNORE_INDEX, LossInputs, cross_entropy_sum, score
-from lit_gpt.metrics import TokenMetrics, per_text
+from lit_gpt.metrics import TokenMetrics, per_text, whole_split
 from lit_gpt.muon import has_bfloat16
 from lit_gpt.optim import OptimizerConfig, StepSchedule, build_optimizer, describe_groups, learning_rates
 from lit_gpt.protocols import Network, TextData, data_of
 
 Batch = dict[str, Tensor]
+
+#: Callbacks of Lightning's that look for an attribute which a module of ours has not, and why it has none.
+UNFIT_CALLBACKS: dict[type, str] = {
+    LearningRateFinder: "tries one rate for all parameters, and each group here has its own: leave it out, and compare "
+    "short runs with several --model.optimizer.lr",
+    BatchSizeFinder: "changes the size of an optimizer step, which is part of the recipe here: leave it out, and lower "
+    "--data.micro_batch_size until a step fits the memory",
+}
 
 
 class LitLanguageModel(CheckedModule):
@@ -71,6 +81,13 @@ class LitLanguageModel(CheckedModule):
         """The network for ``self.config``, whose vocabulary is known by now."""
         raise NotImplementedError
 
+    def configure_callbacks(self) -> list[Callback]:
+        """None of its own; asked before any callback begins, this refuses those that cannot work here."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if type(callback) in UNFIT_CALLBACKS:
+                raise UserError(f"{type(callback).__name__} {UNFIT_CALLBACKS[type(callback)]}.")
+        return []
+
     # ---- the network, once the data is known
 
     def configure_model(self) -> None:
@@ -82,6 +99,7 @@ class LitLanguageModel(CheckedModule):
             self.complete_config(data)
             self._store_hyper_parameters()
             self.net = self.build_network()
+            _refuse_lazy_layers(self.net)
         self._tokenizer = checkpoint.check_tokens(self._tokenizer, self.config.vocab_size, data)
 
     def complete_config(self, data: TextData) -> None:
@@ -105,6 +123,7 @@ class LitLanguageModel(CheckedModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """What is minimised, summed over a micro-batch, over its capacity B*T."""
+        check_batch(batch)
         scored = (batch["targets"] != IGNORE_INDEX).sum()
         self._scored_here.append(sent_to_cpu(scored))
         loss, sums = self.objective(batch)
@@ -233,13 +252,15 @@ class LitLanguageModel(CheckedModule):
 
     def token_scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Nats and rank of every target, each (B, T)."""
+        check_batch(batch)
         net = self.net
         return score(self._hidden(batch, net), net.head, net.head_weights(), batch["targets"], self.config.vocab_size)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """The batch's ``targets``, ``document`` and, for each target, ``nats`` and ``rank``."""
+        """The batch's ``targets`` and, for each, ``nats`` and ``rank``; and ``document``, where the batch has it."""
         nats, rank = self.token_scores(batch)
-        return {"targets": batch["targets"], "document": batch["document"], "nats": nats, "rank": rank}
+        document = {name: batch[name] for name in ("document",) if name in batch}
+        return {"targets": batch["targets"], **document, "nats": nats, "rank": rank}
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/...`` and ``train_eval/...``."""
@@ -267,7 +288,10 @@ class LitLanguageModel(CheckedModule):
         nats, tokens = figures.pop("nats"), figures.pop("tokens")
         data = data_of(self._trainer)
         text = data.scored_text(split)
-        return figures if text is None else figures | per_text(nats, tokens, text)
+        if text is not None:
+            nats = whole_split(nats, tokens, text)
+            figures |= per_text(nats, text)
+        return figures | data.extra_metrics(split, nats)
 
     # ---- optimizer
 
@@ -330,6 +354,24 @@ class LitLanguageModel(CheckedModule):
         return UserError(
             f"{what}: lower --model.optimizer.lr, raise --model.optimizer.warmup or set --trainer.gradient_clip_val "
             f"1.0, and {how_to_go_on(self.trainer.log_dir)}."
+        )
+
+
+def _refuse_lazy_layers(net: Network) -> None:
+    """Which group of the optimizer a parameter is in follows from its shape, which a lazy layer has not."""
+    lazy = next((name for name, parameter in net.named_parameters() if is_lazy(parameter)), None)
+    if lazy is not None:
+        raise UserError(f"{lazy} of {type(net).__name__} has no shape before the first batch: give its layer's sizes.")
+
+
+def check_batch(batch: Any) -> None:
+    """Refuse batches of another form than ours, such as a pair of tensors."""
+    missing = [name for name in ("input_ids", "targets") if not isinstance(batch, dict) or name not in batch]
+    if missing:
+        kind = f"dict of {', '.join(map(str, batch))}" if isinstance(batch, dict) else type(batch).__name__
+        raise UserError(
+            f"the data's batches are each a {kind}, without {' and '.join(missing)}: let its dataset return dicts of "
+            "input_ids (T,) and targets (T,), where targets[i] is the token after input_ids[i]."
         )
 
 

@@ -14,7 +14,6 @@ class ScoredText(Protocol):
     tokens: int
     chars: int
     bytes: int
-    eos_tokens: int
 
 
 class TokenMetrics(Metric):
@@ -65,22 +64,15 @@ class TokenMetrics(Metric):
         }
 
 
-def per_text(nats: float, tokens: float, text: ScoredText) -> dict[str, float]:
-    """Loss in units that do not depend on the tokenizer: bits per UTF-8 byte and nats per character of the raw text.
-
-    When only a part of the split was scored (``--trainer.limit_val_batches``), the text counts in proportion to its
-    tokens. A text with a ``coverage`` adds the figures of the headline challenge, see `_challenge`.
+def whole_split(nats: float, tokens: float, text: ScoredText) -> float:
+    """Nats of the whole split. When only a part of it was scored (``--trainer.limit_val_batches``), the text counts in
+    proportion to its tokens.
     """
-    whole_nats = nats * text.tokens / tokens
-    figures = {"bpb": whole_nats / math.log(2) / text.bytes, "nats_per_char": whole_nats / text.chars}
-    coverage = getattr(text, "coverage", None)
-    return figures if coverage is None else figures | _challenge(whole_nats, text, coverage)
+    return nats * text.tokens / tokens
 
 
-def _challenge(nats: float, text: ScoredText, coverage: float) -> dict[str, float]:
-    """Nats per character where each end mark, as ``<eos>``, is 5 characters long, over every token; and the share of
-    the tokens that the challenge's own figure scores. That figure is not among them: it is a sum over those tokens
-    alone, which are not as hard as the others on average.
+def per_text(nats: float, text: ScoredText) -> dict[str, float]:
+    """The nats of a whole split in units that do not depend on the tokenizer: bits per UTF-8 byte and nats per
+    character of the raw text.
     """
-    loss = nats / (text.chars + 4 * text.eos_tokens)  # text.chars holds one newline for each mark
-    return {"challenge_loss": loss, "challenge_coverage": coverage}
+    return {"bpb": nats / math.log(2) / text.bytes, "nats_per_char": nats / text.chars}

@@ -21,6 +21,7 @@ from torch.optim.sgd import sgd
 from datamodules.errors import UserError
 from lit_gpt.bounds import invalid_numbers
 from lit_gpt.muon import orthogonalize
+from lit_gpt.protocols import Network
 
 GROUPS = ("matrices", "embeddings", "head", "vectors")
 
@@ -117,15 +118,15 @@ def lr_factor(step: int, total_steps: int, config: OptimizerConfig) -> float:
     return config.final_lr + (1 - config.final_lr) * remaining
 
 
-def parameter_groups(net: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
+@torch.no_grad()
+def parameter_groups(net: Network) -> dict[str, list[tuple[str, nn.Parameter]]]:
     """Every trainable parameter of ``net`` exactly once, under one of ``GROUPS``.
 
-    A tied LM head is in ``embeddings``. An untied one is the attribute `lm_head` of a module, so that a network of your
-    own can have one, and an ensemble several.
+    The head's are those of `Network.head_weights`. A tied LM head is in ``embeddings``.
     """
     embeddings = {id(m.weight) for m in net.modules() if isinstance(m, nn.Embedding)}
-    lm_heads = [getattr(m, "lm_head", None) for m in net.modules()]
-    heads = {id(head.weight) for head in lm_heads if isinstance(head, nn.Linear)}
+    weights = net.head_weights()  # kept, so that no id is of a tensor that is gone
+    heads = {id(weight) for weight in weights}
     groups: dict[str, list[tuple[str, nn.Parameter]]] = {name: [] for name in GROUPS}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
@@ -141,7 +142,7 @@ def _group_of(parameter: nn.Parameter, embeddings: set[int], heads: set[int]) ->
     return "head" if id(parameter) in heads else "matrices"
 
 
-def build_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(net: Network, config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimizer of ``config`` over all parameters of ``net``."""
     groups = [_group(name, named, config) for name, named in parameter_groups(net).items() if named]
     if "." in config.kind:

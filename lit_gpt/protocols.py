@@ -105,21 +105,37 @@ class TextData(Protocol):
     datamodule: Any
     """The datamodule itself, None where there is none."""
     tokenizer: Any
-    """Reads and writes text. Without it: no samples, and ``generate`` refuses the checkpoint."""
+    """Reads and writes text. Without it: no samples, no token's text from ``predict``, and ``generate`` refuses the
+    checkpoint."""
     vocab_size: int | None
     """Number of token ids. Without it: ``model.config.vocab_size`` has to be set."""
     fingerprints: Mapping[str, str]
     """Hashes under ``data`` and ``tokenizer``. Without them: a resume cannot tell that the text changed."""
     stores: Mapping[str, Any]
-    """Token ids of each split, as `datamodules.tokens.TokenStream`. Without them: no n-gram counts."""
+    """Token ids of each split, as `datamodules.tokens.TokenStream`. Without them: no n-gram counts, and of the verb
+    ``data`` the batches alone."""
 
     def scored_text(self, split: str) -> Any:
         """Characters and bytes of a split (``val``, ``test``, ``train_eval``), as `datamodules.ScoredText`; None where
         unknown. Without it: no ``bpb`` and no ``nats_per_char``.
         """
 
+    def text_name(self, split: str) -> str | None:
+        """What people are shown of the text that a split is of (``val``, ``test``, or ``predict`` where that is a text
+        of its own). Without it: ``validate``, ``test`` and ``predict`` do not say what they score.
+        """
+
     def extra_metrics(self, split: str, nats: float) -> dict[str, float]:
-        """Further metrics of a split from the sum of its nats (natural-log units of cross-entropy)."""
+        """Further metrics of a split, by name, from the cross-entropy summed over it in nats. They are logged as
+        ``SPLIT/NAME``. Of a split that was scored in part, ``nats`` is what the whole would have where its text is
+        known.
+        """
+
+    def use_tokenizer(self, tokenizer: Any) -> None:
+        """Take a checkpoint's tokenizer instead of making one; called before ``setup``, by every verb but ``fit``."""
+
+    def reuse_tokenizer(self, tokenizer: Any) -> None:
+        """Take the tokenizer of a run that ``fit`` goes on with, instead of training it again."""
 
 
 class _Adapted:
@@ -134,13 +150,34 @@ class _Adapted:
 
     def scored_text(self, split: str) -> Any:
         """See `TextData`."""
-        return self.datamodule.scored_text(split) if hasattr(self.datamodule, "scored_text") else None
+        return self._call("scored_text", split)
+
+    def text_name(self, split: str) -> str | None:
+        """See `TextData`."""
+        return self._call("text_name", split)
 
     def extra_metrics(self, split: str, nats: float) -> dict[str, float]:
         """See `TextData`."""
-        return self.datamodule.extra_metrics(split, nats) if hasattr(self.datamodule, "extra_metrics") else {}
+        return self._call("extra_metrics", split, nats) or {}
+
+    def use_tokenizer(self, tokenizer: Any) -> None:
+        """See `TextData`."""
+        self._call("use_tokenizer", tokenizer)
+
+    def reuse_tokenizer(self, tokenizer: Any) -> None:
+        """See `TextData`."""
+        self._call("reuse_tokenizer", tokenizer)
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        method = getattr(self.datamodule, name, None)
+        return None if method is None else method(*arguments)
 
 
 def data_of(trainer: Any) -> TextData:
     """The datamodule of a Trainer (or None) with every member of `TextData`; members that it lacks have defaults."""
-    return _Adapted(getattr(trainer, "datamodule", None))
+    return adapted(getattr(trainer, "datamodule", None))
+
+
+def adapted(datamodule: Any) -> TextData:
+    """A datamodule (or None) with every member of `TextData`; before its ``setup`` it may lack most."""
+    return _Adapted(datamodule)

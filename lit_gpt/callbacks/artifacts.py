@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.tokenizers import Tokenizer, save_tokenizer
 from lit_gpt.callbacks.checkpoints import RunCheckpoints
+from lit_gpt.protocols import data_of
 
 
 class LogArtifacts(Callback):
@@ -20,13 +21,14 @@ class LogArtifacts(Callback):
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log to every WandbLogger."""
-        tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+        tokenizer = data_of(trainer).tokenizer
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 if tokenizer is not None:
                     _log_tokenizer(logger, tokenizer)
-                if isinstance(trainer.checkpoint_callback, RunCheckpoints):
-                    _log_model(logger, trainer.checkpoint_callback)
+                for callback in trainer.checkpoint_callbacks:
+                    if isinstance(callback, RunCheckpoints):
+                        _log_model(logger, callback)
 
 
 def _log_tokenizer(logger: WandbLogger, tokenizer: Tokenizer) -> None:

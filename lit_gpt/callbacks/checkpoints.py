@@ -258,7 +258,8 @@ class RunCheckpoints(Checkpoint):
 
     def _unknown_monitor(self, trainer: Trainer) -> UserError:
         names = ", ".join(sorted(trainer.callback_metrics))
-        return UserError(f"checkpoint.monitor {self.monitor!r} is no metric of this run: use one of {names}.")
+        advice = f"use one of {names}, or null" if names else "set it to null"
+        return UserError(f"checkpoint.monitor {self.monitor!r} is no metric of this run: {advice}.")
 
     def _renew_last(self, trainer: Trainer) -> None:
         if trainer.global_step != self._saved_step:

@@ -33,13 +33,13 @@ class MetricsCSV(Logger):
 
     @property
     def name(self) -> str:
-        """The name that the run's folder is under."""
-        return self.folder.parent.name
+        """Nothing: `save_dir` is the run's folder itself, and Lightning's callbacks join the three."""
+        return ""
 
     @property
     def version(self) -> str:
-        """The folder's own name."""
-        return self.folder.name
+        """Nothing, as `name`."""
+        return ""
 
     @property
     def save_dir(self) -> str:

@@ -11,29 +11,33 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from datamodules.errors import UserError
-from datamodules.files import write_atomically
+from datamodules.files import expanded, write_atomically
 from lit_gpt.loss import IGNORE_INDEX
 from lit_gpt.outputs import check_output
+from lit_gpt.protocols import data_of
 
 
 class WritePredictions(Callback):
     """Writes JSON lines: ``{"document": 0, "nats": 12.3, "tokens": [{"token": "T", "id": 9, "nats": 2.1, "rank": 3,
     "probability": 0.12}, ...]}``.
 
+    Where batches have no ``document``, each row is one; without a tokenizer there is no ``token``, only its ``id``.
+
     Args:
         path: The file that `predict` writes. Rank 0 is the model's first choice.
     """
 
     def __init__(self, path: str = "predictions.jsonl") -> None:
-        self.path = path
+        self.path = expanded(path)
         self._documents: dict[int, list[dict[str, Any]]] = {}
+        self._rows = 0
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse several processes, over which the documents would be spread, and a file that is something else."""
         if trainer.world_size > 1:
             raise UserError("predict writes one file from one process: give --trainer.devices 1.")
         check_output("--predictions.path", self.path, "predictions", _is_ours)
-        self._documents = {}
+        self._documents, self._rows = {}, 0
 
     def on_predict_batch_end(
         self,
@@ -45,10 +49,12 @@ class WritePredictions(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Collect the scored tokens of each row under its document."""
-        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        tokenizer = data_of(trainer).tokenizer
         outputs = {name: values.cpu() for name, values in outputs.items()}
         scored = outputs["targets"] != IGNORE_INDEX
-        for row, document in enumerate(outputs["document"].tolist()):
+        numbers = torch.arange(self._rows, self._rows + len(scored))
+        self._rows += len(scored)
+        for row, document in enumerate(outputs.get("document", numbers).tolist()):
             keep = scored[row]
             columns = [outputs[name][row][keep].tolist() for name in ("targets", "nats", "rank")]
             tokens = [_token(tokenizer, *values) for values in zip(*columns, strict=True)]
@@ -73,8 +79,9 @@ def _is_ours(path: Path) -> bool:
 
 def _token(tokenizer: Any, token: int, nats: float, rank: int) -> dict[str, Any]:
     probability = float(torch.exp(-Tensor([nats])))
+    text = {} if tokenizer is None else {"token": tokenizer.token_text(token)}
     return {
-        "token": tokenizer.token_text(token),
+        **text,
         "id": token,
         "nats": round(nats, 5),
         "rank": rank,

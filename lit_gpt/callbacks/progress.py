@@ -10,7 +10,10 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-#: Metrics that the line of an evaluation shows, when they are there; * is its split.
+from lit_gpt.language_model import LitLanguageModel
+
+#: Metrics that the line of an evaluation shows first, when they are there, and how; * is its split. Others of the split
+#: follow by their names.
 SHOWN = (
     ("*/loss", "* {:.4f}"),
     ("train_eval/loss", "train {:.4f}"),
@@ -18,8 +21,9 @@ SHOWN = (
     ("*/top5", "top-5 {:.1%}"),
     ("*/nats_per_char", "{:.4f} nats/char"),
     ("*/bpb", "{:.4f} bits/byte"),
-    ("*/challenge_loss", "challenge {:.4f}"),
 )
+#: It follows from the loss, and the line has no room for it.
+LEFT_OUT = ("*/perplexity",)
 
 
 class RunProgress(ProgressBar):
@@ -80,9 +84,12 @@ class RunProgress(ProgressBar):
 
     def _line(self, trainer: Trainer, pl_module: LightningModule, now: float) -> str:
         step, rate = trainer.global_step, trainer.callback_metrics.get("train/tokens_per_second")
+        loss = trainer.callback_metrics.get("train/loss")
+        if isinstance(pl_module, LitLanguageModel):
+            loss = pl_module.step_loss  # of this step, whether it was logged or not
         parts = [
             f"step {step}" + (f"/{self._total}" if self._total else ""),
-            f"loss {float(getattr(pl_module, 'step_loss', float('nan'))):.4f}",
+            "" if loss is None else f"loss {float(loss):.4f}",
             "" if rate is None else f"{float(rate):,.0f} tokens/s",
             f"{_clock(self._step_seconds(step, now) * (self._total - step))} left" if self._total else "",
         ]
@@ -111,6 +118,9 @@ class RunProgress(ProgressBar):
     def _show_metrics(self, trainer: Trainer, split: str = "val") -> None:
         found = trainer.callback_metrics
         forms = {name.replace("*", split): form.replace("*", split) for name, form in SHOWN}
+        known = [*forms, *(name.replace("*", split) for name in LEFT_OUT)]
+        others = [name for name in found if name.startswith(f"{split}/") and name not in known]
+        forms |= {name: f"{name.partition('/')[2]} {{:.4f}}" for name in others}
         shown = [form.format(float(found[name])) for name, form in forms.items() if name in found]
         if trainer.state.fn == "fit":
             shown.insert(0, f"step {trainer.global_step}")

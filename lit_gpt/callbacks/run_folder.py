@@ -1,4 +1,7 @@
-"""A run's folder, ``logs/<name>/version_N``: claimed once, found again to resume."""
+"""A run's folder, ``logs/<name>/version_N``: claimed once, found again to resume.
+
+`RunFolder` is what changes in it when the run begins, and not before: a refused checkpoint leaves its run as it was.
+"""
 
 import fcntl
 import hashlib
@@ -14,13 +17,19 @@ from weakref import WeakSet
 
 import torch
 from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.errors import UserError
+from datamodules.files import remove_leftovers, write_text
+from lit_gpt.callbacks.metrics_csv import MetricsCSV
 from lit_gpt.integrity import to_go_on_from
 
 Settings: TypeAlias = dict[str, Any]
 
+#: Why a run cannot go on under the same settings that is no obstacle to one with more steps.
+FINISHED = "is finished"
 SUMMARY, CONFIG = "summary.json", "config.yaml"
 LAST = Path("checkpoints") / "last.ckpt"
 #: How rank 0 tells the processes that it starts where the run is.
@@ -118,7 +127,7 @@ def why_not_resumable(folder: Path, settings: Settings, read: Callable[[Path], S
         read: The same of a run's configuration file; None where it cannot be read, or options of it are gone.
     """
     if read_summary(folder).get("finished"):
-        return "is finished"
+        return FINISHED
     if is_locked(folder):
         return "is still running"
     if not any((folder / LAST).parent.glob("*.ckpt")):
@@ -246,3 +255,71 @@ def folder_of(checkpoint: Path) -> Path | None:
 
 def _is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (CONFIG, SUMMARY))
+
+
+class RunFolder(Callback):
+    """Holds the folder; writes ``config.yaml``; in a resumed run, drops the logged figures of later steps, which come
+    again.
+
+    Args:
+        folder: The run's folder.
+        config: The resolved configuration.
+        settings: Hash of what a run cannot go on without; a resume asks the checkpoint for it where ``config.yaml``
+            is damaged.
+    """
+
+    def __init__(self, folder: Path, config: str, settings: str) -> None:
+        self.folder = folder
+        self.config = config
+        self.settings = settings
+        self.began = False
+        self._hold: RunLock | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The hash of the settings in force."""
+        return {"settings": self.settings}
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to share the folder with another process; remove what a killed one has left of files half written."""
+        self._hold = RunLock(self.folder)
+        for folder in (self.folder, self.folder / LAST.parent) if self._hold.is_locked else ():
+            remove_leftovers(folder)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of the folder."""
+        if self._hold and self.began:
+            self._make_whole(self._hold)
+        if self._hold:
+            self._hold.release()
+            self._hold = None
+
+    def _make_whole(self, hold: RunLock) -> None:
+        """Say where the files are, where the folder was moved away or emptied while the run went on."""
+        if not (self.folder / CONFIG).is_file():
+            write_text(self.folder / CONFIG, self.config)
+        if place := hold.moved_to():
+            was = "deleted" if place == "nowhere" else f"moved to {place}, where its files until then are,"
+            print(f"{self.folder} was {was} while the run went on: what was written later is in {self.folder}")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let go of the folder."""
+        self.teardown(trainer, pl_module, "fit")
+
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The checkpoint, if any, has been accepted."""
+        self.began = True
+        write_text(self.folder / CONFIG, self.config)
+        for logger in trainer.loggers if trainer.ckpt_path else ():
+            if isinstance(logger, MetricsCSV):
+                logger.rewind(trainer.global_step)
+            if isinstance(logger, TensorBoardLogger):
+                _hide_after(logger, trainer.global_step)
+
+
+def _hide_after(logger: TensorBoardLogger, step: int) -> None:
+    """TensorBoard hides later steps of earlier event files when a new file says so at its start."""
+    writer = logger.experiment
+    writer.purge_step = step + 1
+    writer.close()  # the next event opens the new file

@@ -8,9 +8,9 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.errors import UserError, check_at_least
-from datamodules.tokenizers import Tokenizer
 from lit_gpt.generate import TextModel
 from lit_gpt.language_model import LitLanguageModel
+from lit_gpt.protocols import data_of
 
 
 class SampleText(Callback):
@@ -54,7 +54,7 @@ class SampleText(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a prompt that the tokenizer cannot read before anything is trained."""
-        tokenizer = _tokenizer(trainer)
+        tokenizer = data_of(trainer).tokenizer
         if tokenizer is not None and self.max_new_tokens:
             tokenizer.encode(self.prompt)
 
@@ -66,7 +66,7 @@ class SampleText(Callback):
         if not math.isfinite(trainer.callback_metrics.get("val/loss", 0.0)):
             return  # there is nothing to draw from; the next save or step says so
         self._validations += 1
-        tokenizer = _tokenizer(trainer)
+        tokenizer = data_of(trainer).tokenizer
         due = self._validations % self.every_n_validations == 0
         if due and tokenizer is not None and isinstance(pl_module, LitLanguageModel):
             self._show(trainer, TextModel(pl_module.net, tokenizer))
@@ -83,8 +83,3 @@ class SampleText(Callback):
                 logger.log_text("generations", ["step", "text"], self._table, step=trainer.global_step)
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("sample", f"```\n{text}\n```", trainer.global_step)
-
-
-def _tokenizer(trainer: Trainer) -> Tokenizer | None:
-    """The data's, None where it has none."""
-    return getattr(getattr(trainer, "datamodule", None), "tokenizer", None)

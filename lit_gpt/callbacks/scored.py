@@ -1,10 +1,11 @@
 """Which text an evaluation outside of `fit` scores."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
+
+from lit_gpt.protocols import TextData, data_of
 
 
 class NameText(Callback):
@@ -31,17 +32,15 @@ class NameText(Callback):
 
     @rank_zero_only
     def _say(self, trainer: Trainer, split: str) -> None:
-        data: Any = getattr(trainer, "datamodule", None)
-        if not hasattr(data, "text_name"):
-            return
-        if split == "predict" and data.predict_source is not None:
-            print(f"scoring {data.text_name(split)}, a text of its own beside the run's", flush=True)
-            return
+        data = data_of(trainer)
         part = "test" if split == "test" else "val"
-        print(f"scoring the {part} split of {data.text_name(part)}, {self._relation(data)}", flush=True)
+        if split == "predict" and (own := data.text_name("predict")) is not None:
+            print(f"scoring {own}, a text of its own beside the run's", flush=True)
+        elif (name := data.text_name(part)) is not None:
+            print(f"scoring the {part} split of {name}, {self._relation(data)}", flush=True)
 
-    def _relation(self, data: Any) -> str:
-        there, here = self.fingerprints.get("data"), data.fingerprints["data"]
+    def _relation(self, data: TextData) -> str:
+        there, here = self.fingerprints.get("data"), data.fingerprints.get("data")
         if there is None:
             return "and the checkpoint does not say what it was trained on"
         return "as in the run" if there == here else "which is not the run's text, or not split as there"

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 import lit_gpt
 from datamodules.errors import UserError
@@ -23,6 +24,9 @@ from datamodules.files import write_json
 from lit_gpt.callbacks.checkpoints import RunCheckpoints
 from lit_gpt.callbacks.run_folder import SUMMARY, read_summary
 from lit_gpt.callbacks.throughput import Throughput
+from lit_gpt.checkpoint import MODULES, path_of
+from lit_gpt.language_model import LitLanguageModel
+from lit_gpt.protocols import data_of
 from lit_gpt.version import __version__
 
 #: A page of TensorBoard (Custom Scalars) where curves that belong together share a chart.
@@ -61,9 +65,8 @@ class RunSummary(Callback):
         self._began = True
         self._origin = {"versions": _versions(), "started_in": self._found.get("started_in", _started_in())}
         _checkpoints(trainer).after_save = [lambda: self._write(trainer, pl_module, finished=False)]
-        net: Any = getattr(pl_module, "net", pl_module)
         if trainer.is_global_zero:
-            Console().print(network_table(net))
+            Console().print(network_table(_network(pl_module)))
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_custom_scalars(CHARTS)
@@ -86,7 +89,7 @@ class RunSummary(Callback):
         elif trainer.is_global_zero:
             ended = {"finished": True, **_validations(trainer), "steps": trainer.global_step}
             write_json(self.folder / SUMMARY, self._found | ended)
-        self._say_goodbye(trainer, over)
+        self._say_goodbye(trainer, pl_module, over)
 
     @rank_zero_only
     def _write(self, trainer: Trainer, pl_module: LightningModule, finished: bool) -> None:
@@ -94,7 +97,6 @@ class RunSummary(Callback):
 
     def _summary(self, trainer: Trainer, pl_module: LightningModule, finished: bool) -> dict[str, Any]:
         speed = next(iter(_of(trainer, Throughput)), Throughput())
-        net: Any = getattr(pl_module, "net", pl_module)
         tokens, seconds = speed.so_far()
         return {
             "finished": finished,
@@ -104,17 +106,17 @@ class RunSummary(Callback):
             "training_seconds": round(seconds, 2),
             "validation_seconds": round(speed.validation_seconds, 2),
             "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
-            "parameters": sum(p.numel() for p in net.parameters()),
+            "parameters": _parameters(_network(pl_module)),
             "seed": self.seed,
             "device": device_name(pl_module.device),
             "processes": trainer.world_size,
             "precision": str(trainer.precision),
-            "hashes": {"config": self.config_hash, **getattr(getattr(trainer, "datamodule", None), "fingerprints", {})},
+            "hashes": {"config": self.config_hash, **data_of(trainer).fingerprints},
             **self._origin,
         }
 
     @rank_zero_only
-    def _say_goodbye(self, trainer: Trainer, over: bool) -> None:
+    def _say_goodbye(self, trainer: Trainer, pl_module: LightningModule, over: bool) -> None:
         folder, checkpoints = self.folder, _checkpoints(trainer)
         best, value = checkpoints.best, checkpoints.best_value
         if value is not None:
@@ -124,9 +126,25 @@ class RunSummary(Callback):
             more = f" and a longer {MAX_TIME}" if _time_is_up(trainer) else ""
             print(f"to go on from step {trainer.global_step}: the same command with --resume auto{more}")
         print("next:")
-        name = "last.ckpt" if value is None else "best.ckpt"
-        print(f'  python -m lit_gpt generate --ckpt_path {checkpoints.folder / name} --prompt "The "')
+        model = _generating(pl_module)
+        if model is not None and data_of(trainer).tokenizer is not None:
+            path = checkpoints.folder / ("last.ckpt" if value is None else "best.ckpt")
+            print(f'  python -m lit_gpt generate --ckpt_path {path}{model} --prompt "The "')
         print(f"  tensorboard --logdir {folder.parent.parent}", flush=True)
+
+
+def _generating(module: LightningModule) -> str | None:
+    """What ``generate`` has to be told of a module beside its checkpoint, None where it cannot take it.
+
+    It takes neither a module without a network of ours nor a class in a script or notebook, which no other process can
+    import.
+    """
+    if not isinstance(module, LitLanguageModel):
+        return None
+    path = path_of(type(module))
+    if path in MODULES:
+        return ""
+    return None if path.startswith("__main__.") or "<locals>" in path else f" --model {path}"
 
 
 def _is_over(trainer: Trainer) -> bool:
@@ -162,13 +180,26 @@ def _nothing_to_train(trainer: Trainer) -> UserError:
 
 def network_table(net: nn.Module) -> Table:
     """Parameters by part of the network."""
-    table = Table(title=f"{type(net).__name__}, {sum(p.numel() for p in net.parameters()):,} parameters")
+    table = Table(title=f"{type(net).__name__}, {_parameters(net):,} parameters{_not_known(net)}")
     for name in ("part", "kind", "parameters"):
         table.add_column(name, justify="right" if name == "parameters" else "left")
     for name, child in net.named_children():
         kind = f"{len(child)} x {type(child[0]).__name__}" if isinstance(child, nn.ModuleList) else type(child).__name__
-        table.add_row(name, kind, f"{sum(p.numel() for p in child.parameters()):,}")
+        table.add_row(name, kind, f"{_parameters(child):,}{_not_known(child)}")
     return table
+
+
+def _network(module: LightningModule) -> nn.Module:
+    return module.net if isinstance(module, LitLanguageModel) else module
+
+
+def _parameters(net: nn.Module) -> int:
+    return sum(0 if is_lazy(p) else p.numel() for p in net.parameters())
+
+
+def _not_known(net: nn.Module) -> str:
+    """What stands beside a number of parameters that leaves out lazy layers, whose shape the first batch decides."""
+    return " and lazy ones" if any(map(is_lazy, net.parameters())) else ""
 
 
 def device_name(device: torch.device) -> str:

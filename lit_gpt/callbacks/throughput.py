@@ -114,10 +114,11 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count; report when the module logs."""
-        tokens = batch["input_ids"].numel() * trainer.world_size
-        self._batch_tokens += tokens
-        if self._peak and isinstance(pl_module, LitLanguageModel):
-            self._flops += tokens * pl_module.flops_per_token(batch["input_ids"].size(1))
+        if isinstance(batch, dict) and "input_ids" in batch:  # another module's batches may be of any kind
+            tokens = batch["input_ids"].numel() * trainer.world_size
+            self._batch_tokens += tokens
+            if self._peak and isinstance(pl_module, LitLanguageModel):
+                self._flops += tokens * pl_module.flops_per_token(batch["input_ids"].size(1))
         if trainer.fit_loop._should_accumulate():
             return
         self._steps += 1

@@ -1,6 +1,7 @@
 """fit, validate, test and predict: Lightning's command line with our run folders, callbacks, presets and sentences."""
 
 import os
+import re
 import signal
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterable, Iterator
@@ -13,20 +14,21 @@ import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from datamodules import BPEDataModule, CharDataModule, HeadlinesDataModule
 from datamodules.errors import UserError, is_refusal, refusal
+from datamodules.files import expanded
 from datamodules.tokenizers import tokenizer_from_dict
 from lit_gpt import LitBigram, LitGPT, checkpoint
 from lit_gpt.bounds import is_out_of_memory, out_of_memory
 from lit_gpt.callbacks import run_folder
 from lit_gpt.callbacks.artifacts import LogArtifacts
 from lit_gpt.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
-from lit_gpt.callbacks.folder import RunFolder
 from lit_gpt.callbacks.metrics_csv import run_loggers
 from lit_gpt.callbacks.predictions import WritePredictions
 from lit_gpt.callbacks.progress import RunProgress
@@ -45,6 +47,7 @@ from lit_gpt.cli.quiet import quieten_lightning
 from lit_gpt.config import PRESETS
 from lit_gpt.integrity import step_of, to_go_on_from
 from lit_gpt.language_model import LitLanguageModel
+from lit_gpt.protocols import adapted
 
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # our loaders give each process its rows
@@ -95,7 +98,7 @@ class LitCLI(LightningCLI):
         self.preset = preset(arguments)
         self.claimed: Path | None = None
         self.folder = Path("logs")  # until the run's own is known
-        self.folder_callback: RunFolder | None = None
+        self.folder_callback: run_folder.RunFolder | None = None
         with self._in_sentences():
             super().__init__(
                 LightningModule,
@@ -123,6 +126,10 @@ class LitCLI(LightningCLI):
             if "`val_check_interval`" not in str(error):
                 raise
             raise UserError(friendly_error(str(error), [])) from error
+        except ProcessRaisedException as error:  # of a forked process: its traceback as text
+            if (told := re.search(r"^datamodules\.errors\.UserError: (.*)$", str(error), re.MULTILINE)) is None:
+                raise
+            raise UserError(told[1]) from None
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -255,7 +262,7 @@ class LitCLI(LightningCLI):
     def _choose_folder(self) -> None:
         config = self.config[self.verb]
         self.settings = run_folder.settings_of(config)
-        root = Path(config.logs_dir)
+        root = expanded(config.logs_dir)
         not_resumable = run_folder.not_resumable(root / config.name, self.settings, self._read) if config.resume else {}
         unfinished = next((folder for folder, why_not in not_resumable.items() if why_not is None), None)
         if unfinished:
@@ -263,7 +270,8 @@ class LitCLI(LightningCLI):
         self.folder = self._folder_of_checkpoint() or unfinished or self._new_folder(root / config.name)
         if self.claimed and not_resumable:
             newest, why_not = next(iter(not_resumable.items()))
-            _say(f"{newest} {why_not}: a new run starts in {self.folder}")
+            more = f" (--ckpt_path {newest} with more steps goes on with it)" * (why_not == run_folder.FINISHED)
+            _say(f"{newest} {why_not}: a new run starts in {self.folder}{more}")
         os.environ[run_folder.FOLDER_VARIABLE] = str(self.folder)
 
     def _go_on_with(self, folder: Path) -> None:
@@ -315,8 +323,9 @@ class LitCLI(LightningCLI):
 
     def _hand_over_tokenizer(self) -> None:
         """The checkpoint's, to the data: a run that goes on takes it where it would train one, other verbs always."""
-        take = getattr(self.datamodule, "reuse_tokenizer" if self.verb == "fit" else "use_tokenizer", None)
-        if take is not None and self.stored.get("tokenizer"):
+        if self.stored.get("tokenizer"):
+            data = adapted(self.datamodule)
+            take = data.reuse_tokenizer if self.verb == "fit" else data.use_tokenizer
             take(tokenizer_from_dict(self.stored["tokenizer"]))
 
     def instantiated(self) -> Namespace:
@@ -348,6 +357,7 @@ class LitCLI(LightningCLI):
             built = super().instantiate_trainer(**chosen, **kwargs)
         except (ValueError, TypeError) as error:  # a strategy or an accelerator of no such name, devices of no number
             raise UserError(friendly_error(str(error), [])) from error
+        _check_names(built)
         if getattr(built.strategy.launcher, "_start_method", "fork") != "fork":
             raise UserError(
                 "trainer.strategy starts processes that are handed the run's loggers and callbacks, which cannot be "
@@ -364,7 +374,7 @@ class LitCLI(LightningCLI):
         fresh = config.clone()  # the file starts such a run, not this one again, and after a flag takes nothing back
         del fresh["ckpt_path"], fresh["resume"]
         resolved = self._parser(self.verb).dump(fresh, skip_unset=False)
-        self.folder_callback = RunFolder(self.folder, resolved, run_folder.hash_of(self.settings))
+        self.folder_callback = run_folder.RunFolder(self.folder, resolved, run_folder.hash_of(self.settings))
         callbacks: list[Callback] = [self.folder_callback, Throughput(), ExactResume()]
         callbacks += [summary, LogArtifacts()]
         if config.val_at_start:
@@ -372,6 +382,19 @@ class LitCLI(LightningCLI):
         if config.early_stopping:
             callbacks.append(EarlyStopping("val/loss", patience=config.early_stopping))
         return callbacks
+
+
+def _check_names(trainer: Trainer) -> None:
+    """A ModelCheckpoint of the user's writes beside the run's own files, and deletes what it takes for its own."""
+    for callback in trainer.checkpoint_callbacks:
+        if not isinstance(callback, ModelCheckpoint) or callback.dirpath is not None:
+            continue
+        if callback.save_last or callback.filename in ("best", "last"):
+            given = "save_last" if callback.save_last else f"filename {callback.filename}"
+            raise UserError(
+                f"a ModelCheckpoint with {given} would replace the run's own best.ckpt or last.ckpt, which are saved "
+                "in any case: leave that out."
+            )
 
 
 def _names(classes: Iterable[type]) -> list[str]:

@@ -7,10 +7,9 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from datamodules.described import SOURCES, path_exists, stored_value
 from datamodules.errors import UserError
 from datamodules.files import expanded
-from datamodules.options import option_names
+from datamodules.options import SOURCES, option_names, path_exists, stored_value
 from datamodules.sources import is_path
 from lit_gpt.cli.arguments import CONFIG, data_of_configs, pairs
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 
 from datamodules import TextDataModule
@@ -11,6 +12,8 @@ from datamodules.tokenizers import Tokenizer
 from datamodules.tokens import TokenStore
 from lit_gpt.cli.arguments import with_packaged_configs
 from lit_gpt.cli.lightning_cli import LitCLI
+from lit_gpt.language_model import LitLanguageModel, check_batch
+from lit_gpt.protocols import adapted
 
 _BATCHES_FOR_PADDING = 50
 
@@ -41,13 +44,17 @@ class DataCLI(LitCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         config = self.config_init[subcommand]
-        module: TextDataModule = config.data
-        module.block_size = module.block_size or getattr(getattr(config.model, "config", None), "block_size", None)
-        module.prepare_data(config.verify)
-        module.setup("fit")
-        if config.verify:
+        data, model = config.data, config.model
+        if isinstance(data, TextDataModule):
+            block_size = model.config.block_size if isinstance(model, LitLanguageModel) else None
+            data.block_size = data.block_size or block_size
+            data.prepare_data(config.verify)
+        else:
+            data.prepare_data()
+        data.setup("fit")
+        if config.verify and isinstance(data, TextDataModule):
             print("the cache of this text is checked: every file has its checksum")
-        show(module, config.batches, config.rows)
+        show(data, config.batches, config.rows)
 
 
 def main(arguments: list[str]) -> None:
@@ -55,21 +62,23 @@ def main(arguments: list[str]) -> None:
     DataCLI(with_packaged_configs(arguments))
 
 
-def show(module: TextDataModule, batches: int = 1, rows: int = 3) -> None:
+def show(module: LightningDataModule, batches: int = 1, rows: int = 3) -> None:
     """Prints statistics of the corpus and the first training batches.
 
     Args:
-        module: a datamodule after ``setup``.
+        module: a datamodule after ``setup``; of one that is not of ours the batches alone.
         batches: number of batches to print.
         rows: number of rows to print of each.
     """
-    print("\n".join(corpus_lines(module)))
-    loader = module.train_dataloader()
+    if isinstance(module, TextDataModule):
+        print("\n".join(corpus_lines(module)))
+    loader, tokenizer = module.train_dataloader(), adapted(module).tokenizer
     for number, batch in zip(range(1, batches + 1), loader, strict=False):
+        check_batch(batch)
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items())
         print(f"\nbatch {number} of {len(loader)}: {shapes}")
         for row in range(min(rows, len(batch["input_ids"]))):
-            print("\n".join(row_lines(batch, row, module.tokenizer)))
+            print("\n".join(row_lines(batch, row, tokenizer)))
 
 
 def corpus_lines(module: TextDataModule) -> list[str]:
@@ -92,19 +101,28 @@ def corpus_lines(module: TextDataModule) -> list[str]:
     return lines
 
 
-def row_lines(batch: Batch, row: int, tokenizer: Tokenizer) -> list[str]:
-    """Lines for one row of a batch: inputs and targets as text, then as ids, and the mask."""
+def row_lines(batch: Batch, row: int, tokenizer: Tokenizer | None) -> list[str]:
+    """Lines for one row of a batch: inputs and targets as text, then as ids, and the mask.
+
+    Without a tokenizer the ids alone; a batch without a mask has no padding.
+    """
     ids, targets = batch["input_ids"][row], batch["targets"][row]
-    mask = batch["attention_mask"][row]
-    separator = "" if all(len(tokenizer.token_bytes(i)) == 1 for i in ids[:32].tolist()) else "|"
+    mask = batch["attention_mask"][row] if "attention_mask" in batch else torch.ones_like(ids, dtype=torch.bool)
     document = f", documents {_spans(batch['document_ids'][row])}" if "document_ids" in batch else ""
     return [
         f"  row {row}: {int(mask.sum())} tokens, {int((targets != IGNORE_INDEX).sum())} scored{document}",
-        f"    input   {separator.join(tokenizer.token_text(i) for i in ids[mask].tolist())}",
-        f"    target  {separator.join(_target(i, tokenizer) for i in targets[mask].tolist())}",
+        *([] if tokenizer is None else _text_lines(ids[mask], targets[mask], tokenizer)),
         f"    ids     {' '.join(map(str, ids.tolist()))}",
         f"    targets {' '.join(map(str, targets.tolist()))}",
         f"    mask    {''.join('#' if real else '.' for real in mask.tolist())}",
+    ]
+
+
+def _text_lines(ids: torch.Tensor, targets: torch.Tensor, tokenizer: Tokenizer) -> list[str]:
+    between = "" if all(len(tokenizer.token_bytes(i)) == 1 for i in ids[:32].tolist()) else "|"
+    return [
+        f"    input   {between.join(tokenizer.token_text(i) for i in ids.tolist())}",
+        f"    target  {between.join(_target(i, tokenizer) for i in targets.tolist())}",
     ]
 
 

@@ -24,6 +24,7 @@ def generate(
     num_samples: int = 1,
     seed: int | None = None,
     device: str = "auto",
+    model: str | None = None,
 ) -> None:
     """Continue a text, printing it as it is written.
 
@@ -41,8 +42,9 @@ def generate(
         num_samples: How many continuations of each prompt; several appear when all are done.
         seed: Makes the text repeatable on the same machine.
         device: Where to run, such as cpu or cuda:1; auto takes a GPU when there is one.
+        model: The LightningModule of a checkpoint that is of a class of your own, such as mine.LitGRU.
     """
-    model = load(ckpt_path, _device(device))
+    loaded = load(ckpt_path, _device(device), model)
     options = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -54,9 +56,9 @@ def generate(
         "seed": seed,
     }
     if not prompt and sys.stdin.isatty():
-        _ask(model, num_samples, options)
+        _ask(loaded, num_samples, options)
     else:
-        _write(model, _prompt(prompt), num_samples, options)
+        _write(loaded, _prompt(prompt), num_samples, options)
 
 
 def _device(name: str) -> str:

@@ -122,14 +122,22 @@ def test_other_sources_validate_whole_and_nothing_is_taken_from_the_training_tex
 
 
 @pytest.mark.parametrize(("rows_per_step", "scored"), [(1, 2016), (4, 2048), (40, 1280), (128, 0)])
-def test_coverage_is_the_share_that_whole_spans_of_a_batch_reach(lines: str, rows_per_step: int, scored: int) -> None:
+def test_the_challenge_counts_an_eos_token_as_five_characters_and_whole_spans_of_a_batch(
+    lines: str, rows_per_step: int, scored: int
+) -> None:
     (Path(lines).parent / "val.txt").write_text("abcdefghi\n" * 208)
-    data = module(lines, val_source=str(Path(lines).parent / "val.txt"), tokens_per_step=32 * rows_per_step)
+    options = {"val_source": str(Path(lines).parent / "val.txt"), "tokens_per_step": 32 * rows_per_step}
+    data = module(lines, **options, challenge_metrics=True)
     n = 208 * 10 + 1
     spans = range(0, n - 32 * rows_per_step, 32 * rows_per_step + 1)  # of a step's targets and the input before them
     assert len(spans) * 32 * rows_per_step == scored
-    assert data.scored_text("val").coverage == pytest.approx(scored / n)
-    assert data.scored_text("train_eval").coverage is None
+    metrics = data.extra_metrics("val", 100.0)
+    assert metrics == {
+        "challenge_loss": pytest.approx(100 / (208 * len("abcdefghi<eos>"))),
+        "challenge_coverage": pytest.approx(scored / n),
+    }
+    assert data.extra_metrics("train_eval", 100.0) == {}
+    assert module(lines, **options).extra_metrics("val", 100.0) == {}
 
 
 def test_a_share_beside_a_number_of_documents_is_at_least_one(lines: str) -> None:

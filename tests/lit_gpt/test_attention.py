@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 
-from lit_gpt.attention import attention, build_mask, position_ids
-from lit_gpt.model import GPT
+from lit_gpt.attention import attention, build_mask, position_ids, rotary_cos_sin
+from lit_gpt.model import GPT, Block
 from tests.lit_gpt.test_model import EVERY_ARCHITECTURE, small, tokens
 
 DOCUMENTS = torch.tensor([[0] * 5 + [1] * 9 + [2] * 6, [7] * 12 + [8] * 5 + [-1] * 3], dtype=torch.int32)
@@ -248,3 +248,28 @@ def test_dropping_hardly_any_weight_changes_nothing(heads: int, masked: bool) ->
         y = attention(*qkv, mask=mask, dropout_p=p)
         found.append((y, *torch.autograd.grad(y.square().sum(), qkv)))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+@EVERY_ARCHITECTURE
+@pytest.mark.parametrize("masked", [False, True])
+def test_blocks_of_an_encoder_see_what_comes_after(architecture: dict[str, Any], masked: bool) -> None:
+    """A change of the last token reaches the first, but not in a causal block; that of a pad reaches no other."""
+    torch.manual_seed(0)
+    net, ids = small(**architecture), tokens(1, 9)
+    real = torch.tensor([[True] * 8 + [False]]) if masked else None
+
+    def moved(causal: bool, changed: int) -> Tensor:
+        """Whether the output at each place moves with the input at one, (T,)."""
+        block = Block(net.config, causal=causal)
+        mask = build_mask(ids, attention_mask=real, causal=causal)
+        x = torch.randn(1, 9, net.config.n_embd)
+        other = x.clone()
+        other[:, changed] = torch.randn(net.config.n_embd)
+        cos_sin = rotary_cos_sin(9, net.config.head_size, 10_000.0, device=x.device)
+        return (block(x, cos_sin, mask) - block(other, cos_sin, mask)).abs().amax(-1)[0] > 1e-6
+
+    last = 7 if masked else 8
+    assert moved(causal=False, changed=last)[: last + 1].all()
+    assert not moved(causal=True, changed=last)[:last].any()
+    if masked:
+        assert moved(causal=False, changed=8).nonzero().flatten().tolist() == [8]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_gpt.metrics import TokenMetrics, per_text
+from lit_gpt.metrics import TokenMetrics, per_text, whole_split
 
 
 def test_figures_do_not_depend_on_how_tokens_are_grouped() -> None:
@@ -45,17 +45,6 @@ def test_sums_stay_exact_in_a_module_of_bfloat16() -> None:
 
 
 def test_units_of_the_text() -> None:
-    text = SimpleNamespace(tokens=50, chars=200, bytes=220, eos_tokens=0)
-    whole = per_text(100.0, 50, text)
-    assert whole == {"bpb": pytest.approx(100 / math.log(2) / 220), "nats_per_char": pytest.approx(0.5)}
-    assert per_text(40.0, 20, text) == pytest.approx(whole)  # two fifths scored: in proportion
-
-
-def test_the_challenge_counts_an_end_mark_as_five_characters_and_only_where_the_text_has_a_coverage() -> None:
-    text = SimpleNamespace(tokens=50, chars=200, bytes=220, eos_tokens=10, coverage=0.75)
-    figures = per_text(96.0, 50, text)
-    # 190 characters of text and 10 end marks
-    assert figures["challenge_loss"] == pytest.approx(96 / (190 + 5 * 10))
-    assert figures["challenge_coverage"] == 0.75
-    text.coverage = None
-    assert set(per_text(96.0, 50, text)) == {"bpb", "nats_per_char"}
+    text = SimpleNamespace(tokens=50, chars=200, bytes=220)
+    assert per_text(100.0, text) == {"bpb": pytest.approx(100 / math.log(2) / 220), "nats_per_char": pytest.approx(0.5)}
+    assert whole_split(40.0, 20, text) == pytest.approx(100.0)  # two fifths scored: in proportion

@@ -16,6 +16,7 @@ from lit_gpt.optim import (
     lr_factor,
     parameter_groups,
 )
+from lit_gpt.protocols import Network
 
 
 def small_gpt(**options: object) -> GPT:
@@ -27,6 +28,10 @@ def with_gradients(net: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in net.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+class Layer(nn.Linear, Network):
+    """The smallest network that an optimizer takes."""
 
 
 SHAPES = [
@@ -86,7 +91,7 @@ def test_adamw_equals_torch(betas: tuple[float, float]) -> None:
 def test_muon_equals_torch_on_single_matrices(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(muon, "has_bfloat16", lambda _: True)  # torch's own always takes bfloat16
     torch.manual_seed(0)
-    ours, theirs = nn.Linear(*shape, bias=False), nn.Linear(*shape, bias=False)
+    ours, theirs = Layer(*shape, bias=False), nn.Linear(*shape, bias=False)
     theirs.load_state_dict(ours.state_dict())
     one = build_optimizer(ours, OptimizerConfig(kind="muon", lr=0.02, weight_decay=0.1))
     two = torch.optim.Muon(theirs.parameters(), lr=0.02, weight_decay=0.1, momentum=0.95)
@@ -151,7 +156,7 @@ def test_adamw_goes_on_from_what_another_rule_left(before: str) -> None:
 
 def test_a_loaded_state_lies_beside_its_parameters() -> None:
     config = OptimizerConfig(kind="muon")
-    here, there = nn.Linear(3, 4), nn.Linear(3, 4, device="meta")
+    here, there = Layer(3, 4), Layer(3, 4, device="meta")
     trained, resumed = build_optimizer(here, config), build_optimizer(there, config)
     here(torch.ones(2, 3)).sum().backward()
     trained.step()

@@ -1,6 +1,5 @@
 """A space before each text: nothing is lost, and a word is the same token at the beginning as elsewhere."""
 
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -94,7 +93,7 @@ def test_it_is_no_text_where_the_training_split_is_scored(tmp_path: Path, rows: 
         train_eval_rows=10**6,
     )
     data.setup()
-    assert data.scored_text("train_eval") == replace(scored_split(data.stores["train"], data.tokenizer), coverage=None)
+    assert data.scored_text("train_eval") == scored_split(data.stores["train"], data.tokenizer)
 
 
 def test_a_tokenizer_without_words_refuses_it() -> None:

@@ -53,20 +53,21 @@ def test_a_run_leaves_everything_in_its_folder(fit: Fit) -> None:
     assert losses[-1] < losses[0]
 
 
-def test_headlines_are_judged_by_the_challenge_and_other_texts_are_not(
+def test_the_metrics_of_the_headline_challenge_come_on_request_only(
     fit: Fit, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = fit()
+    headlines = ("--data", "HeadlinesDataModule", "--data.tokenizer", "byte")
+    folder = fit(*headlines)
     assert "challenge" not in (folder / "metrics.csv").read_text() + (folder / "summary.json").read_text()
     assert "challenge" not in capsys.readouterr().out
-    folder = fit("--data", "HeadlinesDataModule", "--data.tokenizer", "byte")
+    folder = fit(*headlines, "--data.challenge_metrics", "true")
     out, summary = capsys.readouterr().out, json.loads((folder / "summary.json").read_text())
     assert {name for name in summary["final"] if "challenge" in name} == {
         "val/challenge_loss",
         "val/challenge_coverage",
     }
     assert 0 < summary["final"]["val/challenge_coverage"] < 1
-    assert f"  challenge {summary['final']['val/challenge_loss']:.4f}\n" in out
+    assert f"  challenge_loss {summary['final']['val/challenge_loss']:.4f}  challenge_coverage 0." in out
     assert {row["step"]: row["val/challenge_loss"] for row in rows(folder) if row["val/loss"]}.keys() == {"3", "6"}
     assert not [name for name in summary["final"] if "train_eval/challenge" in name]
 

@@ -276,7 +276,8 @@ def test_resume_auto_says_why_it_starts_anew(fit: Fit, capsys: pytest.CaptureFix
     assert "a new run starts" not in capsys.readouterr().out
     fit("--resume", "auto")
     first, second = (os.path.join("logs", "run", f"version_{i}") for i in (0, 1))
-    assert f"{first} is finished: a new run starts in {second}\n" in capsys.readouterr().out
+    more = f"(--ckpt_path {first} with more steps goes on with it)"
+    assert f"{first} is finished: a new run starts in {second} {more}\n" in capsys.readouterr().out
 
 
 def unfinished(folder: Path) -> Path:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import datamodules
-from datamodules.described import described
 from datamodules.errors import UserError
+from datamodules.options import described
 from lit_gpt import checkpoint
 from lit_gpt.cli.lightning_cli import LitCLI, run
 from tests.conftest import TINY

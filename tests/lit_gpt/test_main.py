@@ -1,0 +1,61 @@
+"""What is said when several processes of a run meet one refusal."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from datamodules import CharDataModule
+from datamodules.errors import UserError
+from lit_gpt import __main__
+
+#: A process that starts two others, as ``ddp`` does; all of them are refused.
+SCRIPT = """
+import os, subprocess, sys
+from lit_gpt.__main__ import _say_and_exit
+if "LOCAL_RANK" in os.environ:
+    print("is there", flush=True)
+else:
+    start = lambda rank: subprocess.Popen(
+        [sys.executable, __file__], env={**os.environ, "LOCAL_RANK": rank}, stdout=subprocess.PIPE
+    )
+    others = [start("1"), start("2")]
+    for other in others:
+        other.stdout.readline()
+_say_and_exit(ValueError("refused"))
+"""
+
+
+def test_a_refusal_of_all_processes_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "start.py").write_text(SCRIPT)
+    done = subprocess.run([sys.executable, "start.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "lit_gpt: refused\n")
+
+
+def test_a_refusal_of_one_process_alone_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(__main__, "SECONDS_TO_BE_SAID", 0.01)
+    with pytest.raises(SystemExit) as left:
+        __main__._say_and_exit(ValueError("refused"))
+    assert (left.value.code, capsys.readouterr().err) == (2, "lit_gpt: refused\n")
+
+
+@pytest.mark.parametrize(
+    ("micro", "world", "tokens"), [(None, 3, (480, 528)), (None, 48, (768,)), (4, 3, (384, 576)), (5, 1, (480, 560))]
+)
+def test_a_step_that_cannot_be_divided_names_one_that_can(
+    micro: int | None, world: int, tokens: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CharDataModule, "_place", (0, world))
+
+    def share(tokens_per_step: int) -> object:
+        data = CharDataModule(block_size=16, tokens_per_step=tokens_per_step, micro_batch_size=micro)
+        data._size = 16
+        return data._share(100)
+
+    with pytest.raises(UserError, match=f"set tokens_per_step to {' or '.join(map(str, tokens))}\\.$"):
+        share(512)
+    assert all(share(one) for one in tokens)
