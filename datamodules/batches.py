@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.errors import UserError
 from datamodules.permutation import permute, random_words
 from datamodules.tokens import TokenStream
 
@@ -281,18 +282,26 @@ class BatchLoader:
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
         self.dataset.rows.prepare(epoch)
         indices = ((epoch, item) for item in range(start, len(self)))
-        return iter(
-            DataLoader(
-                self.dataset,
-                batch_size=None,  # an item is a batch
-                sampler=indices,
-                num_workers=self.num_workers,
-                pin_memory=torch.cuda.is_available(),
-                # Without a generator, it draws a seed for its workers from the global random state. A run that
-                # resumes would draw at other steps than a straight one, and its dropout masks would differ.
-                generator=torch.Generator().manual_seed(0),
-            )
+        loader = DataLoader(
+            self.dataset,
+            batch_size=None,  # an item is a batch
+            sampler=indices,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            # Without a generator, it draws a seed for its workers from the global random state. A run that
+            # resumes would draw at other steps than a straight one, and its dropout masks would differ.
+            generator=torch.Generator().manual_seed(0),
         )
+        try:
+            yield from loader
+        except (ConnectionError, EOFError, FileNotFoundError) as error:
+            if not self.num_workers or "in DataLoader worker" in str(error):  # raised by the dataset there
+                raise
+            # It died between announcing a batch and handing it over, which torch's own check of workers does not see.
+            raise UserError(
+                "A worker process of the data loader was killed, often for want of memory: try a smaller "
+                "--data.num_workers, and go on with --resume auto."
+            ) from error
 
 
 class TrainLoader(BatchLoader):

@@ -1,6 +1,7 @@
 """Tokenizers as plain values and as JSON files."""
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from datamodules.tokenizers.byte_level import huggingface_state
 from datamodules.tokenizers.huggingface import from_huggingface
 from datamodules.tokenizers.simple import ByteTokenizer, CharTokenizer
 from datamodules.tokenizers.unigram import UnigramTokenizer
+
+#: A CRC-32 of the other keys. A tokenizer.json of Hugging Face's has none.
+CHECKSUM = "checksum"
 
 _CLASSES: dict[str, type[Tokenizer]] = {
     "char": CharTokenizer,
@@ -55,8 +59,13 @@ def open_tokenizer(spec: str) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
-    """Writes a JSON file for `load_tokenizer`, atomically."""
-    write_text(path, json.dumps(tokenizer.to_dict(), ensure_ascii=False))
+    """Writes a JSON file for `load_tokenizer`, atomically and with a checksum, which is compared when it is read."""
+    state = tokenizer.to_dict()
+    write_text(path, json.dumps({**state, CHECKSUM: _checksum(state)}, ensure_ascii=False))
+
+
+def _checksum(state: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(state, sort_keys=True).encode())
 
 
 def is_written_here(path: Path) -> bool:
@@ -94,6 +103,8 @@ def load_tokenizer(path: str | Path, *, check: bool = True) -> Tokenizer:
         raise UserError(f"{path} is not JSON ({error}); give a tokenizer of ours or a tokenizer.json.") from None
     if not isinstance(state, dict) or not {"kind", "model"} & state.keys():
         raise UserError(f"{path} is no tokenizer; give one of ours or a Hugging Face tokenizer.json.")
+    if CHECKSUM in state and state.pop(CHECKSUM) != _checksum(state):
+        raise UserError(f"{path} is damaged (it differs from its checksum); make or download it again.")
     try:
         tokenizer = from_huggingface(state) if "model" in state else tokenizer_from_dict(state)
         if check:

@@ -197,10 +197,13 @@ class RunCheckpoints(Checkpoint):
         self._end = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save the end of the last step, where it is still there; whatever comes of that, the exception goes on."""
+        """Save the end of the last step, where it is still there, and give the signals back; whatever comes of that,
+        the exception goes on.
+        """
         if self._end and isinstance(exception, Exception):
             with suppress(Exception):
                 self._save_what_is_sound(trainer, self._end)
+        self._signals.give_back()
         self._end = None
 
     def _save_what_is_sound(self, trainer: Trainer, end: StepEnd) -> None:

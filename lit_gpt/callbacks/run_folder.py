@@ -281,10 +281,15 @@ class RunFolder(Callback):
 
     @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse to share the folder with another process; remove what a killed one has left of files half written."""
+        """Refuse to share the folder with another process, and remove temporary files that killed runs have left.
+
+        Also in the folders of its other runs: nobody goes on with one that was killed before its first checkpoint.
+        """
         self._hold = RunLock(self.folder)
-        for folder in (self.folder, self.folder / LAST.parent) if self._hold.is_locked else ():
-            remove_leftovers(folder)
+        others = [run for run in self.folder.parent.glob("version_*") if not is_locked(run)]
+        for run in (self.folder, *others) if self._hold.is_locked else ():
+            remove_leftovers(run)
+            remove_leftovers(run / LAST.parent)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the folder."""

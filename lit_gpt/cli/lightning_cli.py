@@ -44,6 +44,7 @@ from lit_gpt.cli.arguments import check_values, pairs, preset, value_of, with_pa
 from lit_gpt.cli.friendly_errors import friendly_error
 from lit_gpt.cli.parser import StrictParser, prepare_parsing
 from lit_gpt.cli.quiet import quieten_lightning
+from lit_gpt.cli.restoring import restoring
 from lit_gpt.config import PRESETS
 from lit_gpt.integrity import step_of, to_go_on_from
 from lit_gpt.language_model import LitLanguageModel
@@ -364,6 +365,10 @@ class LitCLI(LightningCLI):
                 "copied: use --trainer.strategy ddp, or ddp_notebook in a notebook."
             )
         return built
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with restoring(self.config[subcommand].ckpt_path):
+            super()._run_subcommand(subcommand)
 
     def _loggers(self, given: Any) -> Any:
         return run_loggers(self.folder, given) if self.verb == "fit" else given or False

@@ -43,6 +43,11 @@ def parsed(
     """
     if stored is None or any(name == "--data" for name, _ in pairs(arguments)):
         return parse(arguments), None
+    if not _is_described(stored):
+        raise UserError(
+            "the checkpoint describes its data as `fit` never does: give a file that `fit` saved, or the data as "
+            "--data CLASS with its options."
+        )
     if stored["class_path"] not in OURS:
         return _named(parse(arguments), verb, stored["class_path"]), None
     rest, data = _split(arguments)
@@ -50,6 +55,19 @@ def parsed(
     used = _usable(stored, typed, verb)
     config[verb].data = parse([f"--data={json.dumps(used)}", *data])[verb].data
     return config, _left_out(data_of_configs(rest), config[verb].data.as_dict(), typed)
+
+
+def _is_described(stored: Any) -> bool:
+    """Whether it is of the form that `described` gives it; the parser judges the other options."""
+    if not isinstance(stored, dict) or not isinstance(stored.get("class_path"), str):
+        return False
+    options = stored.get("init_args", ())
+    if not isinstance(options, dict | None):
+        return False
+    places = [(options or {}).get(name) for name in (*SOURCES, "cache_dir")]
+    return all(
+        isinstance(one, str | None) for value in places for one in (value if isinstance(value, list) else [value])
+    )
 
 
 def _named(config: Namespace, verb: str, wanted: str) -> Namespace:

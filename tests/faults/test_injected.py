@@ -1,0 +1,124 @@
+"""What the trials of benchmarks/faults found, each as its smallest case."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from jsonargparse import Namespace
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from datamodules import CharDataModule
+from datamodules.errors import UserError
+from datamodules.tokenizers import (
+    ByteTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+    train_tokenizer,
+)
+from lit_gpt.callbacks.run_folder import RunLock
+from lit_gpt.cli.run_data import parsed
+
+Fit = Callable[..., Path]
+
+
+def test_temporary_files_of_a_run_that_nobody_goes_on_with_are_removed(fit: Fit) -> None:
+    killed, running = Path("logs/run/version_0"), Path("logs/run/version_1")
+    for run in (killed, running):
+        (run / "checkpoints").mkdir(parents=True)
+        (run / ".config.yaml.abcd1234.tmp").write_text("half")
+        (run / "checkpoints" / ".last.ckpt.abcd1234.tmp").write_text("half")
+    hold = RunLock(running)
+    assert fit("--trainer.max_steps", "1", "--resume", "auto").name == "version_2"
+    hold.release()
+    assert not [*killed.rglob(".*")]
+    assert len([*running.rglob(".*")]) == 2
+
+
+def trained(kind: str) -> Tokenizer:
+    texts = ["the model reads a token and writes another one, naïve or not"] * 3
+    made = {"char": lambda: CharTokenizer.from_texts(texts), "byte": lambda: ByteTokenizer(eos=True)}
+    return made.get(kind, lambda: train_tokenizer(kind, texts, 300))()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["char", "byte", "bpe", "unigram"])
+def test_a_flipped_bit_of_a_tokenizer_file_is_refused_by_name(kind: str, tmp_path: Path) -> None:
+    tokenizer, path = trained(kind), tmp_path / "t.json"
+    save_tokenizer(tokenizer, path)
+    content = path.read_bytes()
+    assert load_tokenizer(path).to_dict() == tokenizer.to_dict()
+    for place in range(0, len(content), max(1, len(content) // 60)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 2]) + content[place + 1 :])
+        with pytest.raises(UserError, match=r"t\.json"):
+            load_tokenizer(path)
+
+
+def test_a_tokenizer_file_that_a_person_has_written_needs_no_checksum(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text(json.dumps(trained("char").to_dict()))
+    assert load_tokenizer(tmp_path / "t.json").to_dict() == trained("char").to_dict()
+
+
+FORGED = {
+    "optimizer_states": [{"state": {0: "x"}, "param_groups": []}],
+    "lr_schedulers": [{"a": 1}],
+    "loops": {"fit_loop": 1},
+    "hyper_parameters": [1],
+    "pytorch-lightning_version": "none",
+    "callbacks": {"RunCheckpoints": 1},
+    "random numbers": {"ExactResume": {"random": [{"torch": 1}], "accumulation": 1}},
+}
+
+
+@pytest.mark.parametrize("key", FORGED)
+def test_a_forged_state_of_a_run_is_one_sentence(key: str, fit: Fit) -> None:
+    last = fit("--trainer.max_steps", "2") / "checkpoints" / "last.ckpt"
+    stored = torch.load(last, weights_only=True)
+    stored[key if key in stored else "callbacks"] = FORGED[key]
+    last.unlink()
+    torch.save(stored, last)
+    with pytest.raises(UserError, match=r"last\.ckpt' holds a state that no run of this version wrote \(") as caught:
+        fit("--ckpt_path", str(last))
+    assert "\n" not in str(caught.value)
+
+
+CHAR = "datamodules.char.CharDataModule"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "text",
+        {"init_args": {}},
+        {"class_path": CHAR},
+        {"class_path": [CHAR], "init_args": {}},
+        {"class_path": CHAR, "init_args": [1]},
+        {"class_path": CHAR, "init_args": {"source": {"class_path": "os.system"}}},
+        {"class_path": CHAR, "init_args": {"source": ["a", 1]}},
+        {"class_path": CHAR, "init_args": {"cache_dir": 3}},
+    ],
+)
+def test_a_forged_description_of_the_data_is_one_sentence(data: object) -> None:
+    def parse(arguments: list[str]) -> Namespace:
+        raise AssertionError("nothing of it is parsed")
+
+    with pytest.raises(UserError, match="the checkpoint describes its data as `fit` never does"):
+        parsed(parse, "validate", data, [])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, EOFError, FileNotFoundError])
+def test_a_worker_that_dies_while_it_hands_over_a_batch_is_one_sentence(
+    error: type[Exception], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = CharDataModule(str(text), cache_dir=str(tmp_path / "cache"), block_size=16, num_workers=1)
+    data.prepare_data()
+    data.setup("fit")
+
+    def broken(*_: object, **__: object) -> object:
+        raise error
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", broken)
+    with pytest.raises(UserError, match="A worker process of the data loader was killed, often for want of memory"):
+        next(iter(data.train_dataloader()))
