@@ -25,6 +25,8 @@ from datamodules.tokenizers import Tokenizer
 from datamodules.tokens import TokenStore, read_meta
 
 _DEFAULT_ROWS, _DEFAULT_SEED = 32, 1337
+#: Tokens of one process in one forward pass. Ids and targets alone would take 2 GB.
+_MAX_MICRO_BATCH = 2**27
 
 
 class TextDataModule(RemembersOptions, LightningDataModule):
@@ -260,7 +262,9 @@ class TextDataModule(RemembersOptions, LightningDataModule):
 
     def _check_split(self, split: str) -> None:
         if split not in self.stores:
-            raise UserError(f"There is no {split} split: set {split}_fraction or {split}_source.")
+            raise UserError(
+                f"There is no {split} split: set --data.{split}_source, or --data.{split}_fraction in `fit`."
+            )
 
     def _order_seed(self) -> int:
         """The option ``seed``, or the run's seed, which Lightning's ``seed_everything`` keeps in the environment."""
@@ -317,6 +321,11 @@ class TextDataModule(RemembersOptions, LightningDataModule):
                 f"A step of {step} rows (tokens_per_step / block_size) cannot be divided among {world} process(es)"
                 f"{f' in micro-batches of {micro} row(s)' if self.micro_batch_size else ''}: set tokens_per_step to "
                 f"{self._divisible(step, world)}."
+            )
+        if micro * self._size > _MAX_MICRO_BATCH:
+            raise UserError(
+                f"A micro-batch of {micro * self._size:,} tokens is larger than any machine can train on: lower "
+                "--data.tokens_per_step, or set --data.micro_batch_size."
             )
         return RankShare(rows, step, micro, rank, world)
 

@@ -367,7 +367,8 @@ def _writable(cache_dir: Path) -> Iterator[None]:
             raise UserError(
                 f"The disk is full: no room for the tokens in {cache_dir}; free some or set cache_dir."
             ) from None
-        if is_refusal(error) or error.errno == errno.EEXIST:
+        vanished = error.errno == errno.ENOENT and str(error.filename).startswith(str(cache_dir))
+        if is_refusal(error) or vanished or error.errno == errno.EEXIST:
             raise UserError(f"The cache {cache_dir} cannot be written ({error.strerror}); set cache_dir.") from None
         raise
 

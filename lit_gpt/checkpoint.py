@@ -1,10 +1,11 @@
-"""What a checkpoint of ours holds, and how to read one with torch alone.
+"""The content of a checkpoint, and how to read one with torch alone.
 
-One file is enough: Lightning's own keys, and under ``lit_gpt`` a format number, the network's class and
-configuration, the tokenizer and the fingerprints of the data. Everything in it is a primitive or a tensor, so it
-loads under ``weights_only=True``.
+A checkpoint is one file with all that is needed: Lightning's own keys, and under ``lit_gpt`` a format number, the
+network's class and configuration, the tokenizer and the fingerprints of the data. All values are primitives or tensors,
+so it loads with ``weights_only=True``.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 
 KEY = "lit_gpt"
 
-#: LightningModules that a checkpoint may name: what builds their network, and from which configuration. Both need torch
-#: alone, so that ``generate`` never imports Lightning. Any other module has to be named by the person who loads the
-#: file, because a file must not choose what is imported.
+#: LightningModules that a checkpoint may name: the function that builds their network, and the class of its
+#: configuration. Both import torch alone, so that ``generate`` need not import Lightning. Any other module must be
+#: named by the person who loads the file, because a file must not choose what is imported.
 MODULES = {
     "lit_gpt.module.LitGPT": ("lit_gpt.model:GPT", "lit_gpt.config:GPTConfig"),
     "lit_gpt.methods.module.LitExtendedGPT": (
@@ -36,14 +37,14 @@ MODULES = {
         "lit_gpt.methods.config:ExtendedGPTConfig",
     ),
     "lit_gpt.baselines.module.LitBigram": (
-        "lit_gpt.baselines.bigram:bigram",
+        "lit_gpt.baselines.bigram:build_bigram",
         "lit_gpt.baselines.bigram:BigramConfig",
     ),
 }
 
 PREFIX = "net."
 
-#: Fields in which a run may differ from the weights it starts from: they change what no weight means.
+#: Fields in which a run may differ from the weights that it starts from. No weight depends on their value.
 CHANGEABLE_FIELDS = (
     "block_size",
     "dropout",
@@ -53,43 +54,51 @@ CHANGEABLE_FIELDS = (
     "pad_vocab_to",
     "kneser_ney_share",
 )
-#: Those of them on which the shapes of a checkpoint may depend: learned positions, a padded vocabulary.
-SHAPING = ("block_size", "pad_vocab_to")
+#: Those of them on which the shape of a tensor may depend: learned positions, a padded vocabulary.
+SHAPE_FIELDS = ("block_size", "pad_vocab_to")
 
 
 def path_of(module: type) -> str:
-    """The dotted path of the class that builds the network of a LightningModule: a subclass that overrides a loss or a
-    metric alone has the network of its base.
+    """The dotted path of the class in a LightningModule's hierarchy that defines ``build_network``.
+
+    A subclass that overrides only a loss or a metric has the network of its base, and so the same path.
     """
     builder = next(base for base in module.__mro__ if "build_network" in vars(base))
     return f"{builder.__module__}.{builder.__qualname__}"
 
 
-def module_of(stored: dict[str, Any], given: str) -> str:
-    """The dotted path of the LightningModule to rebuild: ``given`` where that has the checkpoint's network.
+def module_of(stored: dict[str, Any], chosen: str) -> str:
+    """The dotted path of the LightningModule to rebuild: ``chosen`` if it builds the checkpoint's network.
 
     Raises:
-        UserError: The checkpoint is of a module that is not in `MODULES`, and ``given`` is another one.
+        UserError: The checkpoint's module is not in `MODULES`, and ``chosen`` is another one.
     """
     path: str = stored["module"]
-    module = resolve_name(given)
+    module = resolve_name(chosen)
     if "build_network" in dir(module) and path_of(module) == path:
-        return given
+        return chosen
     if path not in MODULES:
-        raise UserError(f"the checkpoint is of {path}, which is not one of lit-gpt's: add --model {path}.")
+        raise _foreign_module(path)
     return path
 
 
+def _foreign_module(path: str) -> UserError:
+    return UserError(
+        f"the checkpoint is of {path}, which is not one of lit-gpt's: add --model {path}, or in Python "
+        f"load(..., model={path!r})."
+    )
+
+
 def describe(module: type, config: dict[str, Any], data: TextData) -> dict[str, Any]:
-    """The entry under ``KEY``.
+    """The entry of a checkpoint under ``KEY``.
 
     Args:
         module: The class of the LightningModule.
         config: Its network's configuration as plain values.
-        data: The datamodule; its class and options are stored, and its tokenizer and fingerprints when it has them.
+        data: The datamodule. Its class and options are stored, and its tokenizer and fingerprints if it has them.
     """
-    # Imported here: before Lightning, the modules behind it decide the order in a Union that Python caches, and then
-    # `--trainer.limit_val_batches 1` is read as 1.0, all batches.
+    # Imported here, not at the top. Imported before Lightning, this module creates Union[float, int] first; Python
+    # caches that order, and `--trainer.limit_val_batches 1` is then read as 1.0, all batches.
     from datamodules.options import described
 
     return {
@@ -107,10 +116,10 @@ def read(path: str | Path, mmap: bool = False) -> dict[str, Any]:
 
     Args:
         path: A file, or a run's folder (see ``file_of``).
-        mmap: Leave tensors on the disk until they are used.
+        mmap: Map the file into memory, so that tensors are read when they are used.
 
     Raises:
-        UserError: When the file is missing, damaged (its checksums are compared), not ours or of a newer format.
+        UserError: The file is missing, damaged (its checksums are compared), of another program or of a newer format.
     """
     path = file_of(path)
     if not path.is_file():
@@ -119,78 +128,93 @@ def read(path: str | Path, mmap: bool = False) -> dict[str, Any]:
         )
     checkpoint: dict[str, Any] = integrity.load(path, mmap)
     check(checkpoint, path)
-    integrity.check_kinds(checkpoint, integrity.FILE, path)
+    integrity.check_types(checkpoint, integrity.FILE_TYPES, path)
+    if checkpoint["global_step"] < 0:
+        raise _foreign_error(path)
     check_weights(checkpoint, path)
     return checkpoint
 
 
 def file_of(path: str | Path, names: Sequence[str] = ("best.ckpt", "last.ckpt")) -> Path:
-    """The checkpoint that ``path`` names: itself, or in a run's folder the first of ``names`` that is there."""
+    """The checkpoint that ``path`` names: the file itself, or in a run's folder the first of ``names`` that exists."""
     path = expanded(path)
-    found = [path / part / name for name in names for part in ("checkpoints", "") if (path / part / name).is_file()]
-    if path.is_dir() and not found:
+    files = [path / part / name for name in names for part in ("checkpoints", "") if (path / part / name).is_file()]
+    if path.is_dir() and not files:
         raise UserError(f"folder {str(path)!r} holds no checkpoint: {_advice_on_runs(path)}.")
-    return found[0] if found else path
+    return files[0] if files else path
 
 
 def _advice_on_runs(folder: Path) -> str:
-    """The newest run below a folder that holds several, such as ``logs/char`` or ``logs``."""
+    """The end of an error message: the newest run below a folder of several, such as ``logs/char`` or ``logs``."""
     files = [file for depth in ("*", "*/*") for file in folder.glob(f"{depth}/checkpoints/*.ckpt")]
+    if not files and re.fullmatch(r"version_\d+", folder.name):
+        return "this run has saved none yet, so give another run's folder"
     if not files:
         return "give the folder of a run, logs/NAME/version_N"
     return f"give the folder of a run, such as {max(files, key=lambda file: file.stat().st_mtime).parents[1]}"
 
 
-def is_ours(source: str | Path) -> bool:
-    """Whether ``source`` is a file or a run's folder, not a folder of Hugging Face's or a name on its hub."""
+def is_own_checkpoint(source: str | Path) -> bool:
+    """Whether ``source`` is a checkpoint or a run's folder, rather than a Hugging Face folder or a name on the hub."""
     path = expanded(source)
     return path.is_file() or (path / "checkpoints").is_dir()
 
 
 def check(checkpoint: Any, path: str | Path = "the checkpoint") -> None:
-    """Raise a UserError unless ``checkpoint`` is ours and of a format that this version reads."""
-    ours = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
-    if not isinstance(ours, dict) or not isinstance(ours.get("format"), int):
-        raise _foreign(path)
-    if ours["format"] == 1:
+    """Raise a UserError unless lit_gpt wrote ``checkpoint``, in a format that this version reads."""
+    entry = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
+    if not isinstance(entry, dict) or not isinstance(entry.get("format"), int) or entry["format"] < 1:
+        raise _foreign_error(path)
+    if entry["format"] == 1:
         raise UserError(f"checkpoint {str(path)!r} has format 1, which lit-gpt at commit {LAST_WITH_FORMAT_1} reads.")
-    if ours["format"] > CHECKPOINT_FORMAT:
+    if entry["format"] > CHECKPOINT_FORMAT:
         raise UserError(
-            f"checkpoint {str(path)!r} has format {ours['format']} and this version reads up to {CHECKPOINT_FORMAT}: "
+            f"checkpoint {str(path)!r} has format {entry['format']} and this version reads up to {CHECKPOINT_FORMAT}: "
             "upgrade lit-gpt."
         )
-    integrity.check_kinds(ours, integrity.ENTRY, path)
+    integrity.check_types(entry, integrity.ENTRY_TYPES, path)
 
 
 def check_weights(checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Refuse weights that do not fit the stored configuration, before memory is taken for what it says; and NaNs."""
-    state, ours = checkpoint["state_dict"], checkpoint[KEY]
-    integrity.check_kinds(state, dict.fromkeys(state, Tensor), path)
-    if ours["module"] not in MODULES:
+    """Refuse weights that do not fit the stored configuration, and weights that are not finite.
+
+    No memory is allocated for the network, so that a damaged configuration cannot ask for terabytes.
+    """
+    state, entry = checkpoint["state_dict"], checkpoint[KEY]
+    integrity.check_types(state, dict.fromkeys(state, Tensor), path)
+    if entry["module"] not in MODULES:
         return
-    net = _on_paper(ours, len(state), path)
-    if not _same_shapes(state, net):
+    net = _meta_network(entry, len(state), path)
+    floats = (state[PREFIX + name].is_floating_point() for name, _ in net.named_parameters() if PREFIX + name in state)
+    if not _same_shapes(state, net) or not all(floats):
         raise UserError(
             f"checkpoint {str(path)!r} has other weights than its configuration describes: give one that `fit` saved."
         )
     for name, _ in net.named_parameters():
-        if not all(end.isfinite() for end in state[PREFIX + name].aminmax()):  # no copy, one pass
+        if not all(extreme.isfinite() for extreme in state[PREFIX + name].aminmax()):  # one pass, without a copy
             raise UserError(
                 f"checkpoint {str(path)!r} has weights that are not finite, in {name}: give an earlier one of its run."
             )
 
 
-def _on_paper(ours: dict[str, Any], tensors: int, path: str | Path) -> nn.Module:
-    """The network that a configuration describes, without memory for its weights."""
-    builder, kind = _builder(ours)
-    _check_options(kind, ours["config"])
+def _meta_network(entry: dict[str, Any], tensors: int, path: str | Path) -> nn.Module:
+    """The network of a checkpoint's configuration on the meta device, where weights take no memory.
+
+    Args:
+        entry: The checkpoint's entry under `KEY`.
+        tensors: The number of its tensors. A configuration with more layers is wrong, and building them could take
+            hours.
+        path: The checkpoint, for the message.
+    """
+    builder, config_class = _builder(entry)
+    _check_options(config_class, entry["config"])
     try:
-        if max(ours["config"].get(name) or 0 for name in ("n_layer", "members")) > tensors:
+        if max(entry["config"].get(name) or 0 for name in ("n_layer", "members")) > tensors:
             raise ValueError(f"more layers than the file's {tensors} tensors")
         with torch.device("meta"), integrity.WithoutInitialisation():
-            net: nn.Module = builder(kind(**ours["config"]))
+            net: nn.Module = builder(config_class(**entry["config"]))
             return net
-    except Exception as error:  # values of every kind end in errors of every kind
+    except Exception as error:  # wrong values raise errors of many kinds
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise UserError(
             f"checkpoint {str(path)!r} has a configuration that describes no network ({reason}): give a file that "
@@ -199,42 +223,43 @@ def _on_paper(ours: dict[str, Any], tensors: int, path: str | Path) -> nn.Module
 
 
 def text_changed(checkpoint: dict[str, Any], data: TextData) -> bool:
-    """Whether the data's text is another than that of the run so far, where both are known."""
-    there, here = checkpoint[KEY]["fingerprints"].get("data"), data.fingerprints.get("data")
-    return None not in (there, here) and there != here
+    """Whether the data's text is another than that of the checkpoint's run. False if one of them is unknown."""
+    stored, current = checkpoint[KEY]["fingerprints"].get("data"), data.fingerprints.get("data")
+    return None not in (stored, current) and stored != current
 
 
-def config_of(kind: type[Any], value: Any) -> Any:
-    """A fresh configuration of the class ``kind`` from an instance, or from the dict that a checkpoint stores.
+def config_of(config_class: type[Any], value: Any) -> Any:
+    """A new configuration of ``config_class``, from an instance or from the dict that a checkpoint stores.
 
     Raises:
         UserError: The dict has an option that this version does not know.
     """
     values = value if isinstance(value, dict) else asdict(value)
-    _check_options(kind, values)
-    return kind(**values)
+    _check_options(config_class, values)
+    return config_class(**values)
 
 
-def _check_options(kind: type[Any], values: dict[str, Any]) -> None:
-    unknown = sorted(values.keys() - {field.name for field in fields(kind)})
+def _check_options(config_class: type[Any], values: dict[str, Any]) -> None:
+    unknown = sorted(values.keys() - {field.name for field in fields(config_class)})
     if unknown:
         raise UserError(f"the checkpoint was written by a newer lit-gpt (option {unknown[0]}): upgrade lit-gpt.")
 
 
-def _foreign(path: str | Path) -> UserError:
+def _foreign_error(path: str | Path) -> UserError:
     return UserError(f"checkpoint {str(path)!r} was not written by lit_gpt: give a file that `fit` saved.")
 
 
 def check_resumable(checkpoint: dict[str, Any], kind: str) -> None:
-    """Raise a UserError unless a run with an optimizer of this kind can go on: our own rules take up each other's
-    state, a class of torch's knows its own alone.
+    """Raise a UserError unless a run with an optimizer of this kind can resume from ``checkpoint``.
+
+    Our own algorithms can load each other's state. A class of torch can load its own only.
     """
-    if "optimizer_states" not in checkpoint:
+    if not checkpoint.get("optimizer_states"):
         raise UserError(
-            "the checkpoint holds weights alone, so there is no run to go on with: start a new one from them with "
+            "the checkpoint holds weights alone, so there is no run to resume: start a new one from them with "
             "--model.init_from instead of --ckpt_path."
         )
-    integrity.check_kinds(checkpoint, integrity.RUN, "the checkpoint")
+    integrity.check_types(checkpoint, integrity.RUN_TYPES, "the checkpoint")
     stored = checkpoint.get("hyper_parameters", {}).get("optimizer", {}).get("kind")
     if stored not in (None, kind) and "." in stored + kind:
         raise UserError(
@@ -244,57 +269,68 @@ def check_resumable(checkpoint: dict[str, Any], kind: str) -> None:
 
 
 def check_tokens(known: str | None, vocab_size: int, data: TextData) -> str | None:
-    """Raise a UserError where data has other tokens than a network knows.
+    """Raise a UserError if the data's tokenizer is not the one that a network was trained with.
 
     Args:
-        known: Fingerprint of the tokenizer that the network was trained with; None where it has seen none yet.
-        vocab_size: The network's.
+        known: Fingerprint of the network's tokenizer. None: it has not been trained yet.
+        vocab_size: The network's vocabulary size.
         data: What `lit_gpt.protocols.data_of` returned after the ``setup`` of the datamodule.
 
     Returns:
-        The fingerprint that the network knows from now on.
+        The fingerprint of the network's tokenizer from now on.
     """
-    here, symbols = data.fingerprints.get("tokenizer"), data.vocab_size or 0
-    if here and known and here != known:
+    current, tokens = data.fingerprints.get("tokenizer"), data.vocab_size or 0
+    if current and known and current != known:
         raise UserError(
             "the data's tokenizer differs from the one that the network was trained with, so token ids would change "
             "their meaning: give the text and tokenizer of that training."
         )
-    if symbols > vocab_size:
+    if tokens > vocab_size:
         raise UserError(
-            f"the data has {symbols} symbols and the network knows {vocab_size}: give the data that it was trained "
+            f"the data has {tokens} tokens and the network knows {vocab_size}: give the data that it was trained "
             "with, or train a new one."
         )
-    return known or here
+    return known or current
 
 
 def check_network(checkpoint: dict[str, Any], module: type, net: nn.Module, config: Any) -> None:
-    """Raise a UserError that names what differs unless the checkpoint's network is ``net``, which a LightningModule of
-    class ``module`` built from ``config``.
+    """Raise a UserError that names the difference unless the checkpoint has the weights of ``net``.
+
+    Args:
+        checkpoint: What `read` returned.
+        module: The class of the LightningModule that built ``net``.
+        net: The network to load the weights into.
+        config: Its configuration.
     """
     stored = checkpoint[KEY]
     if stored["module"] != path_of(module):
         raise UserError(
             f"the checkpoint is of {stored['module']}, not of {path_of(module)}: set --model {stored['module']}."
         )
-    before = config_of(type(config), stored["config"])
-    differing = differing_fields(before, config)
+    stored_config = config_of(type(config), stored["config"])
+    differing = differing_fields(stored_config, config)
     wrong = [name for name in differing if name not in CHANGEABLE_FIELDS]
     if not wrong and not _same_shapes(checkpoint["state_dict"], net):
-        wrong = [name for name in differing if name in SHAPING]
+        wrong = [name for name in differing if name in SHAPE_FIELDS]
     if wrong:
-        raise _differs(wrong, asdict(before), asdict(config))
+        raise _differs_error(wrong, asdict(stored_config), asdict(config))
 
 
-def differing_fields(before: Any, now: Any) -> list[str]:
-    """The fields in which two configurations of a network do not mean the same."""
-    there, here = asdict(before), asdict(now)
-    return [name for name in here if here[name] != there[name] and _meant(before, name) != _meant(now, name)]
+def differing_fields(stored: Any, current: Any) -> list[str]:
+    """The fields in which two configurations have different effective values (a null may equal a number)."""
+    old, new = asdict(stored), asdict(current)
+    return [
+        name
+        for name in new
+        if new[name] != old[name] and _effective_value(stored, name) != _effective_value(current, name)
+    ]
 
 
-def _differs(names: list[str], there: dict[str, Any], here: dict[str, Any]) -> UserError:
-    has, wanted = (", ".join(f"{name} {format_value(values[name])}" for name in names[:4]) for values in (there, here))
-    flags = " ".join(f"--model.config.{name} {format_value(there[name])}" for name in names)
+def _differs_error(names: list[str], stored: dict[str, Any], current: dict[str, Any]) -> UserError:
+    has, wanted = (
+        ", ".join(f"{name} {format_value(values[name])}" for name in names[:4]) for values in (stored, current)
+    )
+    flags = " ".join(f"--model.config.{name} {format_value(stored[name])}" for name in names)
     few = len(names) <= 4
     return UserError(
         f"the checkpoint has {has}, not {wanted}{'' if few else f', and {len(names) - 4} more fields differ'}: set "
@@ -302,8 +338,8 @@ def _differs(names: list[str], there: dict[str, Any], here: dict[str, Any]) -> U
     )
 
 
-def _meant(config: Any, name: str) -> Any:
-    """A field's value, or what follows from other fields where it is left out or has no effect."""
+def _effective_value(config: Any, name: str) -> Any:
+    """A field's value after its default is resolved, None for a field without effect."""
     if name == "rope_base" and not config.rope:
         return None
     resolved = {name: f"resolved_{name}" for name in ("n_kv_head", "mlp_width", "norm_eps")}
@@ -315,15 +351,15 @@ def _same_shapes(state: dict[str, Tensor], net: nn.Module) -> bool:
 
 
 def load(path: str | Path, device: str = "cpu", model: str | type | None = None) -> "TextModel":
-    """The network and tokenizer of a checkpoint, ready to generate: needs no configuration, data or network.
+    """Load a checkpoint for generation: its network and tokenizer. The file is all that is needed.
 
     Args:
-        path: A ``.ckpt`` file that ``fit`` saved, or the folder of a run, whose best it takes.
-        device: Where to put the network, such as ``cuda``.
-        model: The LightningModule of a checkpoint that is not of one of ours, or its dotted path.
+        path: A ``.ckpt`` file that ``fit`` saved, or the folder of a run, whose best.ckpt is loaded.
+        device: The device of the network, such as ``cuda``.
+        model: The LightningModule that was trained, or its dotted path, if it is a class of your own.
 
     Raises:
-        UserError: When the file cannot be used (see ``read``).
+        UserError: The file cannot be used (see ``read``).
     """
     from datamodules.tokenizers import tokenizer_from_dict
     from lit_gpt.generate import TextModel
@@ -333,8 +369,8 @@ def load(path: str | Path, device: str = "cpu", model: str | type | None = None)
         raise UserError(f"checkpoint {str(path)!r} holds no tokenizer: it was trained on ready-made token ids.")
     tokenizer = tokenizer_from_dict(checkpoint[KEY]["tokenizer"])
     if tokenizer.vocab_size > (known := checkpoint[KEY]["config"]["vocab_size"]):
-        have = f"a tokenizer of {tokenizer.vocab_size} tokens and a network that knows {known}"
-        raise UserError(f"checkpoint {str(path)!r} has {have}: give a file that `fit` saved.")
+        sizes = f"a tokenizer of {tokenizer.vocab_size} tokens and a network that knows {known}"
+        raise UserError(f"checkpoint {str(path)!r} has {sizes}: give a file that `fit` saved.")
     net = build_network(checkpoint, model).fold()
     return TextModel(net.to(device), tokenizer)
 
@@ -352,25 +388,25 @@ def build_network(checkpoint: dict[str, Any], model: str | type | None = None) -
 
 
 def _new_network(stored: dict[str, Any]) -> Network:
-    builder, kind = _builder(stored)
-    net: Network = builder(config_of(kind, stored["config"]))
+    builder, config_class = _builder(stored)
+    net: Network = builder(config_of(config_class, stored["config"]))
     return net
 
 
 def _builder(stored: dict[str, Any]) -> tuple[Any, type[Any]]:
-    """What makes the network of a checkpoint, and the class of its configuration."""
+    """The function that builds the network of a checkpoint, and the class of its configuration."""
     path = stored["module"]
     if path not in MODULES:
-        raise UserError(f"the checkpoint is of {path}, which is not one of lit-gpt's: add --model {path}.")
+        raise _foreign_module(path)
     try:
-        builder, kind = map(resolve_name, MODULES[path])
+        builder, config_class = map(resolve_name, MODULES[path])
     except ModuleNotFoundError as error:
         raise UserError(f"the checkpoint needs {error.name}, which is not installed: install lit-gpt whole.") from error
-    return builder, kind
+    return builder, config_class
 
 
 def _network_of(model: str | type, stored: dict[str, Any]) -> Network:
-    """The network that a LightningModule of the user's own builds."""
+    """The network of a checkpoint, built by a LightningModule class that the user named."""
     module: Any = resolve_named(model) if isinstance(model, str) else model
     if path_of(module) != stored["module"]:
         raise UserError(f"the checkpoint is of {stored['module']}, not of {path_of(module)}: give that as --model.")
@@ -384,7 +420,7 @@ def _network_of(model: str | type, stored: dict[str, Any]) -> Network:
 
 
 def resolve_named(path: str) -> type:
-    """The LightningModule class that a person names by its dotted path.
+    """Import a LightningModule class by its dotted path, as the user typed it.
 
     Raises:
         UserError: There is no such class, or it is no LitLanguageModel.

@@ -1,11 +1,14 @@
-"""The base of our LightningModules: loss, metrics, optimizer and checkpoint contract of any network over tokens.
+"""Trains a language model: the base LightningModule with loss, metrics, optimizer and what a checkpoint stores.
+
+A subclass such as `lit_gpt.module.LitGPT` adds the network:
 
     Trainer(max_steps=500).fit(LitGPT(GPTConfig(n_layer=4)), datamodule=CharDataModule("my.txt"))
 
-The loss of an optimizer step is the sum over its scored targets divided by their number, over all micro-batches and
-processes. Each micro-batch's loss is its sum divided by its capacity B*T; Lightning and DDP average those;
-``on_before_optimizer_step`` multiplies the gradients by capacity / scored targets. When every target is scored that
-factor is exactly 1.
+The loss of an optimizer step is the mean over its scored targets, in all micro-batches and processes together. These
+may have different numbers of scored targets, so a mean of their means would be another value. Instead ``training_step``
+divides the sum of a micro-batch by its capacity, the B*T targets that it has with those that are not scored. Lightning
+averages over micro-batches and DDP over processes. ``on_before_optimizer_step`` then multiplies the gradients by
+capacity / scored targets, both summed over the step. When every target is scored, that factor is exactly 1.
 """
 
 import math
@@ -27,8 +30,8 @@ from lit_gpt import checkpoint
 from lit_gpt.checked_module import CheckedModule
 from lit_gpt.config import resolve_vocab_size
 from lit_gpt.distributed import sent_to_cpu, summed_over_processes
-from lit_gpt.integrity import how_to_go_on
-from lit_gpt.loop_state import inside_its_epoch
+from lit_gpt.integrity import advice_to_continue
+from lit_gpt.loop_state import undo_epoch_end
 from lit_gpt.loss import IGNORE_INDEX, LossInputs, cross_entropy_sum, score
 from lit_gpt.metrics import TokenMetrics, per_text, whole_split
 from lit_gpt.muon import has_bfloat16
@@ -37,8 +40,9 @@ from lit_gpt.protocols import Network, TextData, data_of
 
 Batch = dict[str, Tensor]
 
-#: Callbacks of Lightning's that look for an attribute which a module of ours has not, and why it has none.
-UNFIT_CALLBACKS: dict[type, str] = {
+#: Callbacks of Lightning that cannot work with these modules: they look for an attribute `lr` or `batch_size`. With the
+#: reason and the fix, as the end of an error message.
+REFUSED_CALLBACKS: dict[type, str] = {
     LearningRateFinder: "tries one rate for all parameters, and each group here has its own: leave it out, and compare "
     "short runs with several --model.optimizer.lr",
     BatchSizeFinder: "changes the size of an optimizer step, which is part of the recipe here: leave it out, and lower "
@@ -47,16 +51,23 @@ UNFIT_CALLBACKS: dict[type, str] = {
 
 
 class LitLanguageModel(CheckedModule):
-    """Base of our modules. A subclass names its configuration class and builds its network; one with another loss
+    """Base LightningModule. A subclass sets ``config_class`` and writes ``build_network``. For another loss it
     overrides ``objective_of``.
 
-    Batches are dicts of ``input_ids`` (B, T), ``targets`` (B, T) with -100 where nothing is scored,
-    ``attention_mask`` (B, T) and, for packed rows, ``document_ids`` (B, T). B and T stay fixed through a run.
+    A batch is a dict of
+
+    - ``input_ids`` (B, T) and ``targets`` (B, T), the next tokens, with -100 where nothing is scored;
+    - ``document_ids`` (B, T), the number of each token's document, if several documents are packed into a row;
+    - ``attention_mask`` (B, T), which this class does not read: see ``_hidden``;
+    - ``document`` (B,), the number of each row's document, in `predict` alone.
+
+    B and T are the same in every training batch of a run.
     """
 
     config_class: type[Any]
     net: Network
-    scores: Any  # nn.ModuleDict of TokenMetrics by split
+    scores: Any  # nn.ModuleDict of TokenMetrics, one for each split
+    _capacity: int  # targets of the last micro-batch, scored or not: B*T
 
     def __init__(self, config: Any, optimizer: Any, **options: Any) -> None:
         super().__init__()
@@ -65,34 +76,39 @@ class LitLanguageModel(CheckedModule):
         self.options = options
         self._store_hyper_parameters()
         self.scores = nn.ModuleDict({split: TokenMetrics() for split in ("val", "train_eval", "test")})
-        self.step_metrics = {"loss": torch.tensor(math.nan)}
+        self.step_metrics = {"loss": torch.tensor(math.nan)}  # there is no value before the first step
         self.grad_norm: Tensor | None = None
-        self._tokenizer: str | None = None  # fingerprint of the one whose ids the network knows
-        self._step_sums: Any = 0  # a Tensor after the first micro-batch
-        self._step_names: tuple[str, ...] = ()
-        self._scored_here: list[Callable[[], int]] = []
+        self._tokenizer: str | None = None  # hash of the tokenizer that the network was trained with
+        # Over the micro-batches of a step: the sum of each metric in `_metric_names`, then the number of scored
+        # targets.
+        self._step_sums: Any = 0  # a Tensor (metrics + 1,) after the first micro-batch
+        self._metric_names: tuple[str, ...] = ()
+        # For each micro-batch of this process: waits for the copy to the CPU and returns the number of scored targets.
+        self._scored_counts: list[Callable[[], int]] = []
         self._step_is_empty = False
 
     def _store_hyper_parameters(self) -> None:
-        plain = {"config": asdict(self.config), "optimizer": asdict(self.optimizer_config), **self.options}
-        self.save_hyperparameters(plain, logger=False)
+        values = {"config": asdict(self.config), "optimizer": asdict(self.optimizer_config), **self.options}
+        self.save_hyperparameters(values, logger=False)
 
     def build_network(self) -> Network:
-        """The network for ``self.config``, whose vocabulary is known by now."""
+        """Build the network of ``self.config``. By then its vocab_size is known."""
         raise NotImplementedError
 
     def configure_callbacks(self) -> list[Callback]:
-        """None of its own; asked before any callback begins, this refuses those that cannot work here."""
+        """Refuse callbacks that cannot work here, and add none. Lightning calls this before any callback runs."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if type(callback) in UNFIT_CALLBACKS:
-                raise UserError(f"{type(callback).__name__} {UNFIT_CALLBACKS[type(callback)]}.")
+            if type(callback) in REFUSED_CALLBACKS:
+                raise UserError(f"{type(callback).__name__} {REFUSED_CALLBACKS[type(callback)]}.")
         return []
 
     # ---- the network, once the data is known
 
     def configure_model(self) -> None:
-        """Take the vocabulary from the data, write it back to the hyper-parameters and build the network once; later
-        data must speak of the same tokens.
+        """Complete the configuration from the data, store it and build the network, once.
+
+        Data of a later call must have the same tokenizer. ``self._trainer`` is None without a Trainer, where
+        ``self.trainer`` would raise an error.
         """
         data = data_of(self._trainer)
         if not hasattr(self, "net"):
@@ -103,87 +119,100 @@ class LitLanguageModel(CheckedModule):
         self._tokenizer = checkpoint.check_tokens(self._tokenizer, self.config.vocab_size, data)
 
     def complete_config(self, data: TextData) -> None:
-        """Take from the data what ``self.config`` leaves to it."""
+        """Set ``config.vocab_size`` to the data's if it is null. A subclass may complete other fields."""
         self.config.vocab_size = resolve_vocab_size(self.config.vocab_size, data.vocab_size)
 
     def on_fit_start(self) -> None:
-        """Let the network take from the training text what is not learned, such as n-gram counts."""
+        """Let the network compute what gradient descent does not learn, such as n-gram counts."""
         self.net.prepare(data_of(self._trainer))
 
     # ---- training
 
     def on_train_start(self) -> None:
-        """Begin with nothing added up, and go on in the data where the run stopped.
+        """Reset the sums of a step, and restore the loader's position in a resumed run.
 
-        Lightning does so when it makes the loader, and under ``max_epochs`` it makes it, to count the schedule's steps,
-        before it has read the checkpoint.
+        Lightning restores the position when it builds the loader. With ``max_epochs`` that is too early: it needs the
+        loader's length for the schedule before it has read the checkpoint. The method is Lightning's private one (2.6).
         """
-        self._step_sums, self._scored_here = 0, []
+        self._step_sums, self._scored_counts = 0, []
         self.trainer.fit_loop._load_combined_loader_states()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """What is minimised, summed over a micro-batch, over its capacity B*T."""
+        """The loss to minimise: the sum over a micro-batch, divided by its capacity B*T."""
         check_batch(batch)
         scored = (batch["targets"] != IGNORE_INDEX).sum()
-        self._scored_here.append(sent_to_cpu(scored))
+        self._scored_counts.append(sent_to_cpu(scored))  # asynchronous: read at the end of the step
         loss, sums = self.objective(batch)
-        self._capacity, self._step_names = batch["targets"].numel(), tuple(sums)
+        self._capacity, self._metric_names = batch["targets"].numel(), tuple(sums)
         self._step_sums = self._step_sums + torch.stack((*sums.values(), scored.float()))
         return loss / self._capacity
 
     def flops_per_token(self, T: int) -> float:
-        """Floating-point operations that the last training step took for each token of rows of T; 0 where the network
-        does not say.
+        """Floating-point operations of a training step per token, at sequence length T. 0: unknown.
+
+        A module overrides it if a step takes another number than the network says, as with a sampled softmax.
         """
         return float(self.net.flops_per_token(T) or 0)
 
     def objective(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of the trained networks' objectives, differentiable, and the means of their metrics."""
-        found = [self.objective_of(batch, net) for net in self.net.trained_nets()]
-        figures = {name: torch.stack([one[name] for _, one in found]).mean() for name in found[0][1]}
-        return torch.stack([loss for loss, _ in found]).sum(), figures
+        """The loss of a batch, differentiable, and its metrics, both summed over the scored targets.
+
+        The losses of an ensemble's members are added, so that each has the gradient that it would have alone. Their
+        metrics are averaged: the mean compares with the metric of a single network.
+        """
+        results = [self.objective_of(batch, net) for net in self.net.trained_nets()]
+        metrics = {name: torch.stack([sums[name] for _, sums in results]).mean() for name in results[0][1]}
+        return torch.stack([loss for loss, _ in results]).sum(), metrics
 
     def objective_of(self, batch: Batch, net: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sums over the scored targets of ``batch``: what ``net`` minimises, differentiable, and what is logged as
-        train/NAME per scored target.
+        """The loss of ``net``, differentiable, and its metrics by name, both summed over the scored targets of
+        ``batch``.
+
+        A metric is logged as ``train/NAME``, divided by the number of scored targets of the step.
         """
-        nats = self.batch_cross_entropy(batch, net)
-        return nats, {"loss": nats.detach()}
+        loss = self.batch_cross_entropy(batch, net)
+        return loss, {"loss": loss.detach()}
 
     @property
     def step_loss(self) -> Tensor:
-        """Cross-entropy of the last optimizer step in nats per scored target."""
+        """Mean cross-entropy of the last optimizer step, in nats per scored target. NaN before the first step."""
         return self.step_metrics["loss"]
 
     def batch_cross_entropy(self, batch: Batch, net: Any) -> Tensor:
-        """Summed nats over the scored targets of ``batch``, differentiable."""
+        """Cross-entropy summed over the scored targets of ``batch``, in nats, differentiable."""
         return cross_entropy_sum(self._hidden(batch, net), *self.loss_inputs(batch["targets"], net))
 
     def loss_inputs(self, targets: Tensor, net: Any) -> LossInputs:
-        """What the loss of a step asks for: the network's head, what it multiplies with (the chunked loss adds up the
-        gradients of that itself), the targets among its logits and how many these are.
+        """The arguments of a training loss: LM head, its weights, targets and number of logits.
+
+        The weights are listed because the chunked loss sums their gradients itself. A sampled softmax overrides this
+        with fewer logits and with targets that count among these.
         """
         return LossInputs(net.head, net.head_weights(), targets, self.config.vocab_size)
 
     def _hidden(self, batch: Batch, net: Any) -> Tensor:
-        # Rows are padded on the right, where causal attention already hides pads from real tokens: no mask is passed,
-        # and the fast causal path stays.
+        # Rows are padded on the right. There causal attention already hides pads from real tokens. So attention_mask is
+        # not passed, and attention can use its fast causal kernel.
         return net.hidden(batch["input_ids"], document_ids=batch.get("document_ids"))  # (B, T, C)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Turn the mean over capacity into the mean over scored targets of the whole step; without any, nothing is to
-        change: not by weight decay or momentum either.
+        """Scale the gradients from a mean over capacity to a mean over the scored targets of the whole step.
+
+        A step without scored targets must change nothing, not even by weight decay or momentum. Optimizers skip
+        parameters whose gradient is None.
         """
         *sums, scored = summed_over_processes(self._step_sums, self.trainer.world_size).unbind()
         self._step_sums = 0
-        self._step_is_empty = not sum(read() for read in self._scored_here) and not bool(scored)
-        self._scored_here = []
+        # The counts of this process are on the CPU already. Only if they are 0 does the sum over processes decide, for
+        # which bool() waits for the device.
+        self._step_is_empty = not sum(read() for read in self._scored_counts) and not bool(scored)
+        self._scored_counts = []
         if self._step_is_empty:
             optimizer.zero_grad(set_to_none=True)
             return
-        self.step_metrics = {name: total / scored for name, total in zip(self._step_names, sums, strict=True)}
+        self.step_metrics = {name: total / scored for name, total in zip(self._metric_names, sums, strict=True)}
         capacity = self._capacity * self.trainer.accumulate_grad_batches * self.trainer.world_size
-        if scored.is_cuda or scored != capacity:  # on a GPU the comparison would wait for the device
+        if scored.is_cuda or scored != capacity:  # a GPU always multiplies: to compare, the CPU would wait for it
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             torch._foreach_mul_(gradients, capacity / scored.clamp(min=1))
 
@@ -193,32 +222,38 @@ class LitLanguageModel(CheckedModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as the Trainer says, each trained network by its own norm, and keep their mean norm before clipping.
+        """Clip gradients as the Trainer's options say, and store the norm before clipping in ``grad_norm``.
 
-        Without clipping (to Lightning, at 0 and below too), measure it at logged steps.
+        Each member of an ensemble is clipped by its own norm, and ``grad_norm`` is their mean. Without clipping the
+        norm is measured at logged steps only. Lightning takes a limit of 0 or less for no clipping. Clipping by value
+        needs no norm and leaves ``grad_norm`` as it was.
         """
         limit = gradient_clip_val if gradient_clip_val and gradient_clip_val > 0 else math.inf
         if limit < math.inf and gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, limit, gradient_clip_algorithm)
         elif limit < math.inf or self._step_is_logged():
             nets = self.net.trained_nets()
-            parts = [list(part.parameters()) for part in (nets if len(nets) > 1 else [self])]
-            self.grad_norm = torch.stack([nn.utils.clip_grad_norm_(part, limit) for part in parts]).mean()
+            # A single network: all parameters, those too that a subclass adds outside of `net`.
+            groups = [list(module.parameters()) for module in (nets if len(nets) > 1 else [self])]
+            # A limit of infinity clips nothing and returns the norm.
+            self.grad_norm = torch.stack([nn.utils.clip_grad_norm_(group, limit) for group in groups]).mean()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then stop on a loss that is no number, before anything could save it, and log when the turn has
-        come.
+        """Do the optimizer step, stop if its loss is not finite, and log every ``log_every_n_steps``.
+
+        The check comes before any callback could save a checkpoint. On a GPU it would wait for the device, so there
+        it is done at logged steps only.
         """
         super().optimizer_step(*args, **kwargs)
         if self._step_is_empty:
             return
         logged = self._step_is_logged()
         if (logged or self.device.type == "cpu") and not math.isfinite(self.step_loss):
-            raise self._non_finite(f"the loss became {float(self.step_loss)} at step {self.global_step + 1}")
+            raise self._non_finite_error(f"the loss became {float(self.step_loss)} at step {self.global_step + 1}")
         if logged:
-            figures = {f"train/{name}": value for name, value in self.step_metrics.items()}
+            metrics = {f"train/{name}": value for name, value in self.step_metrics.items()}
             self.log_now(
-                {**figures, **learning_rates(self.trainer.optimizers[0]), "grad_norm": self.grad_norm},
+                {**metrics, **learning_rates(self.trainer.optimizers[0]), "grad_norm": self.grad_norm},
                 self.global_step + 1,
             )
 
@@ -227,19 +262,24 @@ class LitLanguageModel(CheckedModule):
         return every > 0 and (self.global_step + 1) % every == 0
 
     def log_now(self, values: Mapping[str, Any], step: int) -> None:
-        """Write to the loggers at once, under the number of optimizer steps done.
+        """Write metrics to the loggers at once, with the number of finished optimizer steps as their step.
 
-        Lightning's own logging comes after checkpoints and counts training steps from 0 and validations from 1.
+        Lightning's own logging writes after checkpoints are saved, and counts training steps from 0 and validations
+        from 1. Values of None are left out.
         """
-        present = {k: float(v) for k, v in values.items() if v is not None}
+        metrics = {k: float(v) for k, v in values.items() if v is not None}
         for logger in self.trainer.loggers:
-            logger.log_metrics({**present, "epoch": self.current_epoch}, step=step)
-        self.trainer.callback_metrics.update({k: torch.tensor(v) for k, v in present.items()})
+            logger.log_metrics({**metrics, "epoch": self.current_epoch}, step=step)
+        self.trainer.callback_metrics.update({k: torch.tensor(v) for k, v in metrics.items()})
 
     # ---- evaluation
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Score a batch of the validation split (loader 0) or of the fixed part of the training split (loader 1)."""
+        """Score a batch of the validation split (loader 0), or of ``train_eval`` (loader 1).
+
+        ``train_eval`` is a fixed part of the training split, scored without dropout: the difference to validation is
+        overfitting.
+        """
         self._score(("val", "train_eval")[dataloader_idx], batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -251,13 +291,13 @@ class LitLanguageModel(CheckedModule):
         self.scores[split].update(nats, rank, batch["targets"] != IGNORE_INDEX)
 
     def token_scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Nats and rank of every target, each (B, T)."""
+        """Cross-entropy in nats and rank of every target, each (B, T). Rank 0 is the model's first choice."""
         check_batch(batch)
         net = self.net
         return score(self._hidden(batch, net), net.head, net.head_weights(), batch["targets"], self.config.vocab_size)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """The batch's ``targets`` and, for each, ``nats`` and ``rank``; and ``document``, where the batch has it."""
+        """``targets`` and the ``nats`` and ``rank`` of each, (B, T), and the batch's ``document`` (B,) if any."""
         nats, rank = self.token_scores(batch)
         document = {name: batch[name] for name in ("document",) if name in batch}
         return {"targets": batch["targets"], **document, "nats": nats, "rank": rank}
@@ -271,43 +311,45 @@ class LitLanguageModel(CheckedModule):
         self._log_scores("test")
 
     def _log_scores(self, *splits: str) -> None:
-        figures = {f"{split}/{k}": v for split in splits for k, v in self._split_metrics(split).items()}
-        fits = self.trainer.state.fn == "fit"
+        metrics = {f"{split}/{k}": v for split in splits for k, v in self._split_metrics(split).items()}
+        is_fitting = self.trainer.state.fn == "fit"
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*have no logger configured")
-            self.log_dict(figures, logger=not fits)  # what the Trainer's validate and test return, logger or not
-        if fits and not self.trainer.sanity_checking:
-            self.log_now(figures, self.global_step)
+            # Trainer.validate and Trainer.test return what log_dict was given. During fit, log_now writes instead.
+            self.log_dict(metrics, logger=not is_fitting)
+        if is_fitting and not self.trainer.sanity_checking:
+            self.log_now(metrics, self.global_step)
 
     def _split_metrics(self, split: str) -> dict[str, float]:
-        metric = self.scores[split]
-        if not metric.update_called:
+        token_metrics = self.scores[split]
+        if not token_metrics.update_called:
             return {}
-        figures = {k: float(v) for k, v in metric.compute().items()}
-        metric.reset()
-        nats, tokens = figures.pop("nats"), figures.pop("tokens")
+        metrics = {k: float(v) for k, v in token_metrics.compute().items()}
+        token_metrics.reset()
+        nats, tokens = metrics.pop("nats"), metrics.pop("tokens")  # sums over the scored targets
         data = data_of(self._trainer)
-        text = data.scored_text(split)
-        if text is not None:
-            nats = whole_split(nats, tokens, text)
-            figures |= per_text(nats, text)
-        return figures | data.extra_metrics(split, nats)
+        text_size = data.scored_text(split)  # numbers of characters and bytes
+        if text_size is not None:
+            nats = whole_split(nats, tokens, text_size)
+            metrics |= per_text(nats, text_size)  # bits per byte and nats per character
+        return metrics | data.extra_metrics(split, nats)
 
     # ---- optimizer
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One optimizer over groups that choose their rule and decay, and its schedule per step."""
+        """One optimizer and its schedule. Each parameter group has its algorithm (AdamW or Muon) and weight decay."""
         if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
             raise UserError(
-                "this strategy cuts weights into pieces, which the optimizer's groups and the clipping do not know: "
+                "this strategy shards weights, which the optimizer's groups and the clipping cannot handle: "
                 "use --trainer.strategy ddp."
             )
         optimizer = build_optimizer(self.net, self.optimizer_config)
-        print_rank_zero([*describe_groups(optimizer), *self._slow_precision()])
+        print_rank_zero([*describe_groups(optimizer), *self._precision_warning()])
         schedule = StepSchedule(optimizer, self.optimizer_config, self._total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _slow_precision(self) -> list[str]:
+    def _precision_warning(self) -> list[str]:
+        """A line about bfloat16 that the device emulates, or none."""
         if not str(self.trainer.precision).startswith("bf16") or has_bfloat16(self.device):
             return []
         what, faster = ("CPU", "32-true") if self.device.type == "cpu" else ("GPU", "16-mixed")
@@ -315,57 +357,68 @@ class LitLanguageModel(CheckedModule):
 
     def _total_steps(self) -> int:
         if self.optimizer_config.schedule == "constant" and not 0 < self.optimizer_config.warmup < 1:
-            return 1
-        other = ", or --model.optimizer.schedule constant"
-        return self._steps_for(f"the {self.optimizer_config.schedule} schedule", other)
+            return 1  # unused: neither a constant rate nor a warmup in steps depends on it (below 1, warmup is a share)
+        alternative = ", or --model.optimizer.schedule constant"
+        return self._steps_for(f"the {self.optimizer_config.schedule} schedule", alternative)
 
-    def _steps_for(self, what: str, other: str = "") -> int:
-        """The optimizer steps of the run, which `what` has to know."""
+    def _steps_for(self, user: str, alternative: str = "") -> int:
+        """The number of optimizer steps of the run.
+
+        Args:
+            user: What needs the number, for the error message of a run without an end.
+            alternative: Another fix, for the end of that message.
+        """
         steps = self.trainer.estimated_stepping_batches
-        if not 0 <= steps < math.inf:  # -1: batches that nobody can count
-            raise UserError(f"{what} needs an end: set --trainer.max_steps or --trainer.max_epochs{other}.")
+        if not 0 <= steps < math.inf:  # -1: the data has no length
+            raise UserError(f"{user} needs an end: set --trainer.max_steps or --trainer.max_epochs{alternative}.")
         return int(steps)
 
     # ---- checkpoints
 
-    def on_save_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
-        """Add what a reader needs besides the weights. NaN is not saved: the last file stays one to go on from."""
-        if not all(bool(p.isfinite().all()) for p in self.parameters()):
-            raise self._non_finite(f"weights are no numbers any more at step {self.global_step}")
-        inside_its_epoch(checkpoint_, self.trainer)
-        checkpoint_[checkpoint.KEY] = checkpoint.describe(type(self), asdict(self.config), data_of(self._trainer))
+    def on_save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Add the entry that loading needs besides the weights (see `checkpoint.describe`).
 
-    def on_load_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
-        """Refuse files that are not ours, of a newer format, or of another tokenizer or network."""
-        super().on_load_checkpoint(checkpoint_)
-        checkpoint.check(checkpoint_)
+        Weights that are not finite are not saved, so that the last file stays one to resume from.
+        """
+        if not all(bool(p.isfinite().all()) for p in self.parameters()):
+            raise self._non_finite_error(f"weights are not finite at step {self.global_step}")
+        undo_epoch_end(state, self.trainer)
+        state[checkpoint.KEY] = checkpoint.describe(type(self), asdict(self.config), data_of(self._trainer))
+
+    def on_load_checkpoint(self, state: dict[str, Any]) -> None:
+        """Refuse files of other programs, of a newer format, and of another tokenizer or network."""
+        super().on_load_checkpoint(state)
+        checkpoint.check(state)
         if self._trainer is not None and self._trainer.state.fn == "fit":
-            checkpoint.check_resumable(checkpoint_, self.optimizer_config.kind)
-            if checkpoint.text_changed(checkpoint_, data_of(self._trainer)):
+            checkpoint.check_resumable(state, self.optimizer_config.kind)
+            if checkpoint.text_changed(state, data_of(self._trainer)):
                 print_rank_zero(
-                    ["the data's text or its splits are not those of the run so far: it goes on with the new ones"]
+                    [
+                        "the data's text or its splits are not those of the run so far: "
+                        "the run continues with the new ones"
+                    ]
                 )
-        stored = checkpoint_[checkpoint.KEY]["fingerprints"].get("tokenizer")
+        stored = state[checkpoint.KEY]["fingerprints"].get("tokenizer")
         self._tokenizer = checkpoint.check_tokens(stored, self.config.vocab_size, data_of(self._trainer))
         if hasattr(self, "net"):
-            checkpoint.check_network(checkpoint_, type(self), self.net, self.config)
+            checkpoint.check_network(state, type(self), self.net, self.config)
 
-    def _non_finite(self, what: str) -> UserError:
+    def _non_finite_error(self, problem: str) -> UserError:
         return UserError(
-            f"{what}: lower --model.optimizer.lr, raise --model.optimizer.warmup or set --trainer.gradient_clip_val "
-            f"1.0, and {how_to_go_on(self.trainer.log_dir)}."
+            f"{problem}: lower --model.optimizer.lr, raise --model.optimizer.warmup or set --trainer.gradient_clip_val "
+            f"1.0, and {advice_to_continue(self.trainer.log_dir)}."
         )
 
 
 def _refuse_lazy_layers(net: Network) -> None:
-    """Which group of the optimizer a parameter is in follows from its shape, which a lazy layer has not."""
+    """Refuse lazy layers: a parameter's shape decides its optimizer group, and theirs is unknown before a batch."""
     lazy = next((name for name, parameter in net.named_parameters() if is_lazy(parameter)), None)
     if lazy is not None:
         raise UserError(f"{lazy} of {type(net).__name__} has no shape before the first batch: give its layer's sizes.")
 
 
 def check_batch(batch: Any) -> None:
-    """Refuse batches of another form than ours, such as a pair of tensors."""
+    """Refuse batches that are no dict with ``input_ids`` and ``targets``, such as a pair of tensors."""
     missing = [name for name in ("input_ids", "targets") if not isinstance(batch, dict) or name not in batch]
     if missing:
         kind = f"dict of {', '.join(map(str, batch))}" if isinstance(batch, dict) else type(batch).__name__
@@ -377,5 +430,5 @@ def check_batch(batch: Any) -> None:
 
 @rank_zero_only
 def print_rank_zero(lines: list[str]) -> None:
-    """Print lines from rank 0 alone."""
+    """Print lines, in the process of rank 0 only."""
     print("\n".join(lines), flush=True)

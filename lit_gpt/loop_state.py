@@ -1,15 +1,15 @@
-"""Where in its epoch a checkpoint is that was saved when training had stopped."""
+"""Corrects Lightning's epoch counters in a checkpoint that is saved when training has stopped."""
 
 from typing import Any
 
 from lightning.pytorch import Trainer
 
 
-def inside_its_epoch(checkpoint: dict[str, Any], trainer: Trainer) -> None:
-    """Restate Lightning's counters as they were in the last batch's hook, where they count the epoch as done.
+def undo_epoch_end(checkpoint: dict[str, Any], trainer: Trainer) -> None:
+    """Set Lightning's counters back to the end of the last batch, if they count its epoch as done.
 
-    They do so whenever training stops. A longer run that went on from such a checkpoint would leave out the rest of the
-    epoch, or after a whole one take itself to be inside it.
+    Lightning counts the epoch as done whenever training stops, also in the middle of one. A longer run that resumed
+    from such a checkpoint would skip the rest of the epoch. After a complete epoch it would continue inside it.
     """
     loops = checkpoint.get("loops", {}).get("fit_loop")
     epochs, batches = (loops[name] if loops else {} for name in ("epoch_progress", "epoch_loop.batch_progress"))

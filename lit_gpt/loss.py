@@ -1,9 +1,9 @@
-"""Cross-entropy over the vocabulary without ever holding all logits, and the scores of an evaluation.
+"""Cross-entropy over the vocabulary without ever holding all logits, and the metrics of every token in an evaluation.
 
 At GPT-2's vocabulary the logits of 2,048 tokens take 412 MB in float32, and their gradient as much again. Two loops
 keep that small. The outer one runs the head over one chunk of the tokens at a time and keeps the gradients of the
 hidden states and of the head's weights instead of the logits (the idea of Liger Kernel's fused linear cross-entropy).
-The inner one takes the loss of a chunk, and its gradient by autograd, in pieces that the processor's cache holds.
+The inner one computes the loss of a chunk, and its gradient by autograd, in pieces that fit the processor's cache.
 """
 
 from collections.abc import Callable
@@ -16,32 +16,34 @@ from torch.autograd.graph import Node, get_gradient_edge
 
 from datamodules.errors import UserError
 
-#: Hidden states (..., N, C) and the head's weights to logits (..., N, V): `Network.head`.
+#: Maps hidden states (..., N, C) and the LM head's weights to logits (..., N, V), as `Network.head` does.
 Head: TypeAlias = Callable[[Tensor, list[Tensor]], Tensor]
-#: Logits (..., n, V) in float32 and n targets to sums over these targets. The first sum is what is trained, and it is
-#: differentiable; others are only reported.
+#: Maps logits (..., n, V) in float32 and targets (n,) to sums over these targets. The first sum is the training loss
+#: and must be differentiable. The others are metrics. R-Drop has two passes: its logits are (2, n, V).
 Loss: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 IGNORE_INDEX = -100
 
-#: Logits held at once: 2**27 float32 numbers are 512 MiB. A character model never reaches it and runs as one chunk.
-#: Each chunk reads the head's weights and adds to their gradient: for 32,768 targets, 50,257 tokens and 768 channels
-#: under bf16-mixed the loss moves 128 GB in chunks of 2**25, 90 in these and 77 at once (counted, kernel by kernel).
+#: The most logits in memory at a time: 2**27 float32 numbers are 512 MiB. A character model stays below it and runs as
+#: one chunk. Larger chunks move less memory, because each chunk reads the head's weights and adds to their gradient.
+#: For 32,768 targets, a vocabulary of 50,257 and 768 channels under bf16-mixed, the loss moves 128 GB in chunks of
+#: 2**25 logits, 90 GB in chunks of 2**27, and 77 GB as one chunk (counted kernel by kernel).
 MAX_LOGITS = 2**27
-#: The same on a CPU, where glibc asks the system anew for every tensor of 32 MiB or more: a little less. With 16,000
-#: tokens and 256 channels, one thread takes 2.0 s for 4,096 targets instead of 2.9; with 16,384, where 2**23 numbers
-#: are 32 MiB exactly, two threads take 0.8 s instead of 1.7.
+#: The same on a CPU: a little below 32 MiB of float32 (2**23 numbers), because glibc requests every tensor of 32 MiB or
+#: more from the system anew instead of reusing memory. With a vocabulary of 16,000 and 256 channels, 4,096 targets take
+#: one thread 2.0 s instead of 2.9 s. With a vocabulary of 16,384, where 2**23 logits are exactly 32 MiB, two threads
+#: take 0.8 s instead of 1.7 s.
 MAX_LOGITS_CPU = 2**23 - 2**15
-#: Logits of a piece, on a GPU: log-softmax and its gradient hold four float32 copies of them, 512 MiB instead of 2 GiB
-#: for a whole chunk.
+#: Logits of a piece on a GPU. Log-softmax and its gradient hold four float32 copies of a piece: 512 MiB, where those of
+#: an undivided chunk would be 2 GiB.
 LOGITS_PER_PIECE = 2**25
-#: The same on a CPU, where 2**19 float32 numbers are 2 MiB and stay in the cache while they are read and written up to
-#: ten times over: R-Drop over 261 targets of 16,000 tokens takes 25 ms on two threads instead of 49.
+#: The same on a CPU: 2**19 float32 numbers are 2 MiB and stay in the processor's cache, though a loss reads and writes
+#: them up to ten times. R-Drop over 261 targets and a vocabulary of 16,000 takes 25 ms on two threads instead of 49.
 LOGITS_IN_CACHE = 2**19
 
 
 class LossInputs(NamedTuple):
-    """What a loss is taken over, besides the hidden states: `cross_entropy_sum` describes each."""
+    """The arguments of a loss that follow the hidden states. `cross_entropy_sum` describes each."""
 
     head: Head
     weights: list[Tensor]
@@ -58,10 +60,10 @@ def cross_entropy_sum(
     Args:
         hidden: Final hidden states, (B, T, C).
         head: Maps hidden states (N, C) and `weights` to logits (N, V).
-        weights: The tensors that the head multiplies with: all that receive a gradient through it.
+        weights: All parameters that `head` uses. Each receives its gradient here; another one would receive none.
         targets: Token ids, (B, T); -100 where nothing is scored.
-        vocab_size: V, from which the size of a chunk follows.
-        shift: To be added to the logits in float32, (V,).
+        vocab_size: V, the number of logits of a token. It decides how many tokens are a chunk.
+        shift: Is added to the logits in float32, (V,). The sampled softmax corrects for its sampling with it.
     """
     return sum_in_chunks(_cross_entropy, hidden, LossInputs(head, weights, targets, vocab_size, shift))[0]
 
@@ -71,15 +73,15 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor]:
 
 
 def sum_in_chunks(loss: Loss, hidden: Tensor, inputs: LossInputs) -> tuple[Tensor, ...]:
-    """Sums of any loss over all targets (B, T) of ``inputs``; the first sum is differentiable, once.
+    """Sums of any loss over all targets (B, T) of ``inputs``. The first sum is differentiable, once.
 
     Args:
-        loss: What is summed. It sees a few targets at a time.
-        hidden: Hidden states, (B, T, C), or (P, B, T, C) of P passes over the same targets.
+        loss: Computes the sums of a few targets. It is called once for every piece.
+        hidden: Hidden states, (B, T, C), or (P, B, T, C) of P passes over the same targets (R-Drop has two).
         inputs: See `cross_entropy_sum`.
 
     Raises:
-        UserError: The head has a parameter that is not among the weights.
+        UserError: The head uses a parameter that is not among the weights.
     """
     head, weights, targets, vocab_size, shift = inputs
     hidden = hidden.flatten(-3, -2)  # (..., N, C)
@@ -90,7 +92,9 @@ def sum_in_chunks(loss: Loss, hidden: Tensor, inputs: LossInputs) -> tuple[Tenso
 
 
 class _SumInChunks(torch.autograd.Function):
-    """Runs head and loss over chunks of the tokens. Gradients are taken at once, so that no chunk is computed twice."""
+    """Runs head and loss over chunks of the tokens. The forward pass computes the gradients too, while it has the
+    logits,
+    so that no chunk is computed twice."""
 
     @staticmethod
     def forward(
@@ -108,52 +112,56 @@ class _SumInChunks(torch.autograd.Function):
         weight_grads: list[Tensor] = []
         sums: list[tuple[Tensor, ...]] = []
         chunks = (hidden.split(tokens, -2), targets.split(tokens), hidden_grad.split(tokens, -2))
-        for states, wanted, states_grad in zip(*chunks, strict=True):
+        for states, chunk_targets, states_grad in zip(*chunks, strict=True):
             with torch.enable_grad():
                 h = states.detach().requires_grad_()  # (..., n, C)
                 logits = head(h)  # (..., n, V)
-            _check_listed(logits, (h, *weights))
-            chunk_sums, logits_grad = _in_pieces(loss, logits.detach(), wanted, shift)
+            _refuse_other_parameters(logits, (h, *weights))
+            chunk_sums, logits_grad = _in_pieces(loss, logits.detach(), chunk_targets, shift)
             grad, *grads = torch.autograd.grad(logits, (h, *weights), logits_grad)
             states_grad.copy_(grad)
             sums += chunk_sums
-            # In float32 whatever the weights': over 50 chunks bfloat16 would lose four times as much as over one.
+            # The sum over chunks is in float32 for weights of any dtype. In bfloat16 the rounding error of 50 chunks
+            # would be four times that of one.
             if weight_grads:
                 torch._foreach_add_(weight_grads, grads)
             else:
                 weight_grads = [g.float() for g in grads]
         ctx.save_for_backward(hidden_grad, *(g.to(w.dtype) for g, w in zip(weight_grads, weights, strict=True)))
-        totals = tuple(torch.stack(one).sum() for one in zip(*sums, strict=True))
+        totals = tuple(torch.stack(terms).sum() for terms in zip(*sums, strict=True))
         ctx.mark_non_differentiable(*totals[1:])
         return totals
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        """The kept gradients times that of the first sum."""
-        if torch.is_grad_enabled():  # create_graph=True: the kept gradients would pass as constants
+        """The stored gradients, times the gradient of the first sum."""
+        if torch.is_grad_enabled():  # create_graph=True: autograd would take the stored gradients for constants
             raise RuntimeError("the chunked loss keeps its gradients as numbers and has no second derivative")
         hidden_grad, *weight_grads = (grad * scale.to(grad.dtype) for grad in ctx.saved_tensors)
-        return hidden_grad, *[None] * 5, *weight_grads
+        return hidden_grad, *[None] * 5, *weight_grads  # None for targets, head, loss, shift and tokens
 
 
 def _in_pieces(
     loss: Loss, logits: Tensor, targets: Tensor, shift: Tensor | None
 ) -> tuple[list[tuple[Tensor, ...]], Tensor]:
-    """The sums of `loss` for each piece of a chunk's logits (..., n, V), and the gradient of the first, (..., n, V)."""
+    """The sums of `loss` for each piece of a chunk's logits (..., n, V), and the gradient of the first sum with respect
+    to these logits, (..., n, V).
+    """
     sums, gradient = [], torch.empty_like(logits)
     size = max(1, (LOGITS_IN_CACHE if logits.is_cpu else LOGITS_PER_PIECE) // logits.size(-1))
     pieces = (logits.split(size, -2), targets.split(size), gradient.split(size, -2))
-    for piece, wanted, piece_grad in zip(*pieces, strict=True):
+    for piece, piece_targets, piece_grad in zip(*pieces, strict=True):
         with torch.enable_grad():
             z = piece.detach().requires_grad_()
-            found = loss(z.float() if shift is None else z + shift, wanted)
-        piece_grad.copy_(torch.autograd.grad(found[0], z)[0])
-        sums.append(tuple(one.detach() for one in found))
+            # shift is float32, so the sum is float32 as well.
+            piece_sums = loss(z.float() if shift is None else z + shift, piece_targets)
+        piece_grad.copy_(torch.autograd.grad(piece_sums[0], z)[0])
+        sums.append(tuple(term.detach() for term in piece_sums))
     return sums, gradient
 
 
-def _check_listed(logits: Tensor, listed: tuple[Tensor, ...]) -> None:
-    """Refuse logits that depend on another parameter than those `listed`: it would not be trained, without a word."""
+def _refuse_other_parameters(logits: Tensor, listed: tuple[Tensor, ...]) -> None:
+    """Refuse logits that depend on a parameter that is not `listed`. It would silently not be trained."""
     for parameter in _other_parameters(logits.grad_fn, {get_gradient_edge(tensor).node for tensor in listed}):
         raise UserError(
             f"head() uses a parameter of shape {tuple(parameter.shape)} that head_weights() leaves out, so it would "
@@ -162,53 +170,61 @@ def _check_listed(logits: Tensor, listed: tuple[Tensor, ...]) -> None:
 
 
 def _other_parameters(node: Node | None, listed: set[Node]) -> list[Tensor]:
-    """Parameters that the autograd graph behind `node` reaches on a way that meets no `listed` node."""
+    """Parameters that the autograd graph behind `node` reaches by a path without a `listed` node."""
     if node is None or node in listed:
         return []
-    if hasattr(node, "variable"):  # the end of a way: where torch adds to the gradient of a parameter
+    if hasattr(node, "variable"):  # a leaf: here torch adds to the gradient of a parameter
         return [node.variable]
-    return [found for following, _ in node.next_functions for found in _other_parameters(following, listed)]
+    return [other for following, _ in node.next_functions for other in _other_parameters(following, listed)]
 
 
 def _tokens_per_chunk(hidden: Tensor, logits_per_token: int) -> int:
-    """Tokens whose logits may be held at once on the device of ``hidden``."""
+    """How many tokens may have their logits in memory at a time, on the device of ``hidden``."""
     return max(1, (MAX_LOGITS_CPU if hidden.is_cpu else MAX_LOGITS) // logits_per_token)
 
 
 @torch.no_grad()
 def score(hidden: Tensor, head: Head, weights: list[Tensor], targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """Nats (float32) and rank (int64, 0 is the model's first choice) of every target, both shaped like ``targets``
-    (B, T).
+    """Cross-entropy in nats (float32) and rank (int64) of every target, both (B, T) like ``targets``.
 
-    Ties go to the lower id, as in ``argmax``, so that a model of equal logits does not score 100 % top-1. Unscored
-    places hold 0 nats and rank V. Arguments are those of `cross_entropy_sum`.
+    The rank is the number of tokens that the model finds likelier: 0 is its first choice. Of equal logits the lower id
+    comes first, as in ``argmax``, so that a model of equal logits does not score 100 % top-1. A target of -100 has 0
+    nats and rank V. Arguments are those of `cross_entropy_sum`.
     """
-    flat, wanted = hidden.flatten(0, 1), targets.flatten()  # (N, C), (N,)
-    cast = [_as_multiplied(weight) for weight in weights]
-    # A quarter of what may be held: for 20,000 tokens on a CPU 1.5 times as fast as all of it.
+    flat, flat_targets = hidden.flatten(0, 1), targets.flatten()  # (N, C), (N,)
+    cast = [_cast_for_autocast(weight) for weight in weights]
+    # A quarter of the limit: with a vocabulary of 20,000 on a CPU that is 1.5 times as fast as the limit itself.
     size = _tokens_per_chunk(flat, 4 * vocab_size)
-    parts = [_nats_and_rank(head(h, cast), t) for h, t in zip(flat.split(size), wanted.split(size), strict=True)]
+    parts = [_nats_and_rank(head(h, cast), t) for h, t in zip(flat.split(size), flat_targets.split(size), strict=True)]
     nats, rank = (torch.cat(part).view_as(targets) for part in zip(*parts, strict=True))
     return nats, rank
 
 
-def _as_multiplied(weight: Tensor) -> Tensor:
-    """A weight in the dtype that autocast multiplies in, so that it is cast once and not for every chunk."""
+def _cast_for_autocast(weight: Tensor) -> Tensor:
+    """A weight in the dtype of autocast's matmuls, so that it is cast once and not for every chunk."""
     device = weight.device.type
     return weight.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else weight
 
 
 def _nats_and_rank(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """What `score` returns, of one chunk: logits (N, V) and targets (N,) to nats (N,) and rank (N,)."""
     logits = logits.float()  # (N, V)
     nats = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="none")
     return nats, torch.where(targets != IGNORE_INDEX, _rank(logits, targets.clamp(min=0)[:, None]), logits.size(1))
 
 
 def _rank(logits: Tensor, target: Tensor) -> Tensor:
-    """How many logits (N, V) are ahead of those of the targets (N, 1), (N,)."""
-    own, counted = logits.gather(1, target), torch.empty_like(logits)  # float32 adds up faster than booleans
-    above, level = (compare(logits, own, out=counted).sum(1) for compare in (torch.gt, torch.ge))
-    if not logits.is_cpu or bool((level > above + 1).any()):  # a GPU would wait for the answer
+    """The number of ``logits`` (N, V) in each row that come before the logit of its target, (N,).
+
+    Args:
+        logits: All logits of each token.
+        target: The target's id, (N, 1).
+    """
+    # Comparisons are written as float32, whose sum is faster than that of booleans.
+    own, is_ahead = logits.gather(1, target), torch.empty_like(logits)  # (N, 1), (N, V)
+    greater, at_least = (compare(logits, own, out=is_ahead).sum(1) for compare in (torch.gt, torch.ge))  # (N,)
+    # Ties need a second pass: more than the target itself is equal. A GPU always takes it, because to ask would sync.
+    if not logits.is_cpu or bool((at_least > greater + 1).any()):
         ids = torch.arange(logits.size(1), device=logits.device)
-        above += ((logits == own) & (ids < target)).float().sum(1)
-    return above.long()
+        greater += ((logits == own) & (ids < target)).float().sum(1)
+    return greater.long()

@@ -1,10 +1,10 @@
-"""The LightningModule of a GPT."""
+"""`LitGPT`, the LightningModule of a GPT. Training itself is in `lit_gpt.language_model`."""
 
 from typing import Any
 
 from datamodules.errors import UserError
 from lit_gpt.config import GPTConfig
-from lit_gpt.interop.importing import initialise
+from lit_gpt.interop.importing import load_pretrained
 from lit_gpt.language_model import LitLanguageModel, print_rank_zero
 from lit_gpt.model import GPT
 from lit_gpt.optim import OptimizerConfig
@@ -12,18 +12,18 @@ from lit_gpt.protocols import Network, data_of
 
 
 class LitGPT(LitLanguageModel):
-    """A causal GPT.
+    """Trains a GPT.
 
     Args:
-        config: Shape and options of the network.
-        optimizer: Rule, learning rates, decay and schedule.
+        config: Size and options of the network.
+        optimizer: Algorithm, learning rates, weight decay and schedule.
         compile: Compile each block with torch.compile, in place. Off by default: it needs a C++ compiler and takes
             about a minute.
-        activation_checkpointing: Recompute blocks in the backward pass instead of keeping their activations: a third
-            more time, less memory.
-        init_from: Weights that a new run starts from: a checkpoint, a folder that `export` wrote or Hugging Face's, or
-            the name of a model on the hub, such as gpt2. The configuration must be theirs, but for dropout and a
-            smaller block_size. A resumed run ignores it.
+        activation_checkpointing: Compute each block again in the backward pass instead of keeping its activations: a
+            third more arithmetic in a step, and one activation in memory for each block instead of 17.
+        init_from: Weights that a new run starts from: a checkpoint, a folder that `export` wrote, a Hugging Face
+            folder, or the name of a model on the hub, such as gpt2. The configuration must equal that of the weights,
+            except for dropout and a smaller block_size. A resumed run ignores it.
     """
 
     config_class = GPTConfig
@@ -31,12 +31,13 @@ class LitGPT(LitLanguageModel):
 
     def __init__(
         self,
-        config: GPTConfig = GPTConfig(),  # noqa: B008 (copied, never changed)
+        config: GPTConfig = GPTConfig(),  # noqa: B008 (the base class copies it)
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
         compile: bool = False,
         activation_checkpointing: bool = False,
         init_from: str | None = None,
     ) -> None:
+        # The base class stores these with the hyper-parameters.
         options = {"compile": compile, "activation_checkpointing": activation_checkpointing, "init_from": init_from}
         super().__init__(config, optimizer, **options)
         self._init_from = init_from
@@ -46,7 +47,10 @@ class LitGPT(LitLanguageModel):
         return GPT(self.config)
 
     def configure_model(self) -> None:
-        """Build the network once; its blocks are compiled in place and recomputed where asked for."""
+        """Build the network once, and apply ``activation_checkpointing`` and ``compile``.
+
+        Both belong to training. `build_network` also rebuilds a checkpoint's network for inference, without them.
+        """
         is_new = not hasattr(self, "net")
         super().configure_model()
         for gpt in self.net.trained_nets() if is_new else ():
@@ -55,18 +59,18 @@ class LitGPT(LitLanguageModel):
                 block.compile()
 
     def on_fit_start(self) -> None:
-        """Take the weights of ``init_from``, unless a checkpoint has brought others."""
+        """Load the weights of ``init_from``, once, unless a checkpoint was loaded."""
         if self._init_from is not None:
             tokenizer = data_of(self._trainer).tokenizer
             nets = self.net.trained_nets()
             if len(nets) > 1:
                 raise UserError(f"init_from starts one GPT, and this network has {len(nets)}: leave it out.")
-            initialise(nets[0], self._init_from, tokenizer)
+            load_pretrained(nets[0], self._init_from, tokenizer)
             print_rank_zero([f"starting from the weights of {self._init_from}"])
-            self._init_from = None
+            self._init_from = None  # a second fit continues from its own weights
         super().on_fit_start()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See `LitLanguageModel`; the checkpoint's weights are the ones to go on with."""
+        """See `LitLanguageModel`. The checkpoint's weights take the place of ``init_from``."""
         super().on_load_checkpoint(checkpoint)
         self._init_from = None

@@ -1,4 +1,4 @@
-"""Files that a verb writes by a name of the user's: never in the place of something else of theirs."""
+"""Protects the user's files: a verb may overwrite only an earlier output of its own kind."""
 
 from collections.abc import Callable, Container
 from pathlib import Path
@@ -7,19 +7,19 @@ from datamodules.errors import UserError
 
 
 def check_output(
-    option: str, path: str | Path, kind: str, ours: Callable[[Path], bool], inputs: Container[Path] = ()
+    option: str, path: str | Path, kind: str, is_ours: Callable[[Path], bool], inputs: Container[Path] = ()
 ) -> None:
-    """Refuse to write over what the verb reads, and over anything but an earlier output of the same kind.
+    """Refuse to overwrite a file that the verb reads, or one that is no earlier output of the same kind.
 
     Args:
-        option: What the user typed, such as ``--out``.
+        option: The option that names the file, such as ``--out``.
         path: Where to write.
         kind: What is written there, such as "tokenizer".
-        ours: Whether a file is such a thing that lit_gpt wrote.
+        is_ours: Whether lit_gpt wrote a file as such an output.
         inputs: Files, with links resolved, that the verb reads.
 
     Raises:
-        UserError: Names the option and the file.
+        UserError: The file must not be overwritten.
     """
     path = Path(path)
     if not path.exists():
@@ -27,7 +27,7 @@ def check_output(
     if path.resolve() in inputs:
         raise UserError(f"{option} {path} is what is read, and would be replaced: choose another name.")
     nothing_to_lose = path.is_file() and path.stat().st_size == 0
-    if not nothing_to_lose and not (path.is_file() and ours(path)):
+    if not nothing_to_lose and not (path.is_file() and is_ours(path)):
         raise UserError(
             f"{option} {path} is there already and is no {kind} that lit_gpt wrote: choose another name, or delete it "
             "first."

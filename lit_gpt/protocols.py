@@ -1,8 +1,8 @@
-"""What the training code asks of a network and of a datamodule, and the defaults for what one does not offer.
+"""The interfaces of a network and of a datamodule, with a default for every member that is optional.
 
-A network of your own subclasses `Network` and writes `hidden` and `head`. A datamodule of your own yields batches with
-``input_ids`` and ``targets``; whatever else it has of `TextData` is used, and `data_of` supplies the rest.
-docs/extending.md builds one of each.
+A network of your own subclasses `Network`, sets `config` and writes `hidden`, `head` and, where the head has
+parameters, `head_weights`. A datamodule of your own yields batches with ``input_ids`` and ``targets``. All members of
+`TextData` are optional: `data_of` gives a default for each that is missing. docs/extending.md builds one of each.
 """
 
 from collections.abc import Mapping
@@ -12,20 +12,24 @@ from torch import Tensor, nn
 
 
 class Cache(Protocol):
-    """What decoding keeps between forward passes, such as keys and values. `Network.new_cache` makes one."""
+    """State that decoding keeps between forward passes, such as a KV cache. `Network.new_cache` makes one.
+
+    Decoding needs these two members. The rest is between a network and its cache.
+    """
 
     @property
     def length(self) -> int:
         """Number of tokens of each row in the cache, padding included."""
 
     def reset(self) -> None:
-        """Forget all tokens; the memory is kept."""
+        """Drop all tokens, and keep the memory for others."""
 
 
 class Network(nn.Module):
-    """Base of every network over tokens: `hidden` computes features, `head` turns them into logits.
+    """Base class of every language model: `hidden` computes hidden states, `head` turns them into logits.
 
-    They are split so that the loss and the metrics never hold the logits of all tokens at once.
+    The two are separate so that loss and metrics can run `head` on a few tokens at a time: the logits of all tokens
+    would need too much memory.
 
     Attributes:
         config: A dataclass with at least ``block_size`` (the longest context, in tokens) and ``vocab_size``.
@@ -45,101 +49,122 @@ class Network(nn.Module):
         document_ids: Tensor | None = None,
         cache: Any = None,
     ) -> Tensor:
-        """Features of every position, (B, T) to (B, T, C).
+        """Hidden states of every position, (B, T) to (B, T, C).
 
         Args:
             input_ids: Token ids, (B, T).
-            attention_mask: True for real tokens, (B, T); given where prompts are padded on the left.
-            document_ids: The document of every token, (B, T); given where rows are packed.
-            cache: What `new_cache` returned; it holds the tokens before these. None without a cache.
+            attention_mask: True for real tokens, (B, T). Generation passes it for prompts that are padded on the left.
+                With a cache it covers the new tokens alone, and the network keeps that of the earlier ones.
+            document_ids: The number of each token's document, (B, T). Passed where rows are packed.
+            cache: A `Cache` from `new_cache`, with the state of the tokens before `input_ids`. The network adds these
+                to it. None: the tokens are the first.
         """
         raise NotImplementedError
 
     def head(self, hidden: Tensor, weights: list[Tensor] | None = None) -> Tensor:
-        """Logits of features, (..., C) to (..., V).
+        """Logits of hidden states, (..., C) to (..., V).
 
         Args:
-            hidden: From `hidden`.
-            weights: From `head_weights`, possibly in another dtype; None means the network's own.
+            hidden: What `hidden` returned.
+            weights: What `head_weights` returned, or copies in autocast's dtype; None: the network's own.
         """
         raise NotImplementedError
 
     def head_weights(self, ids: Tensor | None = None) -> list[Tensor]:
-        """Parameters that `head` multiplies with; the loss adds up their gradients chunk by chunk.
+        """All parameters that `head` uses. The loss sums their gradients over chunks, and refuses a head that uses
+        another.
+
+        The default is for a head without parameters.
 
         Args:
-            ids: Rows that are wanted, (K,); None for all. Only the sampled softmax asks for some.
+            ids: Token ids whose rows are returned, (K,); None: all rows. Only the sampled softmax passes ids.
         """
         return []
 
     def new_cache(self, batch_size: int) -> Any:
-        """An empty `Cache` for `batch_size` rows; None where decoding reads the whole context for every token."""
+        """An empty `Cache` for a batch of `batch_size`. None: the network has no cache, and decoding passes the full
+        context for every new token.
+        """
         return None
 
     def trained_nets(self) -> list[Any]:
-        """The networks that are trained each on their own: itself, or the members of an ensemble."""
+        """The networks that have a loss and a gradient norm of their own: this one, or the members of an ensemble."""
         return [self]
 
     def num_parameters(self, *, embeddings: bool = True, positions: bool = True) -> int:
-        """Number of parameters; a network may leave out its embeddings or learned positions where asked."""
+        """Number of parameters. The default counts all. `GPT` leaves out token embeddings or learned positions if a
+        flag is False.
+        """
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self, T: int | None = None) -> int | None:
-        """Floating-point operations of one forward and backward pass, per token of rows of T; None where unknown.
+        """Floating-point operations of a forward and a backward pass, per token, at sequence length T; None: unknown.
 
-        Without it no model FLOPs utilisation (``train/mfu``) is logged.
+        Without it, model FLOPs utilisation (``train/mfu``) is not logged.
         """
         return None
 
     def prepare(self, data: "TextData") -> None:
-        """Take what is not learned by gradient descent from the training text. Called before the first step."""
+        """Compute what gradient descent does not learn, such as n-gram counts, from the training text.
+
+        Every ``fit`` calls it before its first step, a resumed one too.
+        """
 
     def fold(self) -> "Network":
-        """The same function for inference alone, with less to compute; may change the network in place."""
+        """A network with the same logits and less to compute, for inference. It may be this one, changed in place.
+
+        For example, embeddings that are sums of several tables become one table.
+        """
         return self
 
 
 class TextData(Protocol):
-    """What a datamodule may offer. Each member can be missing; `data_of` says what is lost then."""
+    """Members that a datamodule may have. Each is optional, and its description says what is lost without it.
+
+    ``datamodule`` is no member of a datamodule: `data_of` adds it.
+    """
 
     datamodule: Any
     """The datamodule itself, None where there is none."""
     tokenizer: Any
-    """Reads and writes text. Without it: no samples, no token's text from ``predict``, and ``generate`` refuses the
-    checkpoint."""
+    """Encodes and decodes text. Without it: no samples, no token's text from ``predict``, and the verb ``generate``
+    refuses the checkpoint."""
     vocab_size: int | None
     """Number of token ids. Without it: ``model.config.vocab_size`` has to be set."""
     fingerprints: Mapping[str, str]
-    """Hashes under ``data`` and ``tokenizer``. Without them: a resume cannot tell that the text changed."""
+    """Hashes of the text and of the tokenizer, with the keys ``data`` and ``tokenizer``. Without them: a resumed run
+    does
+    not notice that the text changed."""
     stores: Mapping[str, Any]
-    """Token ids of each split, as `datamodules.tokens.TokenStream`. Without them: no n-gram counts, and of the verb
-    ``data`` the batches alone."""
+    """Token ids of each split, as `datamodules.tokens.TokenStream`. Without them: no n-gram counts, and the verb
+    ``data``
+    prints batches alone."""
 
     def scored_text(self, split: str) -> Any:
-        """Characters and bytes of a split (``val``, ``test``, ``train_eval``), as `datamodules.ScoredText`; None where
-        unknown. Without it: no ``bpb`` and no ``nats_per_char``.
+        """Numbers of characters and bytes of a split (``val``, ``test``, ``train_eval``), as `datamodules.ScoredText`.
+        None: unknown. Without it: no bits per byte (``bpb``) and no ``nats_per_char``.
         """
 
     def text_name(self, split: str) -> str | None:
-        """What people are shown of the text that a split is of (``val``, ``test``, or ``predict`` where that is a text
-        of its own). Without it: ``validate``, ``test`` and ``predict`` do not say what they score.
+        """The name of a split's text, to be printed (``val``, ``test``, or ``predict`` if that is a separate text).
+        Without it: ``validate``, ``test`` and ``predict`` do not print what they score.
         """
 
     def extra_metrics(self, split: str, nats: float) -> dict[str, float]:
-        """Further metrics of a split, by name, from the cross-entropy summed over it in nats. They are logged as
-        ``SPLIT/NAME``. Of a split that was scored in part, ``nats`` is what the whole would have where its text is
-        known.
+        """More metrics of a split, such as a challenge's score, from its total cross-entropy in nats. They are logged
+        as ``SPLIT/NAME``. If only a part of the split was scored and its text is known, ``nats`` is scaled up to all of
+        it.
         """
 
     def use_tokenizer(self, tokenizer: Any) -> None:
-        """Take a checkpoint's tokenizer instead of making one; called before ``setup``, by every verb but ``fit``."""
+        """Use a checkpoint's tokenizer instead of making one. Every verb but ``fit`` calls it, before ``setup``."""
 
     def reuse_tokenizer(self, tokenizer: Any) -> None:
-        """Take the tokenizer of a run that ``fit`` goes on with, instead of training it again."""
+        """Use the tokenizer of the run that ``fit`` resumes, instead of training it again."""
 
 
-class _Adapted:
-    """A datamodule with every member of `TextData`."""
+class _WithDefaults:
+    """A datamodule with a default for every member of `TextData` that it lacks."""
 
     def __init__(self, data: Any) -> None:
         self.tokenizer = getattr(data, "tokenizer", None)
@@ -174,10 +199,10 @@ class _Adapted:
 
 
 def data_of(trainer: Any) -> TextData:
-    """The datamodule of a Trainer (or None) with every member of `TextData`; members that it lacks have defaults."""
-    return adapted(getattr(trainer, "datamodule", None))
+    """The datamodule of a Trainer (or of None), with a default for every member of `TextData` that it lacks."""
+    return with_defaults(getattr(trainer, "datamodule", None))
 
 
-def adapted(datamodule: Any) -> TextData:
-    """A datamodule (or None) with every member of `TextData`; before its ``setup`` it may lack most."""
-    return _Adapted(datamodule)
+def with_defaults(datamodule: Any) -> TextData:
+    """A datamodule (or None), with defaults for the members of `TextData` that it lacks. Many do before ``setup``."""
+    return _WithDefaults(datamodule)

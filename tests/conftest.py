@@ -1,11 +1,14 @@
 """What all tests share: one thread, a private cache, a small text, and the command line inside this process."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from docstring_parser.attrdoc import AttributeDocstrings
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -13,6 +16,15 @@ SHARED = Path(__file__).parents[2] / "shared"
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _each_class_is_read_once() -> Iterator[None]:
+    """jsonargparse parses the source of the Trainer for every parser: a seventh of the time of a tiny run."""
+    read = cache(lambda cls: AttributeDocstrings().get_attr_docs(cls))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("docstring_parser.attrdoc.AttributeDocstrings", lambda: SimpleNamespace(get_attr_docs=read))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +49,9 @@ def fit(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
 
     monkeypatch.chdir(tmp_path)
 
-    def call(*flags: str) -> Path:
+    def call(*flags: str, runs: str = "run") -> Path:
         run("fit", [*TINY, "--data.source", str(text), *flags])
-        return max((tmp_path / "logs" / "run").iterdir(), key=lambda folder: int(folder.name.split("_")[1]))
+        return max((tmp_path / "logs" / runs).iterdir(), key=lambda folder: int(folder.name.split("_")[1]))
 
     return call
 

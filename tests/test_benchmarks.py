@@ -84,6 +84,7 @@ def test_seeds_of_the_race_differ_in_the_order_of_data(tmp_path: Path, monkeypat
     assert {"--seed_everything=7", "--data.seed=7"} <= set(typed)
 
 
+@pytest.mark.slow
 def test_parts_of_the_gpu_benchmark_are_kept_as_they_end_also_when_one_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lit_gpt.commands import run as run_command
-from tests.lit_gpt.cli.test_cli import rows
+from tests.lit_gpt.cli.conftest import rows
 
 Fit = Callable[..., Path]
 pytestmark = [

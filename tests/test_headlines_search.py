@@ -54,6 +54,7 @@ def titles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_trials_run_once_each_and_never_see_the_validation_titles(titles: Path, tmp_path: Path) -> None:
     given = ["--titles", str(titles), "--jobs", "2", "--logs_dir", str(tmp_path / "logs" / "headlines")]
     search.main(given)

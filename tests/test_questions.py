@@ -13,6 +13,7 @@ from benchmarks.questions.runs import Sample
 RESULTS = json.loads((DOCS / "questions.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_quick_runs_every_experiment_and_fills_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--quick", "--out", str(tmp_path)])
     page = (tmp_path / "questions.md").read_text(encoding="utf-8")

@@ -110,6 +110,7 @@ def test_every_config_has_its_row_and_every_row_its_config() -> None:
     assert {row.config or row.name for row in ROWS.values()} == {path.stem for path in FOLDER.glob("*.yaml")}
 
 
+@pytest.mark.slow
 def test_quick_runs_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reproductions.main(["--quick"])
     shown = capsys.readouterr().out

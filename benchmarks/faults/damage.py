@@ -161,7 +161,7 @@ def _resumed(base: Base, run: Path, name: str, damage: Damage) -> str:
     if len(list(Path("logs/run").iterdir())) > 1:
         raise WrongError("began again, though a whole checkpoint was there")
     compared(base.folder)
-    return OLDER if "damaged or gone: going on from step" in done.out else RIGHT
+    return OLDER if "damaged or gone: resuming from step" in done.out else RIGHT
 
 
 def _given(base: Base, run: Path, damage: Damage) -> str:

@@ -66,9 +66,9 @@ def _whole() -> None:
     Raises:
         WrongError: one is not.
     """
-    from lit_gpt.integrity import is_whole
+    from lit_gpt.integrity import is_intact
 
-    if torn := [str(path) for path in Path("logs").glob("**/*.ckpt") if not is_whole(path)]:
+    if torn := [str(path) for path in Path("logs").glob("**/*.ckpt") if not is_intact(path)]:
         raise WrongError(f"not whole: {', '.join(torn)}")
 
 

@@ -64,17 +64,31 @@ class Done(NamedTuple):
     err: str
 
 
+class Clock:
+    """Seconds since it was made, without those in which all processes were stopped, or the machine slept."""
+
+    def __init__(self) -> None:
+        self._seconds, self._last = 0.0, time.monotonic()
+
+    def seconds(self) -> float:
+        """So far; it must be asked often."""
+        now = time.monotonic()
+        self._seconds, self._last = self._seconds + min(now - self._last, 1.0), now
+        return self._seconds
+
+
 def run_all(trials: list[Trial], root: Path, processes: int, say: Callable[[Finding], None]) -> list[Finding]:
     """Run trials, so many at a time; folders of those that failed stay below ``root``."""
     waiting, findings = list(enumerate(trials)), []
-    running: dict[int, tuple[Trial, Path, float]] = {}
+    running: dict[int, tuple[Trial, Path, Clock]] = {}
     while waiting or running:
         while waiting and len(running) < processes:
             number, trial = waiting.pop(0)
-            running[_start(trial, root / str(number))] = (trial, root / str(number), time.monotonic())
-        for child, (trial, folder, began) in list(running.items()):
-            late = time.monotonic() - began > trial.seconds
-            if os.waitpid(child, os.WNOHANG)[0] or late:
+            running[_start(trial, root / str(number))] = (trial, root / str(number), Clock())
+        for child, (trial, folder, clock) in list(running.items()):
+            ended = os.waitpid(child, os.WNOHANG)[0]
+            late = not ended and clock.seconds() > trial.seconds
+            if ended or late:
                 del running[child]
                 found = _collected(child, trial, folder, late)
                 findings += found
@@ -170,9 +184,9 @@ def finish(child: int, name: str = "done", seconds: float = 60.0) -> Done:
     Raises:
         WrongError: it does not end.
     """
-    until = time.monotonic() + seconds
+    clock = Clock()
     while not (ended := os.waitpid(child, os.WNOHANG))[0]:
-        if time.monotonic() > until:
+        if clock.seconds() > seconds:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             raise WrongError(f"hangs: more than {seconds:.0f} s")

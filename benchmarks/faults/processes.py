@@ -95,10 +95,10 @@ def _left_well(base: Base, done: Done, number: signal.Signals, saved: bool) -> s
     if done.status not in (128 + number, -number) or "Traceback" in done.err:
         raise WrongError(f"status {done.status}: {done.err[-300:]}")
     if saved:
-        from lit_gpt.integrity import is_whole, step_of
+        from lit_gpt.integrity import is_intact, step_of
 
         last = newest(Path()) / "checkpoints" / "last.ckpt"
-        if not is_whole(last):
+        if not is_intact(last):
             raise WrongError("last.ckpt is not whole")
         return _same_course(base, step_of(last) or 0)
     again = typed(base.arguments)

@@ -10,7 +10,7 @@ HEADER = """# The lowest loss on Hacker News titles in 7 epochs
 The challenge: 100,000 titles, the first 90,000 to train on for 7 epochs, the last 10,000 to judge by, seed 1337, no
 other text and no trained weights. titles.txt is not the challenge's own file but another 100,000 titles of the same
 site, so figures are given as a share of the challenge's baseline on this file. The figure is `val/challenge_loss`: nats
-of all validation tokens over the characters of all titles, an end mark counted as 5. Every token is scored, every title
+of all validation tokens over the characters of all titles, an EOS token as 5. Every token is scored, every title
 comes back exactly from its tokens, and the tokenizer has read the training titles alone. The challenge's first
 convention leaves out some tokens but not their characters; `val/challenge_coverage` is the share of tokens that it has.
 

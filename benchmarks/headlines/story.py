@@ -54,7 +54,7 @@ def _titles(folder: Path) -> dict[str, Any]:
 
 @torch.inference_mode()
 def nats_of_titles(model: TextModel, titles: Sequence[str]) -> list[float]:
-    """Nats of each title with its end mark, given the end mark before it."""
+    """Nats of each title with its EOS token, given the EOS token before it."""
     eos = model.tokenizer.eos_id
     rows = [[eos, *model.tokenizer.encode(title), eos] for title in titles]
     found = torch.zeros(len(rows))

@@ -7,7 +7,7 @@ TIMES, VOCABULARY = 3, 20_000
 
 def variation(training: list[str], others: list[str]) -> dict[str, list[float]]:
     """Of tokenizers trained on the same titles: the share of tokens that each has in common with the first, and its
-    tokens for each of the other titles, end marks counted.
+    tokens for each of the other titles, EOS tokens counted.
     """
     trained = [train_tokenizer("unigram", training, VOCABULARY) for _ in range(TIMES)]
     first, *again = ({one.token_bytes(i) for i in range(one.vocab_size)} for one in trained)

@@ -38,10 +38,10 @@ def draw(folders: dict[str, Path], target: Path) -> dict[str, Any]:
     about = (
         f"The curves; the ten likeliest tokens after {CONTEXT!r} and at the start of a new title; and how often the "
         f"{TOP} most frequent tokens of {TITLES:,} validation titles occur there beside the probability that a model "
-        "gives them, averaged over all its predictions. The end mark's share:"
+        "gives them, averaged over all its predictions. The EOS token's share:"
     )
     named = {name: path.name for name, path in paths.items()}
-    columns = ["run", "end mark in the data", "end mark predicted", "first choice is the end mark"]
+    columns = ["run", "EOS token in the data", "EOS token predicted", "first choice is the EOS token"]
     return {"about": about, "columns": columns, "table": frequencies, "pictures": named}
 
 
@@ -114,18 +114,18 @@ def _bars(models: dict[str, TextModel], path: Path) -> None:
 def _names(model: TextModel, ids: list[int]) -> list[str]:
     """Tokens as people read them; a bare dollar would start a formula."""
     texts = {i: repr(model.tokenizer.decode_bytes([i]).decode(errors="replace")).replace("$", r"\$") for i in ids}
-    return ["end mark" if i == model.tokenizer.eos_id else texts[i] for i in ids]
+    return ["EOS token" if i == model.tokenizer.eos_id else texts[i] for i in ids]
 
 
 @torch.inference_mode()
 def _next(model: TextModel, text: str) -> torch.Tensor:
-    """Probabilities after the end mark and ``text``, (V,)."""
+    """Probabilities after the EOS token and ``text``, (V,)."""
     ids = torch.tensor([[model.tokenizer.eos_id, *model.tokenizer.encode(text)]])
     return model.net(ids)[0, -1].softmax(-1)
 
 
 def _frequencies(folders: dict[str, Path], models: dict[str, TextModel], path: Path) -> list[list[str]]:
-    """Draws data beside prediction; returns the end mark's shares."""
+    """Draws data beside prediction; returns the EOS token's shares."""
     figure, axes = _figure(len(models), 1, (9, 3 * len(models)))
     table = []
     for (axis,), (name, model) in zip(axes, models.items(), strict=True):

@@ -19,7 +19,7 @@ This page is written by
 
 which runs what is missing, goes on with what was cut, and reads every figure of ours from the runs' own files. Texts
 are downloaded by name; `--source TEXT=FILE` takes a file instead, and the headlines need one:
-`--source titles=titles.txt`. Losses are nats per token (`challenge_loss`: per character, an end mark counted as 5) over
+`--source titles=titles.txt`. Losses are nats per token (`challenge_loss`: per character, an EOS token as 5) over
 the whole validation split, in eval mode, and `train` is the same over a part of the training split. A run that was cut
 is compared at the steps that it reached. Seconds are by the clock, on a machine that may have had other work.
 """
@@ -157,7 +157,7 @@ def _notes(project: Project) -> Iterator[str]:
 
 def _texts(row: Row, run: Run) -> Iterator[str]:
     for prompt, text in run["texts"].items():
-        start = f"the end mark and {prompt!r}" if prompt else "the end mark"
+        start = f"the EOS token and {prompt!r}" if prompt else "the EOS token"
         yield f"\n`{row.name}` goes on from {start} with `{text!r}`."
 
 

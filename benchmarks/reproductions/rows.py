@@ -26,7 +26,7 @@ class Row:
         flags: further arguments of `fit`.
         config: the config of a run that has none of its own.
         leak: validate on stretches of the training text itself.
-        prompts: beginnings that the finished model goes on from, greedily; "" is the end mark alone.
+        prompts: beginnings that the finished model goes on from, greedily; "" is the EOS token alone.
         metric: the loss that is compared.
     """
 
@@ -77,7 +77,7 @@ _TAYLOR = (
         "taylor_swift_128",
         5000,
         "taylor_swift",
-        "an end mark more in the vocabulary; unpublished details (activation, initial weights, AdamW's betas) are ours",
+        "an EOS token more in the vocabulary; unpublished details (activation, initial weights, betas) are ours",
         (Published(5000, "train_eval/loss", 1.447), Published(5000, "val/loss", 1.799)),
     ),
     Row(
@@ -175,7 +175,7 @@ PROJECTS = (
     Project(
         "One sentence learned by heart",
         "GPT-2's tokens, block 4, three windows. Published: the loss prints as 0.0000 and the sentence comes back; "
-        "with the first three targets of each window masked, a full context is continued and the end mark alone is "
+        "with the first three targets of each window masked, a full context is continued and the EOS token alone is "
         "not.",
         (
             Row(

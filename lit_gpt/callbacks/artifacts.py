@@ -1,4 +1,4 @@
-"""What a run has made, kept with its figures by Weights & Biases: the tokenizer and the model."""
+"""Uploads a run's tokenizer and model to Weights & Biases."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,9 +13,9 @@ from lit_gpt.protocols import data_of
 
 
 class LogArtifacts(Callback):
-    """Logs two artifacts at the end of a run: ``tokenizer-ID`` and ``model-ID``, the best checkpoint or else the last.
+    """Logs two artifacts at the end of a run: ``tokenizer-ID``, and ``model-ID`` with the best or else last checkpoint.
 
-    The checkpoint holds the tokenizer too, so the model's artifact is all that `generate` needs on another machine.
+    The checkpoint holds the tokenizer too, so `generate` needs only the model's artifact on another machine.
     """
 
     @rank_zero_only

@@ -1,7 +1,7 @@
-"""The end of the last optimizer step, to which a run that fails in the next one can be taken back before it is saved.
+"""Restores the state at the end of the last optimizer step, so that a run that fails in the next one can be saved.
 
-Weights and optimizer are still those of that end until the next update begins. What a half-done step has changed beside
-them is little and is copied at each end: Lightning's counters, the place in the data, random numbers.
+Weights and optimizer keep that state until the next update begins. The rest is small and is copied at the end of each
+step: Lightning's counters, the position in the data, and the states of the random number generators.
 """
 
 from typing import Any
@@ -15,72 +15,74 @@ from lit_gpt.callbacks.resume import random_state, set_random_state
 
 
 class StepEnd:
-    """Notes the end of each step.
+    """The state at the end of the last optimizer step.
+
+    A validation is called owed if it is due at a step and has not been done yet.
 
     Args:
-        trainer: A Trainer that begins to train.
+        trainer: The Trainer, as training begins.
         module: Its module.
     """
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
         self.trainer = trainer
         self._loop = trainer.fit_loop.epoch_loop
-        self._counters = [vars(part) for part in _progress_of(trainer.fit_loop)]
-        self._buffers = [(part._buffers, name) for part in module.modules() for name in part._buffers]
+        self._counters = [vars(counter) for counter in _progress_of(trainer.fit_loop)]
+        self._buffers = [(layer._buffers, name) for layer in module.modules() for name in layer._buffers]
         self._noted: tuple[Any, ...] | None = None
         self.owed = False
 
     def note(self, owed: bool) -> None:
-        """The step is done and its schedules too.
+        """Copy the state. Call it when the step and its learning-rate schedules are done.
 
         Args:
-            owed: A validation of this step is still to come.
+            owed: Whether a validation of this step is still to come.
         """
         self.owed = owed
-        counters = [part.copy() for part in self._counters]
-        loaders = [(vars(one), vars(one).copy()) for one in self._loaders() if isinstance(one, TrainLoader)]
+        counters = [counter.copy() for counter in self._counters]
+        loaders = [(vars(x), vars(x).copy()) for x in self._loaders() if isinstance(x, TrainLoader)]
         self._noted = (counters, self._loop._batches_that_stepped, loaders, self._versions(), random_state())
 
     def forget(self) -> None:
-        """The next update of the weights begins."""
+        """Drop the copy: the next update of the weights begins."""
         self._noted = None
 
     def go_back(self) -> bool:
-        """Take everything back to the end that was noted. False, and nothing is changed, where a state in between is
-        all that is left.
-        """
-        if self._noted is None or self._noted[3] != self._versions() or not self._knows_the_loaders():
+        """Restore the state of the last `note`. False, without any change, if that is not possible any more."""
+        if self._noted is None or self._noted[3] != self._versions() or not self._can_restore_loaders():
             return False
         counters, self._loop._batches_that_stepped, loaders, _, random = self._noted
-        for part, values in (*zip(self._counters, counters, strict=True), *loaders):
-            part.update(values)
+        for target, values in (*zip(self._counters, counters, strict=True), *loaders):
+            target.update(values)
         set_random_state(random)
         return True
 
-    def is_now(self) -> bool:
-        """Whether a step has just been done as a whole and nothing of the next has begun: its end, not noted yet."""
+    def is_step_end(self) -> bool:
+        """Whether the trainer is at the end of a step right now: that step is complete, and the next has not begun."""
         loop: Any = self._loop
         batches, steps = loop.batch_progress.current, loop.automatic_optimization.optim_progress.optimizer.step.total
         schedules = loop.scheduler_progress.total
-        whole = steps.ready == steps.completed and schedules.ready == schedules.completed
-        return whole and batches.ready == batches.processed and not loop._should_accumulate()
+        is_complete = steps.ready == steps.completed and schedules.ready == schedules.completed
+        return is_complete and batches.ready == batches.processed and not loop._should_accumulate()
 
     def _loaders(self) -> list[Any]:
         loader = self.trainer.fit_loop._combined_loader
         return [] if loader is None else loader.flattened
 
-    def _knows_the_loaders(self) -> bool:
-        """Another loader's place in the data cannot be taken back: it may be costly to ask for at each step."""
-        return all(isinstance(one, TrainLoader) or not hasattr(one, "state_dict") for one in self._loaders())
+    def _can_restore_loaders(self) -> bool:
+        """Whether each loader's position can be restored. That of another stateful loader cannot: to copy it at each
+        step may be slow.
+        """
+        return all(isinstance(x, TrainLoader) or not hasattr(x, "state_dict") for x in self._loaders())
 
     def _versions(self) -> list[tuple[int, int]]:
-        """Changes with every change of a buffer: a network may count in its forward pass."""
-        buffers = [part[name] for part, name in self._buffers]
+        """Identity and version of each buffer. They differ after any change: a forward pass may change buffers."""
+        buffers = [module_buffers[name] for module_buffers, name in self._buffers]
         return [(id(buffer), buffer._version) for buffer in buffers if buffer is not None]
 
 
-def _progress_of(part: Any) -> list[Any]:
-    """All counters inside a loop."""
-    inner = [one for one in vars(part).values() if isinstance(one, _Loop | _BaseProgress)]
-    own = [part] if isinstance(part, _BaseProgress) else []
-    return [*own, *(found for one in inner for found in _progress_of(one))]
+def _progress_of(loop: Any) -> list[Any]:
+    """All progress counters of a loop and of the loops in it."""
+    inner = [value for value in vars(loop).values() if isinstance(value, _Loop | _BaseProgress)]
+    own = [loop] if isinstance(loop, _BaseProgress) else []
+    return [*own, *(counter for value in inner for counter in _progress_of(value))]

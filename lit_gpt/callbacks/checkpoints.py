@@ -1,8 +1,8 @@
-"""best.ckpt, last.ckpt and every N steps, saved where a run can go on exactly, also when it is stopped or fails.
+"""Saves best.ckpt, last.ckpt and a file every N steps, each so that the run can be resumed exactly.
 
-Lightning's ModelCheckpoint saves before a validation that is due at the same step (its value is then lost by a resume),
-and after a resume with accumulation it saves in the middle of a step, over the file it came from. Here every save waits
-for the boundary: the optimizer step is done, its validation too.
+Lightning's ModelCheckpoint saves before a validation that is due at the same step, and a resume loses that validation.
+After a resume with accumulation it saves in the middle of a step and replaces the file that it resumed from. Here every
+save waits for a boundary: the optimizer step is done, and its validation too.
 """
 
 import math
@@ -24,20 +24,22 @@ from lit_gpt.callbacks.boundary import StepEnd
 from lit_gpt.callbacks.signals import Interrupted, Signals
 from lit_gpt.callbacks.validations import Validations
 from lit_gpt.distributed import any_process, cpu_group
-from lit_gpt.integrity import check_whole, is_whole, set_aside, step_of
+from lit_gpt.integrity import check_intact, is_intact, set_aside, step_of
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, flushes and renames: a kill at any moment leaves the previous file whole."""
+    """Writes a temporary file beside the target, flushes and renames it, so that a kill leaves the previous file
+    intact.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Save ``checkpoint`` to ``path``."""
         write_atomically(path, lambda file: torch.save(checkpoint, file))
 
     def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
-        """Read a file, once its checksums have been compared; one elsewhere than on this machine's disks as it is."""
+        """Read a file after a check of its checksums. A file at a URL is not checked."""
         if "://" not in str(path):
-            check_whole(Path(path))
+            check_intact(Path(path))
         return super().load_checkpoint(path, *args, **options)
 
 
@@ -45,13 +47,13 @@ class RunCheckpoints(Checkpoint):
     """Saves ``best.ckpt``, ``last.ckpt`` and, on request, a file every N steps or epochs.
 
     Args:
-        monitor: Metric that decides which checkpoint, and in summary.json which validation, is the best; null keeps the
-            last alone.
-        mode: Whether the best is the smallest or the largest.
-        every_n_steps: Renew last.ckpt every so many optimizer steps (and at every validation, at the end, and on Ctrl-C
-            or SIGTERM).
-        keep_every_n_steps: Keep a file of its own, step_N.ckpt, every so many steps; null keeps none.
-        keep_every_n_epochs: Keep a file of its own, epoch_N.ckpt, every so many epochs; null keeps none.
+        monitor: Metric that decides which checkpoint (and in summary.json which validation) is the best. null saves
+            last.ckpt only.
+        mode: Whether the smallest or the largest value is the best.
+        every_n_steps: Save last.ckpt every N optimizer steps (and at every validation, at the end, and on Ctrl-C or
+            SIGTERM).
+        keep_every_n_steps: Also keep step_N.ckpt every N steps; null keeps none.
+        keep_every_n_epochs: Also keep epoch_N.ckpt every N epochs; null keeps none.
     """
 
     def __init__(
@@ -77,8 +79,8 @@ class RunCheckpoints(Checkpoint):
         self.latest: dict[str, float] = {}
         self.after_save: list[Callable[[], None]] = []
         self.folder = Path("checkpoints")
-        self._replaced: float | None = None  # step of the best before
-        self._names: list[str] = []
+        self._replaced: float | None = None  # step of the best checkpoint before this one
+        self._names: list[str] = []  # the other names of the file that is saved at this step
         self._validated = self._owed = self._stop_is_due = False
         self._saved_step = -1
         self._signals = Signals()
@@ -86,12 +88,12 @@ class RunCheckpoints(Checkpoint):
         self._group: torch.distributed.ProcessGroup | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The step and the metrics of the best validation and of the latest, and what the file is linked to."""
+        """Step and metrics of the best and of the latest validation, and the other names of the file."""
         metrics = {"best": self.best, "replaced": self._replaced, "latest": self.latest}
         return metrics | {"names": self._names, "validated": self._validated, "owed": self._owed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the validations where the run left them."""
+        """Restore what `state_dict` returned."""
         self.best, self._replaced, self.latest = (state_dict[key] for key in ("best", "replaced", "latest"))
         self._names, self._validated, self._owed = (state_dict[key] for key in ("names", "validated", "owed"))
 
@@ -102,12 +104,12 @@ class RunCheckpoints(Checkpoint):
 
     @property
     def best_model_path(self) -> str:
-        """Where the best checkpoint is (Lightning's ``ckpt_path="best"`` asks)."""
+        """The path of the best checkpoint, for Lightning's ``ckpt_path="best"``."""
         return str(self.folder / "best.ckpt")
 
     @best_model_path.setter
     def best_model_path(self, path: str) -> None:
-        """Lightning hands it to the process that started the others by forking."""
+        """Set by Lightning in the process that forked the others."""
         self.folder = Path(path).parent
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -116,54 +118,56 @@ class RunCheckpoints(Checkpoint):
         self._saved_step = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the folder's files in order, and listen for Ctrl-C, SIGTERM and SIGHUP."""
+        """Tidy the folder of a resumed run, and listen for Ctrl-C, SIGTERM and SIGHUP."""
         self._saved_step, self._stop_is_due = trainer.global_step, False
-        self._put_in_order(trainer)
+        self._tidy_folder(trainer)
         if not trainer.strategy.broadcast((self.folder / "best.ckpt").is_file()):
-            self.best = {}  # of a run in another folder, or of a branch that was left
+            self.best = {}  # the best is a file of another folder, or of steps that this run does not have
         self._group = cpu_group(trainer.world_size)
         self._signals.listen(trainer)
         self._validations = Validations(trainer, self._validated, self._owed)
         self._end = StepEnd(trainer, pl_module) if trainer.world_size == 1 else None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the files of a run in order that was killed at its end: nothing was left to train."""
+        """Tidy the folder of a run that was killed at its end and has nothing left to train."""
         if self._saved_step < 0:
-            self._put_in_order(trainer)
+            self._tidy_folder(trainer)
 
-    def _put_in_order(self, trainer: Trainer) -> None:
+    def _tidy_folder(self, trainer: Trainer) -> None:
         if trainer.ckpt_path and trainer.is_global_zero:
-            self._leave_the_other_branch(Path(trainer.ckpt_path), trainer.global_step)
+            self._rename_other_branch(Path(trainer.ckpt_path), trainer.global_step)
 
-    def _leave_the_other_branch(self, resumed: Path, step: int) -> None:
-        """A run that goes on from an earlier file keeps what came after it under its steps' names, so that best.ckpt
-        and last.ckpt are this run's. Where it was killed between a save and its links, it links them now.
+    def _rename_other_branch(self, resumed: Path, step: int) -> None:
+        """Rename best.ckpt and last.ckpt to step_N.ckpt if they hold steps after the one that is resumed.
+
+        A run that resumes from an earlier file begins another branch, and best.ckpt and last.ckpt must be of that one.
+        If the run was killed after it saved a file and before it linked the other names, they are linked now.
         """
-        for name, ours in (("best.ckpt", self.best.get("step")), ("last.ckpt", step)):
+        for name, run_step in (("best.ckpt", self.best.get("step")), ("last.ckpt", step)):
             path = self.folder / name
-            theirs = step_of(path)
-            replaced = name == "best.ckpt" and ours == step and theirs == self._replaced
-            if path.exists() and theirs != ours and not is_whole(path):
+            file_step = step_of(path)
+            replaced = name == "best.ckpt" and run_step == step and file_step == self._replaced
+            if path.exists() and file_step != run_step and not is_intact(path):
                 set_aside(path)
-            elif theirs not in (None, ours) and not replaced:
-                os.replace(path, self.folder / f"step_{theirs:06d}.ckpt")
-                path.unlink(missing_ok=True)  # to replace a name of the same file does nothing
+            elif file_step not in (None, run_step) and not replaced:
+                os.replace(path, self.folder / f"step_{file_step:06d}.ckpt")
+                path.unlink(missing_ok=True)  # os.replace does nothing if both are names of one file
         if resumed.resolve().parent == self.folder.resolve():
             for name in ("last.ckpt", *self._names):
                 if not (self.folder / name).exists() or (name == "best.ckpt" and step_of(self.folder / name) != step):
                     _link(resumed, self.folder / name)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """From here on the weights are no longer those of the last step's end."""
+        """Forget the end of the last step: the update begins to change the weights."""
         if self._end:
             self._end.forget()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """A boundary, unless micro-batches or a validation are still due at this step."""
+        """Handle a boundary, unless micro-batches or a validation of this step are still to come."""
         if trainer.fit_loop._should_accumulate():
-            if trainer.should_stop:  # --trainer.max_time may ask between two micro-batches
+            if trainer.should_stop:  # --trainer.max_time may stop between two micro-batches: finish the step first
                 trainer.should_stop, self._stop_is_due = False, True
             return
         trainer.should_stop |= self._stop_is_due
@@ -176,14 +180,18 @@ class RunCheckpoints(Checkpoint):
             self._end.note(owed=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A boundary with a fresh value of the monitored metric, unless time has made it fall inside a step."""
+        """Handle a boundary with a new value of the monitored metric.
+
+        A validation by the clock may fall inside a step. Then there is no boundary.
+        """
         if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.fit_loop._should_accumulate():
             self._validations.after()
-            self._validated, self._saved_step = True, -1  # what was saved at this step has not seen the validation
+            # a file that was saved at this step lacks the validation: save it again
+            self._validated, self._saved_step = True, -1
             self._at_boundary(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the last step where it is the end of an epoch that has stopped the run."""
+        """Validate the last step of a run that was stopped at the end of an epoch."""
         stops = trainer.should_stop and trainer.fit_loop._can_stop_early
         if stops and trainer.enable_validation and self.latest.get("step") != trainer.global_step:
             trainer.validating = True
@@ -191,32 +199,34 @@ class RunCheckpoints(Checkpoint):
             trainer.training = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end of the run, and give the signals back."""
+        """Save the end of the run, and restore the signal handlers."""
         self._renew_last(trainer)
-        self._signals.give_back()
+        self._signals.restore_handlers()
         self._end = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save the end of the last step, where it is still there, and give the signals back; whatever comes of that,
-        the exception goes on.
+        """Save the end of the last step, if it can still be restored, and restore the signal handlers.
+
+        An error on the way is ignored, so that the user sees the first exception.
         """
         if self._end and isinstance(exception, Exception):
             with suppress(Exception):
-                self._save_what_is_sound(trainer, self._end)
-        self._signals.give_back()
+                self._save_last_step(trainer, self._end)
+        self._signals.restore_handlers()
         self._end = None
 
-    def _save_what_is_sound(self, trainer: Trainer, end: StepEnd) -> None:
+    def _save_last_step(self, trainer: Trainer, end: StepEnd) -> None:
         if not end.go_back():
-            if not end.is_now():
+            if not end.is_step_end():
                 return
-            self._validated, end.owed = False, self._validations.due()  # another callback failed before this one
+            # another callback failed before this one was called
+            self._validated, end.owed = False, self._validations.due()
         self._owed = end.owed and self.latest.get("step") != trainer.global_step
         if trainer.global_step != self._saved_step:
             self._names = self._due_names(trainer)
             self._renew_last(trainer)
             self._link_names(trainer)
-            self._say_saved(trainer)
+            self._print_saved(trainer)
 
     def _at_boundary(self, trainer: Trainer) -> None:
         if self._validated and self.monitor not in (None, *trainer.callback_metrics):
@@ -224,34 +234,34 @@ class RunCheckpoints(Checkpoint):
             raise self._unknown_monitor(trainer)
         stop = any_process(self._signals.received is not None, self._group)
         if self._validated:
-            self.remember(trainer)
+            self.record_validation(trainer)
         self._owed, self._names = False, self._due_names(trainer)
         due = trainer.global_step % self.every_n_steps == 0 or self._validations.is_last_step()
         if self._validated or stop or due or self._names:
-            # Not in on_train_end: a longer run could not go on in the epoch that Lightning counts as done by then.
+            # Not in on_train_end. By then Lightning counts the epoch as done, and a longer run could not continue it.
             self._renew_last(trainer)
             self._link_names(trainer)
         if self._end:
             self._end.note(owed=False)
         if stop:
-            self._leave(trainer)
+            self._exit(trainer)
 
     def _due_names(self, trainer: Trainer) -> list[str]:
         """The other names of the file that is saved at this step."""
         step, epoch = trainer.global_step, trainer.current_epoch + 1
-        whole = trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+        is_epoch_end = trainer.fit_loop.epoch_loop._num_ready_batches_reached()
         steps, epochs = self.keep_every_n_steps, self.keep_every_n_epochs
         names = {
             "best.ckpt": self.best.get("step") == step,
             f"step_{step:06d}.ckpt": steps and step % steps == 0,
-            f"epoch_{epoch:04d}.ckpt": epochs and epoch % epochs == 0 and whole,
+            f"epoch_{epoch:04d}.ckpt": epochs and epoch % epochs == 0 and is_epoch_end,
         }
         return [name for name, due in names.items() if due]
 
-    def remember(self, trainer: Trainer) -> None:
-        """Keep the metrics of the validation at this step, twice where it is the run's best so far.
+    def record_validation(self, trainer: Trainer) -> None:
+        """Store the metrics of the validation at this step as the latest, and as the best if they are.
 
-        It may be asked again at the same step: Lightning calls other callbacks before those that save.
+        It may be called twice at a step: by RunSummary, which Lightning calls first, and by this callback.
         """
         metrics = {name: float(metric) for name, metric in sorted(trainer.callback_metrics.items())}
         self.latest = {"step": trainer.global_step, **metrics}
@@ -270,24 +280,24 @@ class RunCheckpoints(Checkpoint):
                 logger.save()
             trainer.save_checkpoint(self.folder / "last.ckpt")
             self._saved_step = trainer.global_step
-            for tell in self.after_save:
-                tell()
+            for callback in self.after_save:
+                callback()
 
     def _link_names(self, trainer: Trainer) -> None:
-        """The same file under other names: a hard link costs nothing, and files are replaced, never changed."""
+        """Give last.ckpt its other names, as hard links. That is safe, because files are replaced and never changed."""
         for name in self._names if trainer.is_global_zero else ():
             _link(self.folder / "last.ckpt", self.folder / name)
         trainer.strategy.barrier()
 
-    def _leave(self, trainer: Trainer) -> None:
+    def _exit(self, trainer: Trainer) -> None:
         assert self._signals.received is not None or trainer.world_size > 1
-        self._say_saved(trainer)
+        self._print_saved(trainer)
         raise Interrupted(self._signals.received or signal.SIGTERM)
 
-    def _say_saved(self, trainer: Trainer) -> None:
+    def _print_saved(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
             print(f"saved step {trainer.global_step} to {self.folder / 'last.ckpt'}")
-            print("to go on: the same command with --resume auto", flush=True)
+            print("to resume: the same command with --resume auto", flush=True)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -1,5 +1,6 @@
-"""A run's loggers, and metrics.csv: one row a log call, new columns as they come, continued without duplicates by a
-resumed run.
+"""metrics.csv, with one row for each log call, and the loggers of a run.
+
+A new metric becomes a new column. A resumed run continues the file without duplicate rows.
 """
 
 import csv
@@ -33,12 +34,12 @@ class MetricsCSV(Logger):
 
     @property
     def name(self) -> str:
-        """Nothing: `save_dir` is the run's folder itself, and Lightning's callbacks join the three."""
+        """Empty: Lightning joins save_dir, name and version, and `save_dir` is the run's folder already."""
         return ""
 
     @property
     def version(self) -> str:
-        """Nothing, as `name`."""
+        """Empty, as `name`."""
         return ""
 
     @property
@@ -48,11 +49,11 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the resolved configuration is in config.yaml."""
+        """Do nothing: the resolved configuration is in config.yaml."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append a row; new names become new columns."""
+        """Append a row. New names become new columns."""
         row = {"step": step, **metrics}
         new = [name for name in row if name not in self.columns]
         if new or not self.path.is_file():
@@ -64,29 +65,29 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Drop rows after ``step``, which a resumed run writes again, and damaged ones, which are named."""
+        """Drop rows after ``step``, which a resumed run writes again, and damaged rows, whose numbers are printed."""
         rows = self._rows()
-        damaged = [
-            str(n) for n, line in enumerate(self._lines(), 1) if not self._is_whole(line) and line != self.columns
-        ]
+        damaged = [str(n) for n, line in enumerate(self._lines(), 1) if not self._is_row(line) and line != self.columns]
         if damaged:
             kept = self.path.replace(self.path.with_name(f"{self.path.name}.damaged"))
             print(f"{self.path}: damaged rows are dropped (lines {', '.join(damaged)}); the file as it was is {kept}")
         self._rewrite([row for row in rows if int(row[0]) <= step])
 
     def _rows(self) -> list[list[str]]:
-        return [line for line in self._lines() if self._is_whole(line)]
+        return [line for line in self._lines() if self._is_row(line)]
 
-    def _is_whole(self, line: list[str]) -> bool:
-        """Whether it is a row: a step and numbers, as many as there are columns."""
+    def _is_row(self, line: list[str]) -> bool:
+        """Whether a line is a complete row: a step and a number (or nothing) for each other column."""
         return len(line) == len(self.columns) and line[0].isdecimal() and all(_is_number(value) for value in line[1:])
 
     def _lines(self) -> list[list[str]]:
-        """The file, line by line, each split at its commas; a last line without its end was cut, and is empty."""
+        """All lines of the file, split at commas. A last line without a newline was cut short and becomes an empty
+        list.
+        """
         if not self.path.is_file():
             return []
-        *lines, cut = re.split("\r?\n", self.path.read_bytes().decode("utf-8", errors="replace"))
-        return [_split(line) for line in lines] + ([[]] if cut else [])
+        *lines, rest = re.split("\r?\n", self.path.read_bytes().decode("utf-8", errors="replace"))
+        return [_split(line) for line in lines] + ([[]] if rest else [])
 
     def _rewrite(self, rows: list[list[str]]) -> None:
         text = io.StringIO()
@@ -113,10 +114,15 @@ def _is_number(value: str) -> bool:
         return False
 
 
-def run_loggers(folder: Path, given: Any) -> list[Logger]:
-    """metrics.csv of a run and what the Trainer is given, TensorBoard where that is nothing; False is no other."""
-    if given in (None, True):
+def run_loggers(folder: Path, logger: Any) -> list[Logger]:
+    """The loggers of a run: metrics.csv and the Trainer's.
+
+    Args:
+        folder: The run's folder.
+        logger: The Trainer's option: a logger, a list of them, False for none; None or True is TensorBoard.
+    """
+    if logger in (None, True):
         root, name, version = folder.parent.parent, folder.parent.name, folder.name
-        given = TensorBoardLogger(root, name, version, default_hp_metric=False)
-    others = given if isinstance(given, list) else [given]
-    return [MetricsCSV(folder), *([] if given is False else others)]
+        logger = TensorBoardLogger(root, name, version, default_hp_metric=False)
+    others = logger if isinstance(logger, list) else [logger]
+    return [MetricsCSV(folder), *([] if logger is False else others)]

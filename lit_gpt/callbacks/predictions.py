@@ -1,4 +1,4 @@
-"""``predict`` writes what the model thought of every token, one document a line."""
+"""``predict`` writes the cross-entropy, rank and probability of every token as JSON, one document a line."""
 
 import json
 import re
@@ -21,7 +21,8 @@ class WritePredictions(Callback):
     """Writes JSON lines: ``{"document": 0, "nats": 12.3, "tokens": [{"token": "T", "id": 9, "nats": 2.1, "rank": 3,
     "probability": 0.12}, ...]}``.
 
-    Where batches have no ``document``, each row is one; without a tokenizer there is no ``token``, only its ``id``.
+    Without ``document`` in the batches, each row is a document. Without a tokenizer there is no ``token``, only its
+    ``id``.
 
     Args:
         path: The file that `predict` writes. Rank 0 is the model's first choice.
@@ -33,7 +34,7 @@ class WritePredictions(Callback):
         self._rows = 0
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse several processes, over which the documents would be spread, and a file that is something else."""
+        """Refuse several processes, among which documents would be divided, and a file that is no earlier output."""
         if trainer.world_size > 1:
             raise UserError("predict writes one file from one process: give --trainer.devices 1.")
         check_output("--predictions.path", self.path, "predictions", _is_ours)
@@ -62,7 +63,7 @@ class WritePredictions(Callback):
                 self._documents.setdefault(document, []).extend(tokens)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file whole."""
+        """Write the file, in one go."""
         write_atomically(self.path, lambda file: file.writelines(self._lines()))
         scored = sum(map(len, self._documents.values()))
         print(f"wrote {len(self._documents)} documents, {scored} tokens to {self.path}")
@@ -72,7 +73,7 @@ class WritePredictions(Callback):
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file begins as `_line` does."""
+    """Whether a file is an earlier output: it begins like a `_line`."""
     with path.open("rb") as file:
         return re.match(rb'\{"document": \d+, "nats": [^,]+, "tokens": \[', file.read(100)) is not None
 

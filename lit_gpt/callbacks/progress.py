@@ -1,4 +1,4 @@
-"""Progress of the whole run: a live bar on a terminal, plain lines where there is none (files, pipes, nohup)."""
+"""Shows the progress of a run: a live bar on a terminal, plain lines in a file, a pipe or under nohup."""
 
 import sys
 import time
@@ -12,8 +12,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from lit_gpt.language_model import LitLanguageModel
 
-#: Metrics that the line of an evaluation shows first, when they are there, and how; * is its split. Others of the split
-#: follow by their names.
+#: Metrics that the line of an evaluation shows first, if they exist, and their format; * is the split. Other metrics of
+#: the split follow, by name.
 SHOWN = (
     ("*/loss", "* {:.4f}"),
     ("train_eval/loss", "train {:.4f}"),
@@ -22,7 +22,7 @@ SHOWN = (
     ("*/nats_per_char", "{:.4f} nats/char"),
     ("*/bpb", "{:.4f} bits/byte"),
 )
-#: It follows from the loss, and the line has no room for it.
+#: Not shown: perplexity is exp(loss), and the line is long.
 LEFT_OUT = ("*/perplexity",)
 
 
@@ -30,7 +30,7 @@ class RunProgress(ProgressBar):
     """Step, loss, tokens per second and time left; a line with the metrics after each validation.
 
     Args:
-        every_seconds: Where stdout is no terminal: a line at most every so many seconds.
+        every_seconds: Least time between two lines, if stdout is no terminal.
     """
 
     def __init__(self, every_seconds: float = 10.0) -> None:
@@ -42,7 +42,7 @@ class RunProgress(ProgressBar):
         self._task = TaskID(0)
 
     def disable(self) -> None:
-        """Show nothing (other ranks)."""
+        """Show nothing. Lightning calls it on all ranks but 0."""
         self._enabled = False
 
     def enable(self) -> None:
@@ -56,12 +56,16 @@ class RunProgress(ProgressBar):
             sys.stdout.flush()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, and the bar on a terminal."""
+        """Start the clock."""
         self._total = _total_steps(trainer)
-        self._spoke = time.monotonic()
-        # The last two validations, or the start: a step may take longer from some share of the run on.
-        self._marks = deque([(self._spoke, trainer.global_step)], maxlen=2)
-        if self._enabled and self.console.is_terminal:
+        self._printed_at = time.monotonic()
+        # (time, step) of the last two validations, or of the start. The time left is estimated from these alone,
+        # because steps may become slower at some point of a run.
+        self._time_points = deque([(self._printed_at, trainer.global_step)], maxlen=2)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Show the bar on a terminal, below what the other callbacks print when training starts."""
+        if self._enabled and self.console.is_terminal and self._bar is None:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
             self._bar = Progress(*columns, console=self.console, transient=True, refresh_per_second=4)
             self._task = self._bar.add_task("starting", total=self._total, completed=trainer.global_step)
@@ -70,12 +74,12 @@ class RunProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move the bar, or say a line when the last one is old enough."""
+        """Update the bar four times a second, or print a line every ``every_seconds``."""
         now = time.monotonic()
         wait = 0.25 if self._bar else self.every_seconds
-        if not self._enabled or now - self._spoke < wait or trainer.fit_loop._should_accumulate():
+        if not self._enabled or now - self._printed_at < wait or trainer.fit_loop._should_accumulate():
             return
-        self._spoke = now
+        self._printed_at = now
         line = self._line(trainer, pl_module, now)
         if self._bar:
             self._bar.update(self._task, completed=trainer.global_step, description=line)
@@ -96,42 +100,42 @@ class RunProgress(ProgressBar):
         return "  ".join(part for part in parts if part)
 
     def _step_seconds(self, step: int, now: float) -> float:
-        since, first = self._marks[0]
+        since, first = self._time_points[0]
         return (now - since) / (step - first)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """One line with what the validation found."""
+        """Print a line with the metrics of the validation."""
         if trainer.sanity_checking:
             return
         if trainer.state.fn == "fit":
-            self._marks.append((time.monotonic(), trainer.global_step))
+            self._time_points.append((time.monotonic(), trainer.global_step))
         self._show_metrics(trainer)
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The same before the first step, with ``--val_at_start``."""
+        """Print the same line before the first step, with ``--val_at_start``."""
         self._show_metrics(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The same figures of the test split."""
+        """Print the same metrics of the test split."""
         self._show_metrics(trainer, "test")
 
     def _show_metrics(self, trainer: Trainer, split: str = "val") -> None:
-        found = trainer.callback_metrics
+        metrics = trainer.callback_metrics
         forms = {name.replace("*", split): form.replace("*", split) for name, form in SHOWN}
         known = [*forms, *(name.replace("*", split) for name in LEFT_OUT)]
-        others = [name for name in found if name.startswith(f"{split}/") and name not in known]
+        others = [name for name in metrics if name.startswith(f"{split}/") and name not in known]
         forms |= {name: f"{name.partition('/')[2]} {{:.4f}}" for name in others}
-        shown = [form.format(float(found[name])) for name, form in forms.items() if name in found]
+        shown = [form.format(float(metrics[name])) for name, form in forms.items() if name in metrics]
         if trainer.state.fn == "fit":
             shown.insert(0, f"step {trainer.global_step}")
         self.print("  ".join(shown))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave a clean terminal behind."""
+        """Remove the bar, so that the terminal is clean for the error message."""
         self._stop()
 
     def _stop(self) -> None:

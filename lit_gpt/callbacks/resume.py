@@ -1,4 +1,4 @@
-"""What Lightning leaves out of a checkpoint and an exact resume needs: random numbers and the unit of its counters."""
+"""Adds to a checkpoint what an exact resume needs and Lightning leaves out: random states and the accumulation."""
 
 import random
 import zipfile
@@ -12,66 +12,64 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from datamodules.errors import UserError
-from lit_gpt.loop_state import inside_its_epoch
+from lit_gpt.loop_state import undo_epoch_end
 
 Rng = dict[str, Any]
 
 
 class ExactResume(Callback):
-    """Keeps the random numbers of every process, and lets a run go on with another number of processes.
+    """Saves the random state of every process, and lets a run resume with another number of processes.
 
-    Dropout masks continue where they were when the number of processes is the same. Lightning counts micro-batches;
-    when accumulation changes with the number of processes, its counters are restated so that the optimizer steps
-    agree.
+    With the same number of processes, dropout draws the same masks as in a run without interruption. With another, the
+    accumulation changes. Lightning counts micro-batches, so its counters are converted to give the same optimizer
+    steps.
     """
 
     def __init__(self) -> None:
         self._restored: dict[str, Any] | None = None
-        self._goes_on_from: tuple[str, int, int | None] | None = None
+        self._resumed_from: tuple[str, int, int | None] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Random states by rank, and the accumulation in force. Runs on all ranks, since it gathers."""
+        """The random states of all ranks, and the accumulation. All ranks must call it, because it gathers."""
         return {"random": _gather(random_state()), "accumulation": self._accumulation}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the states until training starts: making the first iterator may draw numbers."""
+        """Keep the states until training starts, because the first iterator may draw random numbers before that."""
         self._restored = state_dict
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Remember the accumulation that the datamodule derived."""
+        """Store the accumulation that the datamodule derived."""
         self._accumulation = trainer.accumulate_grad_batches
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Restate Lightning's counters of micro-batches when the accumulation differs."""
+        """Convert Lightning's counters of micro-batches if the accumulation differs."""
         path = str(trainer.ckpt_path)
-        self._goes_on_from = (path, checkpoint["global_step"], _contents(path))
+        self._resumed_from = (path, checkpoint["global_step"], _contents(path))
         stored = checkpoint["callbacks"].get(self.state_key)
         if trainer.state.fn == "fit" and stored and stored["accumulation"] != trainer.accumulate_grad_batches:
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
             for counters in (progress["current"], progress["total"]):
-                _restate(counters, stored["accumulation"], trainer.accumulate_grad_batches)
+                _convert_counters(counters, stored["accumulation"], trainer.accumulate_grad_batches)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Restate the counters of a run that has ended."""
-        inside_its_epoch(checkpoint, trainer)
+        """Correct the counters of a run whose training has stopped (see `undo_epoch_end`)."""
+        undo_epoch_end(checkpoint, trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse processes that go on from different states, as two machines without a shared disk may.
+        """Refuse processes that resume from different checkpoints, as two machines without a shared disk may.
 
         Raises:
-            UserError: on all of them.
+            UserError: In every process.
         """
-        places = _gather(self._goes_on_from)
-        if len({place and place[1:] for place in places}) > 1:
+        origins = _gather(self._resumed_from)  # (path, step, checksum) of each rank; None for a new run
+        if len({origin and origin[1:] for origin in origins}) > 1:
             raise UserError(
-                f"the processes do not go on from the same checkpoint ({_listed(places)}): put one file where all "
+                f"the processes do not resume from the same checkpoint ({_listed(origins)}): put one file where all "
                 "machines see it and give it as --ckpt_path, or start a new run on all of them."
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Continue the stored random numbers, or give every process its own (equal dropout masks on all would be
-        wrong).
-        """
+        """Restore the random states, or seed each process differently: they must not have equal dropout masks."""
         _begin_the_next_epoch(trainer)
         states = self._restored["random"] if self._restored else []
         if len(states) == trainer.world_size:
@@ -82,21 +80,23 @@ class ExactResume(Callback):
 
 
 def _contents(path: str) -> int | None:
-    """A number that changes with what a checkpoint holds, from the checksums in its index."""
+    """A checksum of a checkpoint's content, from the checksums in its index."""
     if not Path(path).is_file() or not zipfile.is_zipfile(path):
         return None
     with zipfile.ZipFile(path) as file:
         return zlib.crc32(repr([(part.filename, part.CRC) for part in file.infolist()]).encode())
 
 
-def _listed(places: list[Any]) -> str:
-    told = ["a new run" if place is None else f"step {place[1]} of {place[0]}" for place in places]
-    return ", ".join(f"process {rank}: {what}" for rank, what in enumerate(told))
+def _listed(origins: list[Any]) -> str:
+    texts = ["a new run" if origin is None else f"step {origin[1]} of {origin[0]}" for origin in origins]
+    return ", ".join(f"process {rank}: {text}" for rank, text in enumerate(texts))
 
 
 def _begin_the_next_epoch(trainer: Trainer) -> None:
-    """Where the file was saved after an epoch's last batch, Lightning counts that epoch as done and yet takes itself to
-    be inside one: it would not count the next as begun, and a file of that one would read its batches again.
+    """Make Lightning begin the next epoch, if the checkpoint was saved after the last batch of one.
+
+    Lightning then counts that epoch as done, but behaves as in the middle of one: it would not count the next epoch as
+    begun, and a resume from a checkpoint of the next epoch would repeat its batches.
     """
     loop = trainer.fit_loop
     done: Any = loop.epoch_progress.current
@@ -104,17 +104,18 @@ def _begin_the_next_epoch(trainer: Trainer) -> None:
         loop.reset_restart_stage()
 
 
-def _restate(counters: dict[str, int], old: int, new: int) -> None:
-    """Micro-batches of whole optimizer steps, from ``old`` a step to ``new`` a step.
+def _convert_counters(counters: dict[str, int], old: int, new: int) -> None:
+    """Convert counters of micro-batches from ``old`` per optimizer step to ``new``.
 
-    A file saved inside Lightning's batch hook counts that batch as processed and not yet completed; that gap is kept.
+    A file that was saved inside Lightning's batch hook counts that batch as processed but not completed. That
+    difference stays.
     """
-    whole = -(-counters["ready"] // old) * new
-    counters.update({k: whole - (counters["ready"] - v) for k, v in counters.items()})
+    ready = -(-counters["ready"] // old) * new
+    counters.update({k: ready - (counters["ready"] - v) for k, v in counters.items()})
 
 
 def random_state() -> Rng:
-    """Where this process's generators are."""
+    """The states of this process's random number generators."""
     name, keys, *rest = np.random.get_state(legacy=True)
     state = {
         "torch": torch.get_rng_state(),
@@ -127,7 +128,7 @@ def random_state() -> Rng:
 
 
 def set_random_state(state: Rng) -> None:
-    """Take up what `random_state` gave."""
+    """Restore what `random_state` returned."""
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]

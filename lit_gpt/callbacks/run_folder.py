@@ -1,6 +1,6 @@
-"""A run's folder, ``logs/<name>/version_N``: claimed once, found again to resume.
+"""A run's folder, ``logs/<name>/version_N``: creates it for a new run and finds it for a resumed one.
 
-`RunFolder` is what changes in it when the run begins, and not before: a refused checkpoint leaves its run as it was.
+`RunFolder` writes to it when training begins and not before, so that a refused checkpoint changes nothing in its run.
 """
 
 import fcntl
@@ -24,39 +24,40 @@ from lightning.pytorch.utilities import rank_zero_only
 from datamodules.errors import UserError
 from datamodules.files import remove_leftovers, write_text
 from lit_gpt.callbacks.metrics_csv import MetricsCSV
-from lit_gpt.integrity import to_go_on_from
+from lit_gpt.integrity import checkpoint_to_resume
 
 Settings: TypeAlias = dict[str, Any]
 
-#: Why a run cannot go on under the same settings that is no obstacle to one with more steps.
+#: The reason why a finished run cannot resume. With more steps it can.
 FINISHED = "is finished"
 SUMMARY, CONFIG = "summary.json", "config.yaml"
 LAST = Path("checkpoints") / "last.ckpt"
-#: How rank 0 tells the processes that it starts where the run is.
+#: Environment variable in which rank 0 passes the run's folder to the processes that it starts.
 FOLDER_VARIABLE = "LIT_GPT_RUN_FOLDER"
-#: Options of the data that change how batches are made, not what they are.
+#: Options of the data that do not change the content of the training batches.
 CHANGEABLE_OPTIONS = ("micro_batch_size", "num_workers", "cache_dir", "predict_source")
 
 
 def settings_of(config: Namespace) -> Settings:
-    """The options of model and data and the seed that a run cannot go on without, by their dotted names, with their
-    values as JSON.
+    """The settings that must be equal for a run to resume: options of model and data, and the seed.
+
+    Keys are dotted names, and values are JSON.
     """
-    deciding = Namespace({key: config[key] for key in ("model", "data", "seed_everything")})
+    relevant = Namespace({key: config[key] for key in ("model", "data", "seed_everything")})
     return {
         name: json.dumps(value, sort_keys=True, default=str)
-        for name, value in vars(deciding.as_flat()).items()
+        for name, value in vars(relevant.as_flat()).items()
         if name.rpartition(".")[-1] not in CHANGEABLE_OPTIONS
     }
 
 
 def hash_of(settings: Settings) -> str:
-    """A few letters that stand for the settings."""
+    """A short hash of the settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def new_run_folder(parent: Path) -> Path:
-    """A new ``version_N`` below ``parent``; two runs that start together get two folders."""
+    """Create the next ``version_N`` below ``parent``. Two runs that start at the same time get two folders."""
     try:
         parent.mkdir(parents=True, exist_ok=True)
         return _new_version(parent)
@@ -78,13 +79,13 @@ def _new_version(parent: Path) -> Path:
             return folder
 
 
-def give_up(folder: Path) -> None:
+def remove_unused(folder: Path) -> None:
     """Remove the folder of a run that never began, unless it holds more than loggers write before the first step."""
     files = [path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()]
     if any("tfevents" not in path.name and path.name != "hparams.yaml" for path in files):
         return
     shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):  # other runs are there
+    with suppress(OSError):  # it holds other runs
         folder.parent.rmdir()
 
 
@@ -94,74 +95,75 @@ def _version(folder: Path) -> int:
 
 
 def rank() -> int:
-    """The number of this process among those of the run."""
+    """The rank of this process: its number among the processes of the run."""
     return int(getattr(rank_zero_only, "rank", 0))
 
 
 def chosen_by_rank_0() -> Path | None:
-    """The run's folder, as another process learns it; None in rank 0, and where all start at once (torchrun)."""
-    told = os.environ.get(FOLDER_VARIABLE)
-    return Path(told) if told and rank() else None
+    """The run's folder, as rank 0 passed it to this process. None in rank 0, and under torchrun."""
+    folder = os.environ.get(FOLDER_VARIABLE)
+    return Path(folder) if folder and rank() else None
 
 
 def not_resumable(parent: Path, settings: Settings, read: Callable[[Path], Settings | None]) -> dict[Path, str | None]:
-    """What is in the way of each run below ``parent``, from the newest on, up to the first that can go on: see
-    `obstacle`.
+    """For each run below ``parent``, why it cannot resume (see `why_not_resumable`).
+
+    The newest run is first. The last one is the first that can resume, with None, if there is one.
     """
-    if told := chosen_by_rank_0():  # which may hold it by now
-        return {told: None} if to_go_on_from(told / LAST) else {}
-    found: dict[Path, str | None] = {}
+    if chosen := chosen_by_rank_0():  # not asked again, because rank 0 may have locked it by now
+        return {chosen: None} if checkpoint_to_resume(chosen / LAST) else {}
+    reasons: dict[Path, str | None] = {}
     for folder in sorted(parent.glob("version_*"), key=_version, reverse=True):
-        found[folder] = why_not_resumable(folder, settings, read)
-        if found[folder] is None:
+        reasons[folder] = why_not_resumable(folder, settings, read)
+        if reasons[folder] is None:
             break
-    return found
+    return reasons
 
 
 def why_not_resumable(folder: Path, settings: Settings, read: Callable[[Path], Settings | None]) -> str | None:
-    """Why a run cannot go on under these settings, None when it can.
+    """The reason why a run cannot resume with these settings. None: it can.
 
     Args:
-        folder: The run's.
-        settings: The value of every option that decides the weights, by its name.
-        read: The same of a run's configuration file; None where it cannot be read, or options of it are gone.
+        folder: The run's folder.
+        settings: The settings of the command line (see `settings_of`).
+        read: Returns the settings in a run's config.yaml. None: it cannot be read, or some of its options are gone.
     """
-    if read_summary(folder).get("finished"):
+    if read_summary(folder).get("finished") is True:
         return FINISHED
     if is_locked(folder):
         return "is still running"
     if not any((folder / LAST).parent.glob("*.ckpt")):
         return "has saved no checkpoint"
-    theirs = read(folder / CONFIG)
-    if theirs is not None and (difference := _difference(settings, theirs)):
+    stored = read(folder / CONFIG)
+    if stored is not None and (difference := _difference(settings, stored)):
         return f"has another configuration ({difference})"
-    saved = to_go_on_from(folder / LAST)
+    saved = checkpoint_to_resume(folder / LAST)
     if saved is None:
-        return "has no whole checkpoint"
-    if theirs is None and hash_in(saved) != hash_of(settings):
+        return "has no intact checkpoint"
+    if stored is None and hash_in(saved) != hash_of(settings):
         return f"is of another version, or its {CONFIG} is damaged"
     return None
 
 
-def _difference(here: Settings, there: Settings) -> str | None:
-    apart = [name for name in sorted(here | there) if here.get(name) != there.get(name)]
-    if not apart:
+def _difference(current: Settings, stored: Settings) -> str | None:
+    names = [name for name in sorted(current | stored) if current.get(name) != stored.get(name)]
+    if not names:
         return None
-    more = f" and {len(apart) - 1} more" if len(apart) > 1 else ""
-    return f"{apart[0]} is {there.get(apart[0])} there, {here.get(apart[0])} here{more}"
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{names[0]} is {stored.get(names[0])} there, {current.get(names[0])} here{more}"
 
 
 def hash_in(saved: Path) -> str | None:
-    """The hash of the settings that a checkpoint was saved under, None where it is not known."""
+    """The hash of the settings of a checkpoint's run. None: the checkpoint has none."""
     callbacks = torch.load(saved, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {})
     return callbacks.get("RunFolder", {}).get("settings")  # its state_key
 
 
 class RunLock:
-    """A run's folder, held by the process that trains there; the system lets go of it however that process ends.
+    """Locks a run's folder for the process that trains there. The system releases it when that process ends.
 
     Raises:
-        UserError: another process holds it.
+        UserError: Another process has the lock.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -181,18 +183,18 @@ class RunLock:
 
     @property
     def is_locked(self) -> bool:
-        """Whether no other process can have it: not on a file system without locks, nor when it was released."""
+        """Whether this object has the lock. False after a release, and on a file system without locks."""
         return self._file is not None
 
     def moved_to(self) -> str | None:
-        """Where the folder is now, where that is not what its path names any more."""
+        """The new path of a folder that was moved, or "nowhere" if it was deleted. None: it is where it was."""
         if self._file is None or _is_same(self._file, self._folder):
             return None
-        place = os.path.realpath(f"/proc/self/fd/{self._file}")  # of Linux alone
-        return place if _is_same(self._file, Path(place)) else "nowhere"
+        path = os.path.realpath(f"/proc/self/fd/{self._file}")  # Linux only
+        return path if _is_same(self._file, Path(path)) else "nowhere"
 
     def release(self) -> None:
-        """Let go of it."""
+        """Release the lock."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -201,7 +203,7 @@ class RunLock:
 def _is_same(file: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file), path.stat())
-    except OSError:  # nothing is there
+    except OSError:  # the path does not exist
         return False
 
 
@@ -209,15 +211,16 @@ _LOCKS: "WeakSet[RunLock]" = WeakSet()
 
 
 def _release_all() -> None:
-    for hold in list(_LOCKS):
-        hold.release()
+    for lock in list(_LOCKS):
+        lock.release()
 
 
-os.register_at_fork(after_in_child=_release_all)  # a loader's worker outlives a killed run by seconds
+# else a loader's worker, which outlives a killed run by seconds, keeps the lock
+os.register_at_fork(after_in_child=_release_all)
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process trains in the folder."""
+    """Whether another process trains in the folder."""
     try:
         RunLock(folder).release()
     except UserError:
@@ -226,12 +229,12 @@ def is_locked(folder: Path) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, or an empty one where there is no such file."""
+    """The object in a JSON file. Empty if the file does not exist."""
     if not path.is_file():
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSON's, or bytes that are no UTF-8
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deeply
         raise UserError(f"file {str(path)!r} is damaged ({error}): delete it.") from error
     if not isinstance(value, dict):
         raise UserError(f"file {str(path)!r} is damaged (it holds no object): delete it.")
@@ -239,7 +242,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """A run's summary, an empty one where it is missing or damaged: the run goes on without it, and writes it anew."""
+    """A run's summary. Empty if it is missing or damaged: the run can resume without it and writes a new one."""
     try:
         return read_json(folder / SUMMARY)
     except UserError:
@@ -247,7 +250,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def folder_of(checkpoint: Path) -> Path | None:
-    """The run's folder of one of its checkpoints, None for a file that lies elsewhere."""
+    """The folder of the run that a checkpoint belongs to. None: the file is in no run's folder."""
     checkpoints = checkpoint.resolve().parent
     folder = checkpoints.parent
     return folder if checkpoints.name == LAST.parent.name and _is_run(folder) else None
@@ -258,14 +261,15 @@ def _is_run(folder: Path) -> bool:
 
 
 class RunFolder(Callback):
-    """Holds the folder; writes ``config.yaml``; in a resumed run, drops the logged figures of later steps, which come
-    again.
+    """Locks the run's folder and writes ``config.yaml``.
+
+    In a resumed run it also drops the logged metrics of later steps, which will be logged again.
 
     Args:
         folder: The run's folder.
         config: The resolved configuration.
-        settings: Hash of what a run cannot go on without; a resume asks the checkpoint for it where ``config.yaml``
-            is damaged.
+        settings: Hash of the settings (see `settings_of`). It is stored in checkpoints, for a resume whose
+            ``config.yaml`` is damaged.
     """
 
     def __init__(self, folder: Path, config: str, settings: str) -> None:
@@ -273,47 +277,48 @@ class RunFolder(Callback):
         self.config = config
         self.settings = settings
         self.began = False
-        self._hold: RunLock | None = None
+        self._lock: RunLock | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The hash of the settings in force."""
+        """The hash of the run's settings."""
         return {"settings": self.settings}
 
     @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse to share the folder with another process, and remove temporary files that killed runs have left.
+        """Lock the folder, and remove temporary files of killed runs, here and in the other runs below the parent.
 
-        Also in the folders of its other runs: nobody goes on with one that was killed before its first checkpoint.
+        A run that was killed before its first checkpoint is never resumed, so it would never remove its own.
         """
-        self._hold = RunLock(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)  # it may have been removed while the data were prepared
+        self._lock = RunLock(self.folder)
         others = [run for run in self.folder.parent.glob("version_*") if not is_locked(run)]
-        for run in (self.folder, *others) if self._hold.is_locked else ():
+        for run in (self.folder, *others) if self._lock.is_locked else ():
             remove_leftovers(run)
             remove_leftovers(run / LAST.parent)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let go of the folder."""
-        if self._hold and self.began:
-            self._make_whole(self._hold)
-        if self._hold:
-            self._hold.release()
-            self._hold = None
+        """Release the folder."""
+        if self._lock and self.began:
+            self._report_move(self._lock)
+        if self._lock:
+            self._lock.release()
+            self._lock = None
 
-    def _make_whole(self, hold: RunLock) -> None:
-        """Say where the files are, where the folder was moved away or emptied while the run went on."""
+    def _report_move(self, lock: RunLock) -> None:
+        """Write config.yaml again and print where the files are, if the folder was moved or deleted during the run."""
         if not (self.folder / CONFIG).is_file():
             write_text(self.folder / CONFIG, self.config)
-        if place := hold.moved_to():
-            was = "deleted" if place == "nowhere" else f"moved to {place}, where its files until then are,"
+        if path := lock.moved_to():
+            was = "deleted" if path == "nowhere" else f"moved to {path}, where its files until then are,"
             print(f"{self.folder} was {was} while the run went on: what was written later is in {self.folder}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let go of the folder."""
+        """Release the folder."""
         self.teardown(trainer, pl_module, "fit")
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The checkpoint, if any, has been accepted."""
+        """Write config.yaml and rewind the logs. By now a checkpoint to resume from has been accepted."""
         self.began = True
         write_text(self.folder / CONFIG, self.config)
         for logger in trainer.loggers if trainer.ckpt_path else ():
@@ -324,7 +329,7 @@ class RunFolder(Callback):
 
 
 def _hide_after(logger: TensorBoardLogger, step: int) -> None:
-    """TensorBoard hides later steps of earlier event files when a new file says so at its start."""
+    """Make TensorBoard hide the steps after ``step`` in earlier event files: a new file can ask for that."""
     writer = logger.experiment
     writer.purge_step = step + 1
     writer.close()  # the next event opens the new file

@@ -1,4 +1,4 @@
-"""Text from the model while it learns."""
+"""Prints and logs samples of text during training."""
 
 import math
 from typing import Any
@@ -21,9 +21,10 @@ class SampleText(Callback):
 
     Args:
         max_new_tokens: Length of a sample; 0 turns samples off.
-        prompt: What the sample starts with; empty, it starts at the end mark, else after a newline.
-        temperature: Below 1 is safer, above 1 wilder; 0 takes the likeliest token.
-        every_n_validations: Sample after every so many validations.
+        prompt: Beginning of the sample. If it is empty, the sample starts after the EOS token, or after a newline
+            if the tokenizer has none.
+        temperature: Below 1 the likely tokens become likelier, above 1 less likely; 0 takes the likeliest token.
+        every_n_validations: Sample after every N-th validation.
     """
 
     def __init__(
@@ -42,29 +43,29 @@ class SampleText(Callback):
         self.temperature = temperature
         self.every_n_validations = every_n_validations
         self._validations = 0
-        self._table: list[list[Any]] = []  # step and text; Weights & Biases wants a table whole each time
+        self._table: list[list[Any]] = []  # step and text; Weights & Biases needs all rows of a table each time
 
     def state_dict(self) -> dict[str, Any]:
-        """Validations so far and the table, so that a resumed run samples when a straight one does."""
+        """Validations so far and the table, so that a resumed run samples at the same steps."""
         return {"validations": self._validations, "table": self._table}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the run left off."""
+        """Restore what `state_dict` returned."""
         self._validations, self._table = state_dict["validations"], list(state_dict["table"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a prompt that the tokenizer cannot read before anything is trained."""
+        """Refuse a prompt that the tokenizer cannot encode, before training."""
         tokenizer = data_of(trainer).tokenizer
         if tokenizer is not None and self.max_new_tokens:
             tokenizer.encode(self.prompt)
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sample, when its turn has come and the network generates."""
+        """Sample after every N-th validation, if the network can generate."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or not self.max_new_tokens:
             return
         if not math.isfinite(trainer.callback_metrics.get("val/loss", 0.0)):
-            return  # there is nothing to draw from; the next save or step says so
+            return  # no probabilities to draw from; the next save or step stops the run
         self._validations += 1
         tokenizer = data_of(trainer).tokenizer
         due = self._validations % self.every_n_validations == 0

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal: the first lets the step be finished and saved, a second stops at once."""
+"""Handles Ctrl-C, SIGTERM and a closed terminal: the first finishes the step and saves, a second stops at once."""
 
 import os
 import signal
@@ -10,19 +10,19 @@ from lightning.pytorch import Trainer
 
 from lit_gpt.callbacks.run_folder import rank
 
-#: Signals after which a run saves and leaves.
-HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: Signals after which a run saves and exits.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(SystemExit):
-    """The run was asked to stop, has saved, and leaves with 128 + the signal's number, as shells expect."""
+    """Raised when a signalled run has saved. Its exit status is 128 + the signal's number, as shells expect."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
 
 
 class StoppedAtOnce(KeyboardInterrupt):
-    """A second signal came before the run could save. On a KeyboardInterrupt Lightning ends the other processes too."""
+    """Raised by a second signal. Lightning ends the other processes too on a KeyboardInterrupt."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class StoppedAtOnce(KeyboardInterrupt):
 
 
 class Signals:
-    """Remembers a signal until the run has come to the end of a step."""
+    """Stores a signal in ``received`` until the run reaches the end of a step."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -41,25 +41,25 @@ class Signals:
         """Replace the handlers that Lightning has set."""
         self.received = None
         self._terminals = [file for file in (1, 2) if os.isatty(file)]
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers in no other
-            self._handlers = {number: signal.getsignal(number) for number in HEEDED}
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers in this thread only
+            self._handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
         for number, handler in self._handlers.items():
-            if number != signal.SIGHUP or handler != signal.SIG_IGN:  # nohup's wish
-                signal.signal(number, self._remember)
-        if trainer.received_sigterm:  # before this
+            if number != signal.SIGHUP or handler != signal.SIG_IGN:  # nohup ignores SIGHUP: keep it so
+                signal.signal(number, self._receive)
+        if trainer.received_sigterm:  # it came before this handler was set
             self.received = signal.SIGTERM
-        # Lightning asks all processes for SIGTERM at each micro-batch, where each GPU waits for its whole queue.
+        # Lightning gathers SIGTERM from all processes at each micro-batch, for which each GPU must finish its queue.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
-    def give_back(self) -> None:
-        """Set the handlers that were there before."""
+    def restore_handlers(self) -> None:
+        """Set the handlers that were there before `listen`."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
-            self._leave_the_terminal()
+            self._redirect_output()
         if self.received is not None:
             raise StoppedAtOnce(number)
         self.received = number
@@ -68,9 +68,9 @@ class Signals:
             name = signal.Signals(number).name
             os.write(2, f"\n{name}: finishing the step and saving; once more stops at once\n".encode())
 
-    def _leave_the_terminal(self) -> None:
-        """Whoever writes to a terminal that was closed gets an error: nothing more goes there."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
+    def _redirect_output(self) -> None:
+        """Send further output to /dev/null: to write to a closed terminal is an error."""
+        devnull = os.open(os.devnull, os.O_WRONLY)
         for file in self._terminals:
-            os.dup2(nowhere, file)
-        os.close(nowhere)
+            os.dup2(devnull, file)
+        os.close(devnull)

@@ -1,4 +1,4 @@
-"""Figures of the model as it was initialised: what a loss near ln(vocabulary size) shows, and where a curve begins."""
+"""Logs the metrics of the model before training. Its loss should be near ln(vocabulary size)."""
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -6,10 +6,10 @@ from lit_gpt.language_model import LitLanguageModel
 
 
 class EvaluateAtStart(Callback):
-    """Logs, as step 0, what Lightning's sanity check found; the command line lets that check cover the whole split.
+    """Logs the metrics of Lightning's sanity check as step 0. The command line extends that check to the full split.
 
-    The sanity check runs before training with random numbers of its own and not in a resumed run, and whatever saves or
-    samples after a validation leaves it alone: a run with it equals one without.
+    The check has its own random numbers, is not done in a resumed run, and is ignored by callbacks that save or sample
+    after a validation. So it does not change the run.
     """
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

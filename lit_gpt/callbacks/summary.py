@@ -1,6 +1,7 @@
-"""The table at the start of a run, its summary.json, and the closing lines that say what to type next."""
+"""Prints the table of the network, writes summary.json, and prints the next commands at the end of a run."""
 
 import platform
+import shlex
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -26,10 +27,10 @@ from lit_gpt.callbacks.run_folder import SUMMARY, read_summary
 from lit_gpt.callbacks.throughput import Throughput
 from lit_gpt.checkpoint import MODULES, path_of
 from lit_gpt.language_model import LitLanguageModel
-from lit_gpt.protocols import data_of
+from lit_gpt.protocols import TextData, data_of
 from lit_gpt.version import __version__
 
-#: A page of TensorBoard (Custom Scalars) where curves that belong together share a chart.
+#: Charts of TensorBoard's page Custom Scalars, each with the curves of training and validation.
 CHARTS = {
     title: {name: ["Multiline", [f"^train_eval/{name}$", f"^val/{name}$"]] for name in names}
     for title, names in (("loss", ("loss", "bpb")), ("accuracy", ("top1", "top5")))
@@ -52,18 +53,18 @@ class RunSummary(Callback):
         self.seed = seed
         self.folder = Path()
         self._began = False
-        self._found: dict[str, Any] = {}
+        self._earlier_summary: dict[str, Any] = {}
         self._origin: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the run's folder, on all ranks: the Trainer broadcasts it."""
+        """Find the run's folder. All ranks must ask for it, because the Trainer broadcasts it."""
         self.folder = Path(trainer.log_dir or trainer.default_root_dir)
-        self._found = read_summary(self.folder)
+        self._earlier_summary = read_summary(self.folder)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the network; leave a first summary for ``--resume auto`` to find."""
+        """Print the network's table, and write a first summary, which ``--resume auto`` reads."""
         self._began = True
-        self._origin = {"versions": _versions(), "started_in": self._found.get("started_in", _started_in())}
+        self._origin = {"versions": _versions(), "started_in": self._earlier_summary.get("started_in", _started_in())}
         _checkpoints(trainer).after_save = [lambda: self._write(trainer, pl_module, finished=False)]
         if trainer.is_global_zero:
             Console().print(network_table(_network(pl_module)))
@@ -73,39 +74,35 @@ class RunSummary(Callback):
         self._write(trainer, pl_module, finished=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the figures of the validation for the callbacks that come after this one."""
+        """Record the validation's metrics now. Callbacks before RunCheckpoints may need them."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            _checkpoints(trainer).remember(trainer)
+            _checkpoints(trainer).record_validation(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The final summary, and what to type next; to begin with nothing left to do is a mistake, unless the run was
-        killed between its last checkpoint and this.
+        """Write the final summary, and print the next commands.
+
+        A run that has nothing left to train is refused, unless it was killed after its last checkpoint and before this.
         """
         over = _is_over(trainer)
-        if not self._began and (not over or self._found.get("finished", True)):
+        if not self._began and (not over or self._earlier_summary.get("finished", True)):
             raise _nothing_to_train(trainer)
         if self._began:
             self._write(trainer, pl_module, finished=over)
         elif trainer.is_global_zero:
-            ended = {"finished": True, **_validations(trainer), "steps": trainer.global_step}
-            write_json(self.folder / SUMMARY, self._found | ended)
-        self._say_goodbye(trainer, pl_module, over)
+            ended = {"finished": True, **_validations(trainer), "steps": trainer.global_step, **_pace(trainer)}
+            write_json(self.folder / SUMMARY, self._earlier_summary | ended)
+        self._print_next_steps(trainer, pl_module, over)
 
     @rank_zero_only
     def _write(self, trainer: Trainer, pl_module: LightningModule, finished: bool) -> None:
         write_json(self.folder / SUMMARY, self._summary(trainer, pl_module, finished))
 
     def _summary(self, trainer: Trainer, pl_module: LightningModule, finished: bool) -> dict[str, Any]:
-        speed = next(iter(_of(trainer, Throughput)), Throughput())
-        tokens, seconds = speed.so_far()
         return {
             "finished": finished,
             **_validations(trainer),
             "steps": trainer.global_step,
-            "tokens": tokens,
-            "training_seconds": round(seconds, 2),
-            "validation_seconds": round(speed.validation_seconds, 2),
-            "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
+            **_pace(trainer),
             "parameters": _parameters(_network(pl_module)),
             "seed": self.seed,
             "device": device_name(pl_module.device),
@@ -116,7 +113,7 @@ class RunSummary(Callback):
         }
 
     @rank_zero_only
-    def _say_goodbye(self, trainer: Trainer, pl_module: LightningModule, over: bool) -> None:
+    def _print_next_steps(self, trainer: Trainer, pl_module: LightningModule, over: bool) -> None:
         folder, checkpoints = self.folder, _checkpoints(trainer)
         best, value = checkpoints.best, checkpoints.best_value
         if value is not None:
@@ -124,20 +121,44 @@ class RunSummary(Callback):
         print(f"everything about this run is in {folder}")
         if not over:
             more = f" and a longer {MAX_TIME}" if _time_is_up(trainer) else ""
-            print(f"to go on from step {trainer.global_step}: the same command with --resume auto{more}")
+            print(f"to resume from step {trainer.global_step}: the same command with --resume auto{more}")
         print("next:")
         model = _generating(pl_module)
         if model is not None and data_of(trainer).tokenizer is not None:
             path = checkpoints.folder / ("last.ckpt" if value is None else "best.ckpt")
-            print(f'  python -m lit_gpt generate --ckpt_path {path}{model} --prompt "The "')
+            print(f"  python -m lit_gpt generate --ckpt_path {path}{model}{_prompt_option(data_of(trainer))}")
         print(f"  tensorboard --logdir {folder.parent.parent}", flush=True)
 
 
-def _generating(module: LightningModule) -> str | None:
-    """What ``generate`` has to be told of a module beside its checkpoint, None where it cannot take it.
+def _pace(trainer: Trainer) -> dict[str, Any]:
+    """Tokens and seconds of the whole run so far."""
+    speed = next(iter(_of(trainer, Throughput)), Throughput())
+    tokens, seconds = speed.so_far()
+    return {
+        "tokens": tokens,
+        "training_seconds": round(seconds, 2),
+        "validation_seconds": round(speed.validation_seconds, 2),
+        "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
+    }
 
-    It takes neither a module without a network of ours nor a class in a script or notebook, which no other process can
-    import.
+
+def _prompt_option(data: TextData) -> str:
+    """The option ``--prompt`` with a beginning that the tokenizer can encode; nothing where none is known."""
+    try:
+        data.tokenizer.encode("The ")
+        return ' --prompt "The "'
+    except UserError:  # a text without one of these letters: its own first word, or else a token
+        tokenizer, stored = data.tokenizer, "train" in data.stores
+        ids = data.stores["train"].tokens[:200].tolist() if stored else range(tokenizer.vocab_size)
+        words = tokenizer.decode([i for i in ids if i != tokenizer.eos_id]).split()
+        return f" --prompt {shlex.quote(words[0][: 20 if stored else 1])}" if words else ""
+
+
+def _generating(module: LightningModule) -> str | None:
+    """The option ``--model`` that ``generate`` needs for a module's checkpoint. None: it cannot load such a module.
+
+    It cannot load a module that is no LitLanguageModel, or a class of a script or notebook, which another process
+    cannot import.
     """
     if not isinstance(module, LitLanguageModel):
         return None
@@ -148,7 +169,7 @@ def _generating(module: LightningModule) -> str | None:
 
 
 def _is_over(trainer: Trainer) -> bool:
-    """Whether the run is at its end, by steps, epochs or early stopping; a clock only interrupts it."""
+    """Whether the run is finished, by steps, epochs or early stopping. ``max_time`` only interrupts it."""
     epochs: int = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
     stopped = any(c.stopping_reason_message for c in _of(trainer, EarlyStopping)) and trainer.should_stop
     return trainer.global_step == trainer.max_steps or epochs == trainer.max_epochs or stopped
@@ -179,13 +200,13 @@ def _nothing_to_train(trainer: Trainer) -> UserError:
 
 
 def network_table(net: nn.Module) -> Table:
-    """Parameters by part of the network."""
-    table = Table(title=f"{type(net).__name__}, {_parameters(net):,} parameters{_not_known(net)}")
+    """A table of the network's parts with their numbers of parameters."""
+    table = Table(title=f"{type(net).__name__}, {_parameters(net):,} parameters{_lazy_note(net)}")
     for name in ("part", "kind", "parameters"):
         table.add_column(name, justify="right" if name == "parameters" else "left")
     for name, child in net.named_children():
         kind = f"{len(child)} x {type(child[0]).__name__}" if isinstance(child, nn.ModuleList) else type(child).__name__
-        table.add_row(name, kind, f"{_parameters(child):,}{_not_known(child)}")
+        table.add_row(name, kind, f"{_parameters(child):,}{_lazy_note(child)}")
     return table
 
 
@@ -197,26 +218,26 @@ def _parameters(net: nn.Module) -> int:
     return sum(0 if is_lazy(p) else p.numel() for p in net.parameters())
 
 
-def _not_known(net: nn.Module) -> str:
-    """What stands beside a number of parameters that leaves out lazy layers, whose shape the first batch decides."""
+def _lazy_note(net: nn.Module) -> str:
+    """A note beside a number of parameters without lazy layers, whose shape is unknown before the first batch."""
     return " and lazy ones" if any(map(is_lazy, net.parameters())) else ""
 
 
 def device_name(device: torch.device) -> str:
-    """What the run computes on, for people who compare figures."""
+    """The device's name, with the number of threads of a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def _checkpoints(trainer: Trainer) -> RunCheckpoints:
-    found = next(iter(_of(trainer, RunCheckpoints)), None)
-    assert found is not None, "RunSummary asks RunCheckpoints which validation was the best: give the Trainer both"
-    return found
+    callback = next(iter(_of(trainer, RunCheckpoints)), None)
+    assert callback is not None, "RunSummary asks RunCheckpoints which validation was the best: give the Trainer both"
+    return callback
 
 
 def _validations(trainer: Trainer) -> dict[str, dict[str, float]]:
-    """The last and the best, each with its step; what was logged so far where there was none."""
+    """Metrics of the last and of the best validation, each with its step. Without a validation: the logged metrics."""
     checkpoints = _checkpoints(trainer)
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     final = checkpoints.latest or {"step": trainer.global_step, **logged}
@@ -246,18 +267,17 @@ def _started_in() -> dict[str, str | None]:
 
 
 def _commit(folder: Path) -> str | None:
-    """The commit of the repository that the folder is a part of, None where it is of none.
+    """The commit of the repository around a folder. None: there is no repository.
 
-    A folder that a repository contains need not be a part of it (site-packages of an environment inside a project): see
-    the callers.
+    The repository need not track the folder (site-packages of an environment inside a project): the callers check that.
     """
     return _git(folder, "describe", "--always", "--dirty")
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git prints about a folder; None where it prints nothing, fails or is not there."""
+    """The output of git in a folder. None: it is empty, git failed or is not installed."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+        result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
     except OSError:
         return None
-    return done.stdout.strip() or None
+    return result.stdout.strip() or None

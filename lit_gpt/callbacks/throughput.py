@@ -10,8 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gpt.language_model import LitLanguageModel
 
-#: Dense peak of bfloat16, or of float16 where there is none, in FLOP/s, from the makers' data sheets; a device's name
-#: contains the key.
+#: Peak FLOP/s of dense bfloat16 matmuls (float16 on GPUs without bfloat16), from the makers' data sheets. A key is a
+#: part of the device's name.
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -43,9 +43,8 @@ class Throughput(Callback):
     """Logs ``train/tokens_per_second``, ``train/step_seconds``, ``train/data_wait``, ``train/mfu`` and
     ``train/peak_memory_gb``.
 
-    Counted are all places of a batch, padding too, over all processes. The intervals between two reports add up to the
-    time of the whole loop but for validations: steps, fetching, logging and saving. The share that is waited is that
-    of fetching alone.
+    Tokens are all positions of the batches of all processes, padding included. The time is that of the training loop
+    without validations: steps, fetching, logging and saving. ``train/data_wait`` is the share of fetching in it.
     """
 
     def __init__(self) -> None:
@@ -61,19 +60,19 @@ class Throughput(Callback):
         self._steps = self._batch_tokens = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Tokens and seconds of training so far, so that a resumed run's summary covers the whole run."""
+        """Tokens and seconds of training so far, so that a resumed run's summary covers all of the run."""
         tokens, seconds = self.so_far()
         return {"tokens": tokens, "seconds": seconds, "validation_seconds": self.validation_seconds}
 
     def so_far(self) -> tuple[int, float]:
-        """Tokens and seconds of training, those since the last report too."""
+        """Tokens and seconds of training, including those since the last report."""
         return self.tokens + self._batch_tokens, self.seconds + self._since_report()
 
     def _since_report(self) -> float:
         return max(time.perf_counter() - self._mark - self._paused, 1e-9) if self._runs else 0.0
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Add to what earlier parts of the run counted."""
+        """Continue the counts of the run that is resumed."""
         self.tokens, self.seconds = state_dict["tokens"], state_dict["seconds"]
         self.validation_seconds = state_dict["validation_seconds"]
 
@@ -85,8 +84,10 @@ class Throughput(Callback):
         self._time_fetches(trainer.fit_loop.epoch_loop)
 
     def _time_fetches(self, loop: Any) -> None:
-        """Look at the clock before and after the loop asks for a batch; of the hooks none lies right before that, and
-        what lies between two steps is logging and saving too.
+        """Measure the time that the loop waits for a batch.
+
+        No hook of Lightning is called right before a fetch, and the time between two steps includes logging and saving.
+        So two methods of the loop are wrapped.
         """
         before, after = type(loop)._on_before_fetch, type(loop)._on_after_fetch
 
@@ -105,7 +106,7 @@ class Throughput(Callback):
         self._pause_start = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on; what the pause took is not training."""
+        """Start the clock again. The validation is not training time."""
         pause = time.perf_counter() - self._pause_start
         self._paused += pause
         self.validation_seconds += pause
@@ -113,7 +114,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count; report when the module logs."""
+        """Count tokens, and report at the steps at which the module logs."""
         if isinstance(batch, dict) and "input_ids" in batch:  # another module's batches may be of any kind
             tokens = batch["input_ids"].numel() * trainer.world_size
             self._batch_tokens += tokens
@@ -156,7 +157,7 @@ class Throughput(Callback):
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes: of the CUDA device, else of this process."""
+    """Peak memory in bytes, of the CUDA device or else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

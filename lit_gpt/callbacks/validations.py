@@ -1,4 +1,4 @@
-"""Which steps are validated: those of the interval, and always the last of a run."""
+"""Decides which steps are validated: those of the interval, and always the last step of a run."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from lightning.pytorch.loops.evaluation_loop import RestartStage
 
 
 class Validations:
-    """Answers for Lightning whether a validation follows this micro-batch.
+    """Replaces Lightning's decision whether a validation follows a micro-batch.
 
     Args:
-        trainer: A Trainer that begins to train.
-        done: The state that it goes on from was saved after the validation of its step.
-        owed: A validation was due at that step and failed, so the run begins with it.
+        trainer: The Trainer, as training begins.
+        done: Whether the checkpoint that is resumed was saved after the validation of its step.
+        owed: Whether a validation was due at that step and was not done. The run then begins with it.
     """
 
     def __init__(self, trainer: Trainer, done: bool, owed: bool) -> None:
@@ -30,42 +30,43 @@ class Validations:
         return self.trainer.enable_validation and self._is_due(self.trainer.fit_loop._data_fetcher)
 
     def _is_due(self, fetcher: Any) -> bool:
-        if self._loop.restarting and self._loop.val_loop.restarting:  # nothing trained yet; Lightning skips one done
+        # before the first batch; Lightning skips a validation that was done
+        if self._loop.restarting and self._loop.val_loop.restarting:
             return self._resumes_with
         regular = self._by_interval(fetcher)
         last = self.trainer.enable_validation and not self._loop._should_accumulate() and self.is_last_step()
         return regular or last
 
     def _by_interval(self, fetcher: Any) -> bool:
-        asked, self.trainer.should_stop = self.trainer.should_stop, False  # on which Lightning validates too
+        stopping, self.trainer.should_stop = self.trainer.should_stop, False  # if True, Lightning validates as well
         try:
             return type(self._loop)._should_check_val_fx(self._loop, fetcher)
         finally:
-            self.trainer.should_stop = asked
+            self.trainer.should_stop = stopping
 
     def is_last_step(self) -> bool:
-        """Whether the run ends after this step: by steps, epochs, or because something asked it to stop."""
+        """Whether the run ends after this step: by steps, epochs, or because a callback stopped it."""
         trainer, fit = self.trainer, self.trainer.fit_loop
         epochs = fit.epoch_progress.current.processed + 1  # type: ignore[attr-defined]
         last_batch = self._loop._num_ready_batches_reached() and epochs == trainer.max_epochs
         return trainer.global_step == trainer.max_steps or last_batch or (trainer.should_stop and fit._can_stop_early)
 
     def _start_over(self) -> None:
-        """Let Lightning take the validation for one that was broken off, and begin it from its first batch."""
+        """Make Lightning begin the validation again from its first batch, as if it had been interrupted."""
         self._loop.val_loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
         self._loop.val_loop.batch_progress.current.reset()
         self._loop._batches_that_stepped -= 1  # counted again after the validation
 
-    # ---- a validation beyond the interval must not change a run that is made longer later
+    # ---- the validation of the last step must not change a run that is later made longer
 
     def before(self) -> None:
-        """Keep what early stopping has counted, where the validation is one that only the end brings."""
+        """Save the state of early stopping, if the validation is due only because the run ends."""
         regular = self._by_interval(self.trainer.fit_loop._data_fetcher)
         callbacks = [] if regular else self.trainer.callbacks  # type: ignore[attr-defined]
-        self._stoppers = [(one, one.state_dict()) for one in callbacks if isinstance(one, EarlyStopping)]
+        self._stoppers = [(x, x.state_dict()) for x in callbacks if isinstance(x, EarlyStopping)]
 
     def after(self) -> None:
-        """Let early stopping forget such a validation: its patience counts those of the interval."""
+        """Restore that state: the patience of early stopping counts only validations of the interval."""
         for stopper, state in self._stoppers:
             stopper.load_state_dict(state)
         self._stoppers = []

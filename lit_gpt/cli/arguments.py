@@ -1,4 +1,4 @@
-"""The command line before it is parsed, which preset and which config files it names; and what to refuse after that."""
+"""Reads preset and config files from a command line before it is parsed, and checks values after that."""
 
 import itertools
 import math
@@ -11,43 +11,46 @@ from jsonargparse import Namespace
 
 from datamodules.errors import UserError, check_at_least
 from lit_gpt.cli.suggest import unknown
-from lit_gpt.config import PRESETS
+from lit_gpt.config import PRESETS, format_value
 
 CONFIG = ("--config", "-c")
-HERE = Path(__file__).parents[1]
+#: Options of one verb alone that are groups, and that have a value.
+GROUPS = {"fit": ("checkpoint", "samples"), "predict": ("predictions",)}
+VALUES = {"fit": ("name", "logs_dir")}
+PACKAGE = Path(__file__).parents[1]
 
 
 def preset(arguments: list[str]) -> str | None:
-    """The preset named by the command line or a config file; it sets defaults, so it is needed before parsing."""
-    found = value_of("preset", arguments)
-    if found is not None and str(found) not in PRESETS:
-        raise unknown("preset", str(found), PRESETS)
-    return found
+    """The preset that the command line or a config file names. It sets defaults, so it is needed before parsing."""
+    name = value_of("preset", arguments)
+    if name is not None and str(name) not in PRESETS:
+        raise unknown("preset", str(name), PRESETS)
+    return name
 
 
 def value_of(key: str, arguments: list[str]) -> Any:
-    """What the command line or a config file gives for a key, before parsing; None where neither does."""
-    found = None
+    """The value of a key on the command line or in a config file, before parsing. None: neither has it."""
+    result = None
     for name, value in pairs(arguments):
         if name == f"--{key}":
-            found = value
+            result = value
         elif name in CONFIG and Path(value).is_file():
             loaded = _load_yaml(Path(value))
-            found = loaded.get(key, found) if isinstance(loaded, dict) else found
-    return found
+            result = loaded.get(key, result) if isinstance(loaded, dict) else result
+    return result
 
 
 def data_of_configs(arguments: list[str]) -> dict[str, Any]:
-    """The ``data`` of the config files, what a later one gives over what an earlier one does."""
-    found: dict[str, Any] = {}
+    """The ``data`` of all config files. A later file overrides an earlier one."""
+    merged: dict[str, Any] = {}
     for name, value in pairs(arguments):
         if name in CONFIG and Path(value).is_file():
             loaded = _load_yaml(Path(value))
             data = loaded.get("data") if isinstance(loaded, dict) else None
             data = {"class_path": data} if isinstance(data, str) else dict(data or {})
-            options = {**(found.get("init_args") or {}), **(data.pop("init_args", None) or {})}
-            found |= {**data, "init_args": options}
-    return found
+            options = {**(merged.get("init_args") or {}), **(data.pop("init_args", None) or {})}
+            merged |= {**data, "init_args": options}
+    return merged
 
 
 def _load_yaml(path: Path) -> Any:
@@ -58,40 +61,39 @@ def _load_yaml(path: Path) -> Any:
 
 
 def pairs(arguments: list[str]) -> list[tuple[str, str]]:
-    """(option, value) for both spellings, ``--option value`` and ``--option=value``."""
-    found = []
+    """(option, value) of each argument, for both forms: ``--option value`` and ``--option=value``."""
+    result = []
     for argument, value in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
         name, joined, own = argument.partition("=")
-        found.append((name, own) if argument.startswith("-") and joined else (argument, value))
-    return found
+        result.append((name, own) if argument.startswith("-") and joined else (argument, value))
+    return result
 
 
 def with_packaged_configs(arguments: list[str]) -> list[str]:
-    """Configs that are not found from the current folder come from the package."""
-    found = list(arguments)
+    """The arguments, with each config that does not exist in the current folder replaced by the package's."""
+    result = list(arguments)
     for i, argument in enumerate(arguments):
         option, joined, value = argument.partition("=")
         if joined and option in CONFIG:
-            found[i] = f"{option}={_found(value)}"
+            result[i] = f"{option}={_existing_or_packaged(value)}"
         elif argument in CONFIG and i + 1 < len(arguments):
-            found[i + 1] = _found(arguments[i + 1])
-    return found
+            result[i + 1] = _existing_or_packaged(arguments[i + 1])
+    return result
 
 
-def _found(config: str) -> str:
+def _existing_or_packaged(config: str) -> str:
     return config if Path(config).exists() else str(_packaged(config) or config)
 
 
 def _packaged(config: str) -> Path | None:
-    """The file of that name that comes with us: a part of the installed package, or beside it in a clone."""
-    paths = (home / "configs" / config.removeprefix("configs/") for home in (HERE, HERE.parent))
+    """The packaged config of that name: in the installed package, or beside it in a clone."""
+    paths = (home / "configs" / config.removeprefix("configs/") for home in (PACKAGE, PACKAGE.parent))
     return next((path for path in paths if path.is_file()), None)
 
 
 def check_values(verb: str, config: Namespace) -> None:
-    """Refuse values of a verb that have the right type and would end in a traceback, or mean nothing."""
-    if config.trainer is None:
-        raise UserError("trainer is null: leave it out, or give its options.")
+    """Refuse values that have the right type, but are meaningless or would end in a traceback."""
+    _check_given(verb, config)
     _check_seed(config.seed_everything)
     _check_processes(config)
     interval = config.trainer.val_check_interval
@@ -108,13 +110,24 @@ def check_values(verb: str, config: Namespace) -> None:
         check_at_least(1, "early_stopping", config.early_stopping)
 
 
+def _check_given(verb: str, config: Namespace) -> None:
+    """jsonargparse takes null for a value of any type, and any value for a group of options."""
+    groups, values = GROUPS.get(verb, ()), VALUES.get(verb, ())
+    for name in ("trainer", "progress", *groups):
+        if not isinstance(config[name], Namespace):
+            raise UserError(f"{name} is {format_value(config[name])}: leave it out, or give its options.")
+    for name in ("seed_everything", "float32_matmul", *values):
+        if config[name] is None:
+            raise UserError(f"{name} is null: leave it out, or give a value.")
+
+
 def _check_seed(seed: int | bool) -> None:
     if not 0 <= seed < 2**32:  # numpy's range
         raise UserError(f"seed_everything is {seed}: give 0 to {2**32 - 1}.")
 
 
 def _check_processes(config: Namespace) -> None:
-    """More than a machine can start would stop it."""
+    """Refuse more processes than a machine can start: they would make it unusable."""
     trainer, most = config.trainer, max(64, 4 * (os.cpu_count() or 1))
     devices = int(trainer.devices) if str(trainer.devices).isdecimal() else 0
     for name, value, limit in (

@@ -1,7 +1,6 @@
-"""One sentence out of a parser's report.
+"""Turns an error report of jsonargparse into one sentence.
 
-jsonargparse answers a wrong key of a class given by path with a list of every type it tried; the key a person mistyped
-is somewhere in it.
+For a wrong key of a class, jsonargparse reports every type that it tried. The mistyped key is somewhere in that report.
 """
 
 import re
@@ -10,7 +9,7 @@ from types import MappingProxyType
 
 from lit_gpt.cli.suggest import unknown
 
-#: Where a report names a key that does not exist, relative to the slot (model, data) in its first line.
+#: How a report names a key that does not exist. The key is relative to the slot (model, data) in the first line.
 WRONG_KEY = (
     r"unrecognized arguments: --?(?P<key>[\w.]+)",
     r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.]+)'",
@@ -18,17 +17,17 @@ WRONG_KEY = (
     r"Option '(?P<key>[\w.]+)' is not accepted",
     r"does not accept option '(?P<key>[\w.]+)'",
 )
-#: A value that is none of the types of a union, with the choices that some of them offer.
+#: A value that fits no type of a union, with the choices of a Literal in that union.
 WRONG_CHOICE = (
     r'Parser key "(?P<key>[\w.]+)":(?!.*Parser key)(?=.*?(?P<what>Literal\[.*\])).*Given value: (?P<value>[^\n]*)'
 )
 WRONG_VALUE = r'Parser key "(?P<key>[\w.]+)":\s+(?P<what>Expected [^\n]*?)\.? Got value: (?P<value>[^\n]*)'
-#: A class that is not there, in the slot of the first line.
+#: A class that does not exist, in the slot of the first line.
 WRONG_CLASS = (
     r"Expected a dot import path string: (?P<value>[\w.]*\w)",
     r"Problem with given class_path '(?P<value>[\w.]+)':\s+(?:module '[\w.]+' has no attribute|No module named)",
 )
-#: One value for a group of options, which the parser takes for the name of a file that holds them.
+#: A single value for a group of options. The parser takes it for the name of a config file.
 WRONG_GROUP = r"Parser key \"(?P<key>[\w.]+)\":\s+Unable to load config '(?P<value>[^'\n]*)'"
 NOISE = r"(Does not validate|Subtypes:|Errors:|Given value|- Expected a <class 'NoneType'>)"
 
@@ -36,12 +35,12 @@ NOISE = r"(Does not validate|Subtypes:|Errors:|Given value|- Expected a <class '
 def friendly_error(
     report: str, known: Iterable[str], classes: Mapping[str, Iterable[str]] = MappingProxyType({})
 ) -> str:
-    """What is wrong, in one sentence with a fix.
+    """One sentence that names the problem and a fix.
 
     Args:
         report: The parser's message.
         known: Dotted names of all options, from which the nearest is suggested.
-        classes: The names that a slot takes, for each slot.
+        classes: For each slot, the names of the classes that it accepts.
     """
     slot = re.match(r'Parser key "(\w+)":', report)
     prefix = slot[1] if slot else ""

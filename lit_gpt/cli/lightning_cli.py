@@ -1,4 +1,4 @@
-"""fit, validate, test and predict: Lightning's command line with our run folders, callbacks, presets and sentences."""
+"""fit, validate, test and predict: Lightning's command line with run folders, callbacks, presets and short errors."""
 
 import os
 import re
@@ -34,7 +34,7 @@ from lit_gpt.callbacks.predictions import WritePredictions
 from lit_gpt.callbacks.progress import RunProgress
 from lit_gpt.callbacks.resume import ExactResume
 from lit_gpt.callbacks.samples import SampleText
-from lit_gpt.callbacks.scored import NameText
+from lit_gpt.callbacks.scored import PrintScoredText
 from lit_gpt.callbacks.signals import Interrupted
 from lit_gpt.callbacks.start import EvaluateAtStart
 from lit_gpt.callbacks.summary import RunSummary
@@ -46,9 +46,9 @@ from lit_gpt.cli.parser import StrictParser, prepare_parsing
 from lit_gpt.cli.quiet import quieten_lightning
 from lit_gpt.cli.restoring import restoring
 from lit_gpt.config import PRESETS
-from lit_gpt.integrity import step_of, to_go_on_from
+from lit_gpt.integrity import checkpoint_to_resume, step_of
 from lit_gpt.language_model import LitLanguageModel
-from lit_gpt.protocols import adapted
+from lit_gpt.protocols import with_defaults
 
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # our loaders give each process its rows
@@ -62,17 +62,17 @@ TRAINER_DEFAULTS = {
 
 
 def _methods() -> tuple[type, ...]:
-    """The module with the methods for small corpora; the core works without them."""
+    """LitExtendedGPT, if lit_gpt.methods is installed. The core works without it."""
     with suppress(ModuleNotFoundError):
         return (resolve_name("lit_gpt.methods.module:LitExtendedGPT"),)
     return ()
 
 
-#: Imported here, they are known to --model and --data by their short names.
+#: Classes that --model and --data accept by their short names, because they are imported here.
 DATAMODULES = (CharDataModule, BPEDataModule, HeadlinesDataModule)
 MODULES = (LitGPT, *_methods(), LitBigram)
-#: Options that one verb alone has; a config file may hold those of every verb.
-OWN = {
+#: Options that only one verb has. A config file may hold those of every verb.
+OPTIONS_OF_ONE_VERB = {
     "fit": ("name", "logs_dir", "resume", "early_stopping", "val_at_start", "checkpoint", "samples"),
     "predict": ("predictions",),
 }
@@ -97,10 +97,10 @@ class LitCLI(LightningCLI):
         prepare_parsing()
         self.verb = verb
         self.preset = preset(arguments)
-        self.claimed: Path | None = None
-        self.folder = Path("logs")  # until the run's own is known
+        self.claimed: Path | None = None  # a folder that was created for a new run
+        self.folder = Path("logs")  # until the run's folder is known
         self.folder_callback: run_folder.RunFolder | None = None
-        with self._in_sentences():
+        with self._as_user_errors():
             super().__init__(
                 LightningModule,
                 LightningDataModule,
@@ -117,20 +117,20 @@ class LitCLI(LightningCLI):
             )
 
     @contextmanager
-    def _in_sentences(self) -> Iterator[None]:
-        """Lightning's refusals become the user's to mend; a run that never began leaves no folder."""
+    def _as_user_errors(self) -> Iterator[None]:
+        """Turn errors of Lightning into UserErrors, and remove the folder of a run that never began."""
         try:
             yield
         except (MisconfigurationException, ModuleNotFoundError) as error:
             raise UserError(friendly_error(str(error), [])) from error
-        except ValueError as error:  # Lightning's, when it counts the batches of an epoch
+        except ValueError as error:  # from Lightning, when it counts the batches of an epoch
             if "`val_check_interval`" not in str(error):
                 raise
             raise UserError(friendly_error(str(error), [])) from error
-        except ProcessRaisedException as error:  # of a forked process: its traceback as text
-            if (told := re.search(r"^datamodules\.errors\.UserError: (.*)$", str(error), re.MULTILINE)) is None:
+        except ProcessRaisedException as error:  # from a forked process, with its traceback as text
+            if (message := re.search(r"^datamodules\.errors\.UserError: (.*)$", str(error), re.MULTILINE)) is None:
                 raise
-            raise UserError(told[1]) from None
+            raise UserError(message[1]) from None
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -138,28 +138,28 @@ class LitCLI(LightningCLI):
         except OSError as error:
             if not is_refusal(error) or error.filename or self.verb != "fit":
                 raise
-            # A failed write has no name: TensorBoard's rows come from another thread, lines go to the output.
+            # A failed write names no file: TensorBoard writes in another thread, and lines go to stdout.
             raise refusal(error, f"the run in {self.folder}") from error
-        except SIGTERMException:  # where RunCheckpoints does not listen: before the first step, and in the other verbs
+        except SIGTERMException:  # RunCheckpoints handles it only after training began, in fit
             raise Interrupted(signal.SIGTERM) from None
         finally:
             if self.claimed and not (self.folder_callback and self.folder_callback.began):
-                run_folder.give_up(self.claimed)
+                run_folder.remove_unused(self.claimed)
 
     # ---- options
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """The one verb that was typed."""
+        """Only the verb that was typed."""
         return {self.verb: LightningCLI.subcommands()[self.verb]}
 
     def _prepare_subcommand_parser(self, *args: Any, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(*args, **kwargs)
         if self.verb in ("validate", "test"):
-            parser.set_defaults({"verbose": False})  # Lightning's table of what RunProgress has said
+            parser.set_defaults({"verbose": False})  # Lightning's table of the metrics that RunProgress has printed
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Our own keys, and the default classes of the two slots."""
+        """Add lit_gpt's options, and the default classes of model and data."""
         parser.set_defaults(
             {
                 "model": {"class_path": _path(MODULES[0]), "init_args": {"config": PRESETS.get(self.preset or "", {})}},
@@ -171,33 +171,33 @@ class LitCLI(LightningCLI):
             "--preset", type=str | None, default=None, help=f"Architecture to start from: {', '.join(PRESETS)}."
         )
         parser.add_argument(
-            "--float32_matmul", type=Matmul, default="high", help="Precision of float32 products on CUDA; high is TF32."
+            "--float32_matmul", type=Matmul, default="high", help="Precision of float32 matmuls on CUDA; high is TF32."
         )
         if self.verb == "fit":
             self._add_fit_arguments(parser)
         if self.verb == "predict":
             parser.add_lightning_class_args(WritePredictions, "predictions")
         parser.add_lightning_class_args(RunProgress, "progress")
-        for key in self._others():
+        for key in self._options_of_other_verbs():
             parser.add_argument(f"--{key}", type=Any, default=None, help=SUPPRESS)
 
-    def _others(self) -> list[str]:
-        return [key for verb, keys in OWN.items() if verb != self.verb for key in keys]
+    def _options_of_other_verbs(self) -> list[str]:
+        return [key for verb, keys in OPTIONS_OF_ONE_VERB.items() if verb != self.verb for key in keys]
 
     def _add_fit_arguments(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str, default="run", help="Folder of the run, below --logs_dir.")
-        parser.add_argument("--logs_dir", type=str, default="logs", help="Where all runs go.")
+        parser.add_argument("--logs_dir", type=str, default="logs", help="Folder of all runs.")
         parser.add_argument(
             "--resume",
             type=Literal["auto"] | None,
             default=None,
-            help="auto: go on with the newest unfinished run of the same model, data and seed, or start one.",
+            help="auto: resume the newest unfinished run of the same model, data and seed, or start one.",
         )
         parser.add_argument(
             "--early_stopping",
             type=int | None,
             default=None,
-            help="Stop after so many validations without a better val/loss.",
+            help="Stop after this many validations without a better val/loss.",
         )
         parser.add_argument(
             "--val_at_start", type=bool, default=False, help="Evaluate before the first step too, and log it as step 0."
@@ -206,10 +206,10 @@ class LitCLI(LightningCLI):
         parser.add_lightning_class_args(SampleText, "samples")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and say what is wrong in one sentence."""
+        """Parse the command line. An error is one sentence."""
         for argument in args:
             key = argument.removeprefix("--").split("=")[0]
-            if argument.startswith("--") and key.split(".")[0] in self._others():
+            if argument.startswith("--") and key.split(".")[0] in self._options_of_other_verbs():
                 raise UserError(f"--{key} is no option of {self.verb}: leave it out (in a config file it may stay).")
         self.stored: dict[str, Any] = {}
         path = None if self.verb == "fit" else value_of("ckpt_path", args)
@@ -217,33 +217,33 @@ class LitCLI(LightningCLI):
             self.stored = checkpoint.read(checkpoint.file_of(path))[checkpoint.KEY]
         self.config, line = run_data.parsed(self._parsed, self.verb, self.stored.get("data"), args[1:])
         if line:
-            _say(line)
+            _print_rank_zero(line)
         check_values(self.verb, self.config[self.verb])
 
     def _parsed(self, args: list[str]) -> Namespace:
-        """The configuration of a command line, or what is wrong with it."""
+        """The configuration of a command line. An error of the parser becomes a UserError."""
         try:
             return self.parser.parse_args([self.verb, *args])
         except ArgumentError as error:
             classes = {"model": _names(MODULES), "data": _names(DATAMODULES)}
             raise UserError(friendly_error(str(error), self._known_options(args), classes)) from error
 
-    def _known_options(self, given: list[str]) -> list[str]:
-        """Dotted names of every option, those of the classes chosen on the command line included."""
-        chosen = [part for pair in pairs(given) if pair[0] in ("--model", "--data") for part in pair]
+    def _known_options(self, arguments: list[str]) -> list[str]:
+        """Dotted names of all options, including those of the classes that the command line chooses."""
+        chosen = [part for pair in pairs(arguments) if pair[0] in ("--model", "--data") for part in pair]
         try:
             parsed = self.parser.parse_args([self.verb, *chosen])
         except ArgumentError:  # the class itself is wrong
             parsed = self.parser.parse_args([self.verb])
         keys = [key.replace(".init_args.", ".") for key in vars(parsed[self.verb].as_flat())]
-        return [key for key in keys if key not in self._others()]
+        return [key for key in keys if key not in self._options_of_other_verbs()]
 
     # ---- checkpoints
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning would let stored hyper-parameters override the command line in every verb.
+        """Take the model's configuration from the checkpoint, except in `fit`, which takes it from the command line.
 
-        Here `fit` obeys the command line; the other verbs obey the checkpoint, which they need.
+        Lightning would let stored hyper-parameters override the command line in every verb.
         """
         config = self.config[self.verb]
         if self.verb == "fit":
@@ -267,29 +267,30 @@ class LitCLI(LightningCLI):
         not_resumable = run_folder.not_resumable(root / config.name, self.settings, self._read) if config.resume else {}
         unfinished = next((folder for folder, why_not in not_resumable.items() if why_not is None), None)
         if unfinished:
-            self._go_on_with(unfinished)
+            self._resume(unfinished)
         self.folder = self._folder_of_checkpoint() or unfinished or self._new_folder(root / config.name)
         if self.claimed and not_resumable:
             newest, why_not = next(iter(not_resumable.items()))
-            more = f" (--ckpt_path {newest} with more steps goes on with it)" * (why_not == run_folder.FINISHED)
-            _say(f"{newest} {why_not}: a new run starts in {self.folder}{more}")
+            more = f" (--ckpt_path {newest} with more steps resumes it)" * (why_not == run_folder.FINISHED)
+            _print_rank_zero(f"{newest} {why_not}: a new run starts in {self.folder}{more}")
         os.environ[run_folder.FOLDER_VARIABLE] = str(self.folder)
 
-    def _go_on_with(self, folder: Path) -> None:
-        saved = to_go_on_from(folder / run_folder.LAST)
+    def _resume(self, folder: Path) -> None:
+        saved = checkpoint_to_resume(folder / run_folder.LAST)
         self.config[self.verb].ckpt_path = str(saved)
-        _say(f"going on with {folder}")
+        _print_rank_zero(f"resuming {folder}")
         if saved and saved.name != run_folder.LAST.name:
-            _say(
-                f"its last.ckpt is damaged or gone: going on from step {step_of(saved)}, {saved}, the newest whole one"
+            _print_rank_zero(
+                f"its last.ckpt is damaged or gone: resuming from step {step_of(saved)}, {saved}, the newest intact one"
             )
 
     def _folder_of_checkpoint(self) -> Path | None:
-        """That of the run that the checkpoint is of; a copy that lies elsewhere begins a new one."""
+        """The folder of the run that the checkpoint belongs to. None: a copy elsewhere starts a run in a new folder."""
         config = self.config[self.verb]
         if not config.ckpt_path:
             return None
-        path = checkpoint.file_of(config.ckpt_path, ("last.ckpt", "best.ckpt"))  # a run goes on from its end
+        # a resume continues from the end of a run
+        path = checkpoint.file_of(config.ckpt_path, ("last.ckpt", "best.ckpt"))
         config.ckpt_path = str(path)
         if issubclass(resolve_name(config.model.class_path), LitLanguageModel):
             self.stored = checkpoint.read(path, mmap=True)[checkpoint.KEY]  # refused before anything is written
@@ -304,16 +305,16 @@ class LitCLI(LightningCLI):
         )  # under torchrun rank 0 broadcasts the folder later
 
     def _read(self, path: Path) -> run_folder.Settings | None:
-        """The settings of a run's own file; options that did not exist then have their defaults."""
+        """The settings in a run's config.yaml. Options that did not exist then have their defaults."""
         try:
             return run_folder.settings_of(self._parser(self.verb).parse_path(path))
-        except (ArgumentError, OSError, TypeError, ValueError):  # options that are gone, no file, no text
+        except (ArgumentError, OSError, TypeError, ValueError):  # options that are gone, no file, not UTF-8
             return None
 
     # ---- objects
 
     def instantiate_classes(self) -> None:
-        """Build model, data and trainer."""
+        """Build model, data and trainer, and set the precision of matmuls."""
         torch.set_float32_matmul_precision(
             self.config[self.verb].float32_matmul if torch.cuda.is_available() else "highest"
         )
@@ -323,21 +324,23 @@ class LitCLI(LightningCLI):
         self._hand_over_tokenizer()
 
     def _hand_over_tokenizer(self) -> None:
-        """The checkpoint's, to the data: a run that goes on takes it where it would train one, other verbs always."""
+        """Give the checkpoint's tokenizer to the data. In a resumed run only a tokenizer that would be trained is
+        replaced.
+        """
         if self.stored.get("tokenizer"):
-            data = adapted(self.datamodule)
-            take = data.reuse_tokenizer if self.verb == "fit" else data.use_tokenizer
-            take(tokenizer_from_dict(self.stored["tokenizer"]))
+            data = with_defaults(self.datamodule)
+            set_tokenizer = data.reuse_tokenizer if self.verb == "fit" else data.use_tokenizer
+            set_tokenizer(tokenizer_from_dict(self.stored["tokenizer"]))
 
     def instantiated(self) -> Namespace:
-        """The objects of the configuration; a wrong combination of values is one sentence."""
+        """The objects of the configuration. A wrong combination of values is a UserError."""
         try:
             return self.parser.instantiate(self.config)
         except (ValueError, ArgumentError) as error:
             raise UserError(friendly_error(str(error), [])) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The Trainer with our loggers, callbacks and atomic checkpoints."""
+        """The Trainer, with the loggers, callbacks and atomic checkpoints of lit_gpt."""
         trainer = self.config_init[self.verb]["trainer"]
         plugins = trainer["plugins"] or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
@@ -353,10 +356,10 @@ class LitCLI(LightningCLI):
             if self.config[self.verb].val_at_start:
                 chosen["num_sanity_val_steps"] = -1  # the sanity check, over the whole split: see EvaluateAtStart
         else:
-            self.trainer_defaults = {**TRAINER_DEFAULTS, "callbacks": [NameText(self.stored["fingerprints"])]}
+            self.trainer_defaults = {**TRAINER_DEFAULTS, "callbacks": [PrintScoredText(self.stored["fingerprints"])]}
         try:
             built = super().instantiate_trainer(**chosen, **kwargs)
-        except (ValueError, TypeError) as error:  # a strategy or an accelerator of no such name, devices of no number
+        except (ValueError, TypeError) as error:  # an unknown strategy or accelerator, or devices that are no number
             raise UserError(friendly_error(str(error), [])) from error
         _check_names(built)
         if getattr(built.strategy.launcher, "_start_method", "fork") != "fork":
@@ -370,13 +373,13 @@ class LitCLI(LightningCLI):
         with restoring(self.config[subcommand].ckpt_path):
             super()._run_subcommand(subcommand)
 
-    def _loggers(self, given: Any) -> Any:
-        return run_loggers(self.folder, given) if self.verb == "fit" else given or False
+    def _loggers(self, logger: Any) -> Any:
+        return run_loggers(self.folder, logger) if self.verb == "fit" else logger or False
 
     def _callbacks(self) -> list[Callback]:
         config = self.config[self.verb]
         summary = RunSummary(run_folder.hash_of(self.settings), config.seed_everything)
-        fresh = config.clone()  # the file starts such a run, not this one again, and after a flag takes nothing back
+        fresh = config.clone()  # config.yaml starts a new run like this one, so it must not name a checkpoint
         del fresh["ckpt_path"], fresh["resume"]
         resolved = self._parser(self.verb).dump(fresh, skip_unset=False)
         self.folder_callback = run_folder.RunFolder(self.folder, resolved, run_folder.hash_of(self.settings))
@@ -390,14 +393,14 @@ class LitCLI(LightningCLI):
 
 
 def _check_names(trainer: Trainer) -> None:
-    """A ModelCheckpoint of the user's writes beside the run's own files, and deletes what it takes for its own."""
+    """Refuse a ModelCheckpoint of the user that would replace or delete the run's own best.ckpt or last.ckpt."""
     for callback in trainer.checkpoint_callbacks:
         if not isinstance(callback, ModelCheckpoint) or callback.dirpath is not None:
             continue
         if callback.save_last or callback.filename in ("best", "last"):
-            given = "save_last" if callback.save_last else f"filename {callback.filename}"
+            option = "save_last" if callback.save_last else f"filename {callback.filename}"
             raise UserError(
-                f"a ModelCheckpoint with {given} would replace the run's own best.ckpt or last.ckpt, which are saved "
+                f"a ModelCheckpoint with {option} would replace the run's own best.ckpt or last.ckpt, which are saved "
                 "in any case: leave that out."
             )
 
@@ -411,5 +414,5 @@ def _path(cls: type) -> str:
 
 
 @rank_zero_only
-def _say(line: str) -> None:
+def _print_rank_zero(line: str) -> None:
     print(line, flush=True)

@@ -1,4 +1,4 @@
-"""How jsonargparse reads a command line for us."""
+"""Settings of jsonargparse."""
 
 from functools import cache
 from typing import Any
@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 
 class StrictParser(LightningArgumentParser):
-    """Options by their whole names, also those of the classes inside, whose parsers are made from this one's class."""
+    """Accepts options by their full names only. The parsers of classes inside a command line are of this class too."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
@@ -17,10 +17,10 @@ class StrictParser(LightningArgumentParser):
 
 @cache
 def prepare_parsing() -> None:
-    """Show the docstring of a configuration's field as its help, and let ``null`` reach the field: jsonargparse 4.53
-    hands that on as the word None, which no type accepts.
+    """Show the docstring of a configuration's field as its help, and accept ``null`` for a field.
 
-    Both are settings of the process, so once is enough.
+    jsonargparse 4.53 passes ``null`` on as the string None, which no type accepts. Both are settings of the process, so
+    one call is enough.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     usual = loaders["yaml"]

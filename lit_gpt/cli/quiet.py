@@ -1,10 +1,10 @@
-"""What Lightning says that does not apply to our runs is not said."""
+"""Silences messages of Lightning that do not apply here."""
 
 import logging
 import warnings
 
-#: Our loaders are fast without workers, batches are dicts of one size, and what is logged is equal on every process.
-NOT_FOR_US = (
+#: Our loaders are fast without workers, batches are dicts of one size, and logged values are equal in all processes.
+IRRELEVANT_WARNINGS = (
     ".*isinstance.treespec, LeafSpec.. is deprecated.*",
     ".*does not have many workers.*",
     ".*Checkpoint directory .* exists and is not empty.*",
@@ -16,8 +16,8 @@ NOT_FOR_US = (
 
 
 def quieten_lightning() -> None:
-    """Leave out Lightning's notes below a warning, and the warnings of ``NOT_FOR_US``."""
+    """Silence Lightning's messages below the level of a warning, and the warnings of ``IRRELEVANT_WARNINGS``."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    for message in NOT_FOR_US:
+    for message in IRRELEVANT_WARNINGS:
         warnings.filterwarnings("ignore", message=message)

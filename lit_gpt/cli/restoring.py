@@ -1,4 +1,4 @@
-"""A checkpoint that is whole, and whose run cannot be restored all the same: its state is not what a run writes."""
+"""Reports a checkpoint that is intact but holds a state that no run writes, so that its run cannot be restored."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,18 +7,18 @@ from traceback import walk_tb
 from datamodules.errors import UserError
 from lit_gpt.bounds import is_out_of_memory
 
-#: Where a state is put back: Lightning's functions that begin so, and ours that comes after them.
-LIGHTNINGS = "lightning.pytorch.trainer.connectors.checkpoint_connector"
-BEGINNINGS = ("restore", "resume", "_restore")
-OURS = ("lit_gpt.callbacks.resume", "set_random_state")
+#: The functions that restore a state: those of this Lightning module with these prefixes, and one of our own.
+LIGHTNING_MODULE = "lightning.pytorch.trainer.connectors.checkpoint_connector"
+LIGHTNING_PREFIXES = ("restore", "resume", "_restore")
+OWN_FUNCTION = ("lit_gpt.callbacks.resume", "set_random_state")
 
 
 @contextmanager
 def restoring(path: str | None) -> Iterator[None]:
-    """Turns what goes wrong while a run's state is put back into one sentence.
+    """Turns an error during the restoring of a run's state into a UserError.
 
     Args:
-        path: The checkpoint.
+        path: The checkpoint that is restored.
 
     Raises:
         UserError: It holds a state that no run wrote.
@@ -27,7 +27,7 @@ def restoring(path: str | None) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # wrong values end in errors of every kind
+    except Exception as error:  # wrong values raise errors of many kinds
         if isinstance(error, OSError) or is_out_of_memory(error) or not _is_in_restoring(error):
             raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
@@ -39,4 +39,7 @@ def restoring(path: str | None) -> Iterator[None]:
 
 def _is_in_restoring(error: Exception) -> bool:
     codes = [(frame.f_globals.get("__name__"), frame.f_code.co_name) for frame, _ in walk_tb(error.__traceback__)]
-    return any(code == OURS or (code[0] == LIGHTNINGS and code[1].startswith(BEGINNINGS)) for code in codes)
+    return any(
+        code == OWN_FUNCTION or (code[0] == LIGHTNING_MODULE and code[1].startswith(LIGHTNING_PREFIXES))
+        for code in codes
+    )

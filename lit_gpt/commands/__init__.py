@@ -1,4 +1,4 @@
-"""Our own verbs, one file each: a typed function whose signature and docstring become flags and help."""
+"""The verbs of lit_gpt, one file each. The signature and docstring of a function become options and --help."""
 
 import importlib
 import inspect
@@ -12,8 +12,8 @@ from lit_gpt.cli.friendly_errors import friendly_error
 def run(verb: str, arguments: list[str]) -> None:
     """Run ``verb`` with its command line.
 
-    A file with a ``main`` parses for itself; one with ``VERBS`` has a second level of verbs; any other holds a function
-    of the verb's name (``import_`` for import).
+    A file with ``main`` parses its arguments itself. A file with ``VERBS`` has a second level of verbs. Any other file
+    has a function with the verb's name (``import_`` for import).
     """
     from jsonargparse import auto_cli
 

@@ -13,7 +13,7 @@ from datamodules.tokens import TokenStore
 from lit_gpt.cli.arguments import with_packaged_configs
 from lit_gpt.cli.lightning_cli import LitCLI
 from lit_gpt.language_model import LitLanguageModel, check_batch
-from lit_gpt.protocols import adapted
+from lit_gpt.protocols import with_defaults
 
 _BATCHES_FOR_PADDING = 50
 
@@ -66,13 +66,13 @@ def show(module: LightningDataModule, batches: int = 1, rows: int = 3) -> None:
     """Prints statistics of the corpus and the first training batches.
 
     Args:
-        module: a datamodule after ``setup``; of one that is not of ours the batches alone.
+        module: a datamodule after ``setup``. If it is no TextDataModule, only batches are printed.
         batches: number of batches to print.
         rows: number of rows to print of each.
     """
     if isinstance(module, TextDataModule):
         print("\n".join(corpus_lines(module)))
-    loader, tokenizer = module.train_dataloader(), adapted(module).tokenizer
+    loader, tokenizer = module.train_dataloader(), with_defaults(module).tokenizer
     for number, batch in zip(range(1, batches + 1), loader, strict=False):
         check_batch(batch)
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items())
@@ -104,7 +104,7 @@ def corpus_lines(module: TextDataModule) -> list[str]:
 def row_lines(batch: Batch, row: int, tokenizer: Tokenizer | None) -> list[str]:
     """Lines for one row of a batch: inputs and targets as text, then as ids, and the mask.
 
-    Without a tokenizer the ids alone; a batch without a mask has no padding.
+    Without a tokenizer there are only ids. A batch without a mask has no padding.
     """
     ids, targets = batch["input_ids"][row], batch["targets"][row]
     mask = batch["attention_mask"][row] if "attention_mask" in batch else torch.ones_like(ids, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""`python -m lit_gpt export`: turn a checkpoint into files that others read."""
+"""`python -m lit_gpt export`: turn a checkpoint into files for other programs."""
 
 import json
 from pathlib import Path
@@ -16,11 +16,11 @@ def export(ckpt_path: str, out: str, format: Literal["huggingface", "safetensors
     """Write a checkpoint as a Hugging Face folder or as plain safetensors.
 
     Args:
-        ckpt_path: A checkpoint that fit saved, or a run's folder, for its best.
+        ckpt_path: A checkpoint that fit saved, or a run's folder, for its best.ckpt.
         out: The folder to write.
-        format: huggingface is a model and tokenizer for transformers: a GPT-2 or Llama where the network is one, else a
-            folder that brings the network's code (trust_remote_code); safetensors is the tensors of any model, with
-            its configuration in the file's metadata.
+        format: huggingface writes a model and tokenizer for transformers: a GPT-2 or Llama if the network is one, else
+            a folder that includes the network's code (trust_remote_code). safetensors writes the tensors of any model,
+            with its configuration in the file's metadata.
     """
     checkpoint = read(ckpt_path)
     files = huggingface_files(checkpoint) if format == "huggingface" else safetensors_files(checkpoint)
@@ -30,12 +30,12 @@ def export(ckpt_path: str, out: str, format: Literal["huggingface", "safetensors
     if format == "safetensors":
         print(f"Read it with safetensors.torch.load_file({out + '/model.safetensors'!r})")
     else:
-        _say_how_to_read(files, out)
+        _print_how_to_load(files, out)
     if checkpoint[KEY]["module"] == "lit_gpt.module.LitGPT":
-        print(f"Go on from it:  python -m lit_gpt fit --config CONFIG_OF_THE_RUN --model.init_from {out}")
+        print(f"Fine-tune it:  python -m lit_gpt fit --config CONFIG_OF_THE_RUN --model.init_from {out}")
 
 
-def _say_how_to_read(files: Files, out: str) -> None:
+def _print_how_to_load(files: Files, out: str) -> None:
     config = json.loads(files["config.json"])
     print(f"{config['architectures'][0]}: {out}")
     trust = ""

@@ -26,25 +26,26 @@ def generate(
     device: str = "auto",
     model: str | None = None,
 ) -> None:
-    """Continue a text, printing it as it is written.
+    """Continue a text, and print it token by token.
 
     Args:
-        ckpt_path: A checkpoint that fit saved, or a run's folder, for its best; it is all that is needed.
-        prompt: Beginning of the text; - reads it from standard input. Without one, a terminal asks for one text after
-            another (Ctrl-D ends), and anywhere else the text starts from nothing.
-        max_new_tokens: The most tokens to write; the end mark ends the text earlier.
-        temperature: Below 1 is safer, above 1 wilder; 0 always takes the likeliest token.
+        ckpt_path: A checkpoint that fit saved, or a run's folder, for its best.ckpt. Nothing else is needed.
+        prompt: Beginning of the text; - reads it from standard input. Without a prompt, a terminal asks for one text
+            after another (Ctrl-D ends). If there is no terminal, the text starts without a prompt.
+        max_new_tokens: Maximum number of tokens to write. The EOS token ends the text earlier.
+        temperature: Below 1 the likely tokens become likelier, above 1 less likely; 0 always takes the likeliest token.
         top_k: Draw from the k likeliest tokens only.
-        top_p: Draw from the likeliest tokens that together have this probability.
-        min_p: Draw from tokens at least this fraction as likely as the likeliest.
+        top_p: Draw from the fewest tokens, likeliest first, that together have this probability.
+        min_p: Draw from tokens with at least this fraction of the likeliest token's probability.
         stop: Texts that end the sample, as a list; they are not printed.
-        new_document: Put the end mark before the prompt, where documents begin: for models of titles and messages.
-        num_samples: How many continuations of each prompt; several appear when all are done.
+        new_document: Put the EOS token before the prompt, as at the start of a document: for models of titles and
+            messages.
+        num_samples: Number of continuations of each prompt. Several are printed when all are complete.
         seed: Makes the text repeatable on the same machine.
-        device: Where to run, such as cpu or cuda:1; auto takes a GPU when there is one.
-        model: The LightningModule of a checkpoint that is of a class of your own, such as mine.LitGRU.
+        device: The device to run on, such as cpu or cuda:1; auto takes a GPU if there is one.
+        model: The LightningModule that was trained, if it is a class of your own, such as mine.LitGRU.
     """
-    loaded = load(ckpt_path, _device(device), model)
+    text_model = load(ckpt_path, _device(device), model)
     options = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -56,9 +57,9 @@ def generate(
         "seed": seed,
     }
     if not prompt and sys.stdin.isatty():
-        _ask(loaded, num_samples, options)
+        _prompt_loop(text_model, num_samples, options)
     else:
-        _write(loaded, _prompt(prompt), num_samples, options)
+        _print_samples(text_model, _prompt(prompt), num_samples, options)
 
 
 def _device(name: str) -> str:
@@ -78,8 +79,8 @@ def _prompt(prompt: str) -> str:
         raise UserError(f"standard input is not UTF-8 ({error.reason} at byte {error.start}): convert it.") from None
 
 
-def _write(model: TextModel, prompt: str, num_samples: int, options: dict[str, Any]) -> None:
-    """Print the prompt with its continuation: one as it grows, several with a rule between them."""
+def _print_samples(model: TextModel, prompt: str, num_samples: int, options: dict[str, Any]) -> None:
+    """Print the prompt with its continuation: one token by token, several with a line of dashes between them."""
     if num_samples != 1:
         print("\n-----\n".join(prompt + text for text in model.generate(prompt, num_samples=num_samples, **options)))
         return
@@ -88,8 +89,8 @@ def _write(model: TextModel, prompt: str, num_samples: int, options: dict[str, A
     print()
 
 
-def _ask(model: TextModel, num_samples: int, options: dict[str, Any]) -> None:
-    """Continue what is typed, line by line, until Ctrl-D; a wrong character is answered by its sentence."""
+def _prompt_loop(model: TextModel, num_samples: int, options: dict[str, Any]) -> None:
+    """Continue each line that is typed, until Ctrl-D. A prompt that cannot be encoded prints its error message."""
     print("Type the beginning of a text and press Enter; Ctrl-D ends.")
     while True:
         try:
@@ -98,6 +99,6 @@ def _ask(model: TextModel, num_samples: int, options: dict[str, Any]) -> None:
             print()
             return
         try:
-            _write(model, prompt, num_samples, options)
+            _print_samples(model, prompt, num_samples, options)
         except UserError as error:
             print(error)

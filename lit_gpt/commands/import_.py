@@ -1,4 +1,4 @@
-"""`python -m lit_gpt import`: turn a Hugging Face model into a checkpoint of ours."""
+"""`python -m lit_gpt import`: turn a Hugging Face model into a lit_gpt checkpoint."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def import_(source: str, out: str) -> None:
 
 
 def _is_imported(path: Path) -> bool:
-    """Whether a file holds weights alone, which can be imported again; a run's has its optimizer too."""
+    """Whether a file holds only weights, which can be imported again. A run's checkpoint also has optimizer states."""
     try:
         return "optimizer_states" not in read(path, mmap=True)
     except UserError:

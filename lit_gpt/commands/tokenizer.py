@@ -1,4 +1,4 @@
-"""``tokenizer train``, ``tokenizer eval``, ``tokenizer export``: works with a tokenizer without a model."""
+"""``tokenizer train``, ``tokenizer eval`` and ``tokenizer export``: train, measure and export a tokenizer."""
 
 import json
 import shlex
@@ -61,8 +61,8 @@ def train(
         print(f"That is fewer than {vocab_size:,}: the text has no more to merge.")
     save_tokenizer(tokenizer, out)
     reading = {"source": source, "documents": None if documents == "file" else documents, "column": column}
-    print(f"Judge it:  python -m lit_gpt tokenizer eval {_typed('', tokenizer=out, **reading)}")
-    print(f"Use it:    python -m lit_gpt fit --data BPEDataModule {_typed('data.', **reading, tokenizer=out)}")
+    print(f"Judge it:  python -m lit_gpt tokenizer eval {_as_flags('', tokenizer=out, **reading)}")
+    print(f"Use it:    python -m lit_gpt fit --data BPEDataModule {_as_flags('data.', **reading, tokenizer=out)}")
 
 
 def evaluate(tokenizer: str, source: str, documents: Documents = "file", column: str | None = None) -> None:
@@ -77,7 +77,7 @@ def evaluate(tokenizer: str, source: str, documents: Documents = "file", column:
     text = open_source(source, documents=documents, column=column)
     for name, value in _statistics(open_tokenizer(tokenizer), (piece.text for piece in text.pieces())):
         print(f"{name:<18} {value}")
-    print(f"Use it:            python -m lit_gpt fit --data BPEDataModule {_typed('data.', tokenizer=tokenizer)}")
+    print(f"Use it:            python -m lit_gpt fit --data BPEDataModule {_as_flags('data.', tokenizer=tokenizer)}")
 
 
 def export(tokenizer: str, out: str) -> None:
@@ -92,13 +92,13 @@ def export(tokenizer: str, out: str) -> None:
     state = to_huggingface(opened)
     write_text(out, json.dumps(state, ensure_ascii=False))
     eos = next((token["content"] for token in state["added_tokens"] if token["id"] == opened.eos_id), None)
-    marks = "" if eos is None else f", eos_token={eos!r}, pad_token={eos!r}"
-    print(f"Read it with transformers.PreTrainedTokenizerFast(tokenizer_file={out!r}{marks})")
-    print(f"or with {_typed('data.', tokenizer=out)}")
+    special = "" if eos is None else f", eos_token={eos!r}, pad_token={eos!r}"
+    print(f"Read it with transformers.PreTrainedTokenizerFast(tokenizer_file={out!r}{special})")
+    print(f"or with {_as_flags('data.', tokenizer=out)}")
 
 
-def _typed(prefix: str, /, **options: str | None) -> str:
-    """The options that are not None, quoted for a shell."""
+def _as_flags(prefix: str, /, **options: str | None) -> str:
+    """The options that are not None as flags of a command, quoted for a shell."""
     flags = ((f"--{prefix}{name}", value) for name, value in options.items() if value is not None)
     return shlex.join(part for flag in flags for part in flag)
 
@@ -107,7 +107,7 @@ def _statistics(tokenizer: Tokenizer, texts: Iterator[str]) -> Iterator[tuple[st
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     chars = size = lost = 0
     seconds = 0.0
-    tokenizer.encode("")  # it builds its tables, which is not measured
+    tokenizer.encode("")  # builds its tables now, so that the time is not measured
     for text in texts:
         start = time.perf_counter()
         ids = tokenizer.encode_array(text)

@@ -1,4 +1,4 @@
-"""A checkpoint as files for others: a folder for `transformers`, or plain safetensors.
+"""Exports a checkpoint: as a folder for `transformers`, or as plain safetensors.
 
     export_huggingface(read("best.ckpt"), "folder")  # for AutoModelForCausalLM and AutoTokenizer
 
@@ -15,36 +15,36 @@ from datamodules.errors import UserError
 from datamodules.files import write_atomically
 from datamodules.tokenizers import Tokenizer, tokenizer_from_dict
 from datamodules.tokenizers import to_huggingface as tokenizer_to_huggingface
-from lit_gpt.checkpoint import KEY, PREFIX, build_network
+from lit_gpt.checkpoint import KEY, MODULES, PREFIX, build_network
 from lit_gpt.interop import own_code
 from lit_gpt.interop.files import WEIGHTS, safetensors_bytes
 from lit_gpt.interop.gpt2_llama import Config, to_huggingface, without_counterpart
 from lit_gpt.model import GPT
 from lit_gpt.protocols import Network
 
-#: The content of files by name, in the order in which they are written: the weights first, by which a later export
-#: knows the folder as one of its own, and config.json last, without which nobody takes it for a model.
+#: The content of each file by its name, in the order of writing. The weights are first, because a later export
+#: recognises its own folder by them. config.json is last, because a folder without it is no model.
 Files = dict[str, bytes]
 
 
 def huggingface_files(checkpoint: dict[str, Any]) -> Files:
-    """A folder that `AutoModelForCausalLM` and `AutoTokenizer` load.
+    """The files of a folder that `AutoModelForCausalLM` and `AutoTokenizer` load.
 
-    A GPT-2 or Llama needs no code of ours. Any other GPT brings its own, which `transformers` runs with
-    ``trust_remote_code=True``.
+    If the network is a GPT-2 or Llama, `transformers` has its code. For any other GPT the folder includes the code,
+    which `transformers` runs with ``trust_remote_code=True``.
 
     Args:
         checkpoint: What `lit_gpt.checkpoint.read` returned.
 
     Raises:
-        UserError: The network is no GPT, also without what can be folded into one.
+        UserError: The network is no GPT, even after `fold`.
     """
     entry, net = checkpoint[KEY], _plain_gpt(checkpoint)
     tokenizer = None if entry["tokenizer"] is None else tokenizer_from_dict(entry["tokenizer"])
     is_own = bool(without_counterpart(net.config))
     config, files = _own_files(net, entry) if is_own else _known_files(net)
     files |= _tokenizer_files(tokenizer, net.config.block_size, is_own)
-    # Llama would not train the embedding of the pad token of its config, which is that of the EOS token here.
+    # Llama does not train the embedding of its config's pad token. That is the EOS token here, so config.json has none.
     special = _special_ids(tokenizer)
     config |= {"dtype": str(net.wte.weight.dtype).removeprefix("torch."), **special, "pad_token_id": None}
     return {**files, "generation_config.json": _json(special), "config.json": _json(config)}
@@ -62,8 +62,9 @@ def export_huggingface(checkpoint: dict[str, Any], out: str | Path) -> None:
 
 
 def safetensors_files(checkpoint: dict[str, Any]) -> Files:
-    """``model.safetensors``: the tensors of any network by our names, and in its metadata, under ``lit_gpt``, the
-    configuration and the tokenizer as JSON.
+    """``model.safetensors``: the tensors of any network, by the names in its state_dict.
+
+    Its metadata hold, under ``lit_gpt``, the configuration and the tokenizer as JSON.
 
     Args:
         checkpoint: What `lit_gpt.checkpoint.read` returned.
@@ -79,7 +80,7 @@ def export_safetensors(checkpoint: dict[str, Any], out: str | Path) -> None:
 
 
 def write_files(files: Files, out: str | Path) -> None:
-    """Write each file, whole or not at all."""
+    """Write each file atomically."""
     for name, content in files.items():
         write_atomically(Path(out) / name, partial(_write, content))
 
@@ -89,7 +90,10 @@ def _write(content: bytes, file: IO[bytes]) -> None:
 
 
 def _plain_gpt(checkpoint: dict[str, Any]) -> GPT:
-    """The GPT of a checkpoint, with methods folded into it where that is possible."""
+    """The GPT of a checkpoint after `fold`, which merges some methods into plain weights."""
+    module = checkpoint[KEY]["module"]
+    if module not in MODULES:
+        raise UserError(f"a network of {module} has no counterpart at Hugging Face: export with --format safetensors.")
     net = build_network(checkpoint).fold()
     if type(net) is not GPT:
         raise UserError(f"{_with_article(net)} has no counterpart at Hugging Face: export with --format safetensors.")
@@ -107,7 +111,7 @@ def _known_files(net: GPT) -> tuple[Config, Files]:
 
 
 def _own_files(net: GPT, entry: dict[str, Any]) -> tuple[Config, Files]:
-    """Tensors keep our names, and their metadata are what a run that starts from them reads."""
+    """Config and files of a folder with our own code. A run that starts from the weights reads their metadata."""
     plain = {**entry, "module": "lit_gpt.module.LitGPT", "config": asdict(net.config)}
     code = {name: text.encode() for name, text in own_code.code_files().items()}
     weights = safetensors_bytes(net.state_dict(), {KEY: json.dumps(plain)})
@@ -115,10 +119,11 @@ def _own_files(net: GPT, entry: dict[str, Any]) -> tuple[Config, Files]:
 
 
 def _tokenizer_files(tokenizer: Tokenizer | None, block_size: int, is_own: bool) -> Files:
-    """The tokenizer, with the EOS token for padding: on the left, where a text that is continued has no gap.
+    """The tokenizer's files. It pads with the EOS token, on the left, so that a text to be continued ends at its last
+    token.
 
-    A vocabulary without EOS token has no id to spare for a pad token. `transformers` gives it the next one, which our
-    own code knows; GPT-2 and Llama would look for its embedding.
+    A vocabulary without EOS token has no id for a pad token. For our own code `transformers` adds the next id, which
+    that code handles. GPT-2 and Llama would look up its embedding, so they have no pad token.
     """
     if tokenizer is None:
         return {}

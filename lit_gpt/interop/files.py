@@ -1,4 +1,4 @@
-"""Folders as Hugging Face lays them out: found here or on the hub, and the tensors, metadata and config in them.
+"""Finds a Hugging Face folder on this machine or on the hub, and reads its tensors, metadata and config.
 
 Needs the ``hf`` extra.
 """
@@ -18,12 +18,12 @@ from lit_gpt.integrity import is_damaged
 State = dict[str, Tensor]
 
 WEIGHTS = "model.safetensors"
-#: What of a model on the hub is downloaded; files of weights in other formats would double the size.
+#: The files of a model on the hub that are downloaded. Weights in other formats would double the size.
 WANTED = ["config.json", "tokenizer.json", "model*.safetensors"]
 
 
 def find_folder(source: str) -> Path:
-    """A folder on this machine: the one named, or the hub's, downloaded to its library's cache.
+    """The folder ``source`` on this machine, or a model of that name from the hub, in the cache of its library.
 
     Raises:
         UserError: There is neither.
@@ -45,14 +45,14 @@ def _download(source: str) -> Path:
         folder = Path(huggingface_hub.snapshot_download(source, allow_patterns=WANTED))
         if not any(folder.glob("*.safetensors")):
             huggingface_hub.snapshot_download(source, allow_patterns=[*WANTED, "pytorch_model*.bin"])
-    except Exception as error:  # its errors have nothing else in common
+    except Exception as error:  # the library raises many kinds
         reason = str(error).splitlines()[0].rstrip(".")
         raise UserError(f"{source} is no folder here and could not be had from the hub ({reason}).") from None
     return folder
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of weights in a folder; pickles only where there is no safetensors.
+    """The files of weights in a folder. Pickles only if there is no safetensors file.
 
     Raises:
         UserError: There is none.
@@ -64,7 +64,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_tensors(file: Path) -> State:
-    """The tensors of one file, by the names in it.
+    """The tensors of one file, by name.
 
     Raises:
         UserError: It is damaged, or holds something else.
@@ -73,7 +73,7 @@ def read_tensors(file: Path) -> State:
         tensors = _read_pickle(file) if file.suffix == ".bin" else _safetensors().load_file(file)
     except UserError:
         raise
-    except Exception as error:  # the two libraries' own have nothing else in common
+    except Exception as error:  # both libraries raise many kinds
         raise UserError(f"{file} is damaged or cut short ({type(error).__name__}): use a complete copy.") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise UserError(f"{file} holds something other than tensors by name: use a complete copy.")
@@ -81,13 +81,13 @@ def read_tensors(file: Path) -> State:
 
 
 def _read_pickle(file: Path) -> Any:
-    if zipfile.is_zipfile(file) and is_damaged(file):  # an old one is no zip, and has no checksums
+    if zipfile.is_zipfile(file) and is_damaged(file):  # the old format is no zip and has no checksums
         raise zipfile.BadZipFile
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """What a safetensors file says about itself; nothing for a pickle."""
+    """The metadata of a safetensors file. Empty for a pickle."""
     if file.suffix != ".safetensors":
         return {}
     from safetensors import safe_open
@@ -97,10 +97,10 @@ def read_metadata(file: Path) -> dict[str, str]:
 
 
 def is_written_here(folder: Path) -> bool:
-    """Whether the weights in a folder are of an export of ours."""
+    """Whether lit_gpt's export wrote the weights in a folder."""
     try:
         return read_metadata(folder / WEIGHTS).get("written_by") == "lit_gpt"
-    except Exception:  # damaged; the library's errors have nothing else in common
+    except Exception:  # a damaged file raises errors of many kinds
         return False
 
 
@@ -114,14 +114,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__}): use a whole copy.") from None
+        raise UserError(f"{path} cannot be read ({type(error).__name__}): use a complete copy.") from None
     if not isinstance(config, dict):
-        raise UserError(f"{path} holds no names with values: use a whole copy.")
+        raise UserError(f"{path} holds no names with values: use a complete copy.")
     return config
 
 
 def safetensors_bytes(state: State, metadata: dict[str, str]) -> bytes:
-    """The content of a ``model.safetensors`` that `is_written_here` knows again."""
+    """The content of a ``model.safetensors`` file that `is_written_here` recognises."""
     contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
     return _safetensors().save(contiguous, {"format": "pt", "written_by": "lit_gpt", **metadata})
 

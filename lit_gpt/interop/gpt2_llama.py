@@ -1,8 +1,9 @@
-"""Our configuration and tensors as those of Hugging Face's GPT-2 and Llama, and back: dictionaries only, no files.
+"""Converts configuration and tensors of a GPT to Hugging Face's GPT-2 or Llama and back. It reads and writes no files.
 
-Both directions walk over the same tables of names. What is the same function in another form is translated (a missing
-bias is a bias of zeros, a norm without a gain has gains of one). An option of theirs that we lack is refused by name; a
-GPT with one of ours that they lack is none of theirs.
+In this file ``ours`` is a name or value of `GPTConfig` and `GPT`, and ``theirs`` is Hugging Face's. Both directions use
+the same tables of names. Different forms of the same function are converted (a missing bias is a bias of zeros, a norm
+without a gain has gains of one). An option of theirs that we lack is refused by name. A GPT with an option that they
+lack has no counterpart.
 """
 
 from collections.abc import Iterator
@@ -23,32 +24,34 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture there. Each field of `GPTConfig` is in exactly one of `mapped`, `needs` and `irrelevant`."""
+    """An architecture of Hugging Face. Each field of `GPTConfig` is in exactly one of `mapped`, `needs` and
+    `irrelevant`.
+    """
 
     model_type: str
     architecture: str
     prefix: str
-    """What every name but the head's starts with; GPT-2's first files lack it."""
+    """The prefix of every tensor's name except the LM head's. GPT-2's first files lack it."""
     blocks: str
     names: dict[str, tuple[str, ...]]
-    """Their module, or the modules whose rows ours stacks, for each module of ours."""
+    """For each module of ours, their module, or their modules whose rows ours stacks."""
     mapped: dict[str, tuple[str, ...]]
-    """The names in their config.json that hold the value of our field; none where the tensors show it."""
+    """For each field of ours, its names in their config.json. Empty if the tensors show the value."""
     needs: dict[str, Any]
-    """The only value of our field with which a GPT is of this architecture."""
+    """Fields of ours that must have this value, or the GPT is not of this architecture."""
     irrelevant: frozenset[str]
-    """Fields that change neither the function nor its tensors, at least in evaluation."""
+    """Fields of ours that change neither the function in evaluation nor its tensors."""
     activations: dict[str, str]
-    """Their name of each of our activations that they have."""
+    """Their name for each of our activations that they have."""
     defaults: dict[str, Any]
-    """What their config.json means where it lacks a name."""
+    """The value of an option that is missing in their config.json."""
     only: dict[str, Any]
-    """Options of theirs that we lack, with the value that means none."""
+    """Options of theirs that we lack, with the value that turns each off."""
     transposed: bool = False
-    """Weights of blocks are (in, out): GPT-2's Conv1D."""
+    """Whether weights of blocks are stored as (in, out), as in GPT-2's Conv1D."""
 
 
-NEITHER: dict[str, Any] = dict.fromkeys(("qk_norm", "bias_head", "attention_gate"), False) | dict.fromkeys(
+IN_NEITHER: dict[str, Any] = dict.fromkeys(("qk_norm", "bias_head", "attention_gate"), False) | dict.fromkeys(
     ("softcap", "layer_scale")
 )
 UNUSED = frozenset(("init", "position_std", "pad_vocab_to"))
@@ -85,7 +88,7 @@ GPT2 = Family(
         "dropout": ("resid_pdrop", "embd_pdrop"),
         "attention_dropout": ("attn_pdrop",),
     },
-    needs={"norm": "layernorm", "learned_positions": True, "rope": False, "n_kv_head": None, **NEITHER},
+    needs={"norm": "layernorm", "learned_positions": True, "rope": False, "n_kv_head": None, **IN_NEITHER},
     irrelevant=UNUSED | {"rope_base"},
     activations={"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu"},
     defaults={
@@ -133,7 +136,7 @@ LLAMA = Family(
         "tied_head": ("tie_word_embeddings",),
         "attention_dropout": ("attention_dropout",),
     },
-    needs={"norm": "rmsnorm", "learned_positions": False, "rope": True, **NEITHER},
+    needs={"norm": "rmsnorm", "learned_positions": False, "rope": True, **IN_NEITHER},
     irrelevant=UNUSED | {"dropout"},
     activations={"swiglu": "silu"},
     defaults={
@@ -149,7 +152,7 @@ LLAMA = Family(
     only={"head_dim": None, "rope_type": "default"},
 )
 FAMILIES = {family.model_type: family for family in (GPT2, LLAMA)}
-#: What a field means where it is left out.
+#: The property with a field's value after null is resolved.
 RESOLVED = {
     "n_kv_head": "resolved_n_kv_head",
     "mlp_width": "resolved_mlp_width",
@@ -162,7 +165,7 @@ RESOLVED = {
 
 
 def family_of(config: GPTConfig) -> Family:
-    """The architecture that is nearest."""
+    """The architecture that is nearest to a configuration: Llama with RoPE, else GPT-2."""
     return LLAMA if config.rope else GPT2
 
 
@@ -184,35 +187,35 @@ def to_huggingface(config: GPTConfig, state: State) -> tuple[Config, State]:
     """
     family = family_of(config)
     full = _with_every_tensor(family, config)
-    theirs = {name: _their_value(family, full, ours) for ours, names in family.mapped.items() for name in names}
+    theirs = {name: _hf_value(family, full, ours) for ours, names in family.mapped.items() for name in names}
     head = {"model_type": family.model_type, "architectures": [family.architecture]}
-    return head | theirs, dict(_their_tensors(family, full, without_padding(config, state)))
+    return head | theirs, dict(_hf_tensors(family, full, without_padding(config, state)))
 
 
-def _their_value(family: Family, config: GPTConfig, ours: str) -> Any:
+def _hf_value(family: Family, config: GPTConfig, ours: str) -> Any:
     value = getattr(config, RESOLVED.get(ours, ours))
     return family.activations[value] if ours == "activation" else value
 
 
 def _with_every_tensor(family: Family, config: GPTConfig) -> GPTConfig:
-    """The same function with each tensor that theirs has: their biases come all or none."""
+    """The configuration of the same function with every tensor that theirs has. They have all biases or none."""
     biased = family is GPT2 or config.bias or config.bias_qkv
     return replace(config, pad_vocab_to=1, norm_gain=True, bias=biased, bias_qkv=biased)
 
 
 def without_padding(config: GPTConfig, state: State) -> State:
-    """Tensors without the rows that pad the vocabulary."""
+    """The tensors without the rows that pad the vocabulary."""
     rows = {"wte.weight", "lm_head.weight", "lm_head.bias", "wte.parts.table"}
     return {name: tensor[: config.vocab_size] if name in rows else tensor for name, tensor in state.items()}
 
 
-def _their_tensors(family: Family, config: GPTConfig, state: State) -> Iterator[tuple[str, Tensor]]:
+def _hf_tensors(family: Family, config: GPTConfig, state: State) -> Iterator[tuple[str, Tensor]]:
     dtype = state["wte.weight"].dtype
     for name, shape in shapes_of(config).items():
         fill = torch.zeros if name.endswith("bias") else torch.ones
         tensor = state[name] if name in state else fill(shape, dtype=dtype)
         parts = tensor.split(_rows(family, config, name, shape))
-        for theirs, part in zip(_their_names(family, name), parts, strict=True):
+        for theirs, part in zip(_hf_names(family, name), parts, strict=True):
             yield theirs, (part.t() if _is_transposed(family, name) else part).contiguous()
 
 
@@ -227,31 +230,31 @@ def from_huggingface(theirs: Config, tensors: State) -> tuple[GPTConfig, State]:
         tensors: Its tensors, with or without the prefix that GPT-2's first files lack.
 
     Raises:
-        UserError: An architecture or option that we do not have, a tensor that is missing or too many.
+        UserError: We lack the architecture or an option, or a tensor is missing or unknown.
     """
     family = FAMILIES.get(str(theirs.get("model_type")))
     if family is None:
         raise UserError(f"model_type {theirs.get('model_type')!r} cannot be imported: {' and '.join(FAMILIES)} can.")
-    theirs = family.defaults | family.only | _respelled(theirs)
+    theirs = family.defaults | family.only | _normalised_names(theirs)
     _check_options(family, theirs)
     try:
         config = GPTConfig(**_our_options(family, theirs))
     except KeyError as error:
         raise UserError(f"the imported config.json lacks {error}: use a complete copy.") from None
     check_memory(config.matrix_parameters, lower="the sizes in config.json")
-    return config, _our_tensors(family, config, _canonical(family, tensors))
+    return config, _our_tensors(family, config, _current_names(family, tensors))
 
 
-def _respelled(theirs: Config) -> Config:
-    """Older and newer files have other names and places for the same option: one for each."""
+def _normalised_names(theirs: Config) -> Config:
+    """Their configuration with one name for each option. Older and newer files have different ones."""
     rope = {**(theirs.get("rope_parameters") or {}), **(theirs.get("rope_scaling") or {})}
-    same: Config = {"n_positions": theirs.get("n_ctx")} | theirs | {"rope_type": rope.get("type", "default")}
-    same |= {name: rope[name] for name in ("rope_type", "rope_theta") if rope.get(name) is not None}
-    if same.get("activation_function") == "gelu_pytorch_tanh":
-        same["activation_function"] = "gelu_new"
-    if same.get("head_dim") == same.get("hidden_size", 0) // same.get("num_attention_heads", 1):
-        same["head_dim"] = None
-    return same
+    options: Config = {"n_positions": theirs.get("n_ctx")} | theirs | {"rope_type": rope.get("type", "default")}
+    options |= {name: rope[name] for name in ("rope_type", "rope_theta") if rope.get(name) is not None}
+    if options.get("activation_function") == "gelu_pytorch_tanh":
+        options["activation_function"] = "gelu_new"
+    if options.get("head_dim") == options.get("hidden_size", 0) // options.get("num_attention_heads", 1):
+        options["head_dim"] = None
+    return options
 
 
 def _check_options(family: Family, theirs: Config) -> None:
@@ -274,12 +277,12 @@ def _our_options(family: Family, theirs: Config) -> Config:
     return ours | {name: None for name, value in null.items() if ours[name] == value}
 
 
-def _canonical(family: Family, tensors: State) -> State:
-    """Names as `transformers` writes them now, without the buffers that older files hold."""
+def _current_names(family: Family, tensors: State) -> State:
+    """Tensors with the names that `transformers` writes now, without the buffers of older files."""
     buffers = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
     kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(buffers)}
-    whole = (family.prefix, "lm_head.")
-    return {name if name.startswith(whole) else family.prefix + name: tensor for name, tensor in kept.items()}
+    prefixes = (family.prefix, "lm_head.")
+    return {name if name.startswith(prefixes) else family.prefix + name: tensor for name, tensor in kept.items()}
 
 
 def _our_tensors(family: Family, config: GPTConfig, tensors: State) -> State:
@@ -292,9 +295,9 @@ def _our_tensors(family: Family, config: GPTConfig, tensors: State) -> State:
 
 
 def _our_tensor(family: Family, name: str, shape: torch.Size, tensors: State) -> Tensor:
-    names = _their_names(family, name)
+    names = _hf_names(family, name)
     if family is LLAMA and name.endswith("bias") and names[0] not in tensors:
-        return torch.zeros(shape)  # theirs may have biases in half of the layers
+        return torch.zeros(shape)  # theirs may have biases in some of the modules
     if missing := [theirs for theirs in names if theirs not in tensors]:
         raise UserError(f"the imported weights lack {missing[0]}: use a complete copy.")
     parts = [tensors.pop(theirs) for theirs in names]
@@ -313,7 +316,7 @@ def shapes_of(config: GPTConfig) -> dict[str, torch.Size]:
         return {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
 
 
-def _their_names(family: Family, name: str) -> list[str]:
+def _hf_names(family: Family, name: str) -> list[str]:
     """``blocks.3.attn.proj.weight`` to ``transformer.h.3.attn.c_proj.weight``; three names for Llama's qkv."""
     module, _, kind = name.rpartition(".")
     if not module.startswith("blocks."):
@@ -323,8 +326,8 @@ def _their_names(family: Family, name: str) -> list[str]:
 
 
 def _rows(family: Family, config: GPTConfig, name: str, shape: torch.Size) -> list[int]:
-    """How many of our rows go to each of their tensors."""
-    if len(_their_names(family, name)) == 1:
+    """The number of rows of our tensor in each of their tensors."""
+    if len(_hf_names(family, name)) == 1:
         return [shape[0]]
     return [heads * config.head_size for heads in (config.n_head, config.resolved_n_kv_head, config.resolved_n_kv_head)]
 

@@ -1,7 +1,7 @@
-"""Weights from elsewhere: a folder of Hugging Face's, a name on its hub, or an export or checkpoint of our own.
+"""Loads weights from a Hugging Face folder, a name on the hub, an export or a checkpoint.
 
     checkpoint = import_checkpoint("gpt2")  # what fit would have saved
-    initialise(net, "folder")               # a fresh run from these weights
+    load_pretrained(net, "folder")           # a new run from these weights
 
 Needs the ``hf`` extra.
 """
@@ -25,7 +25,7 @@ from lit_gpt.checkpoint import (
     check,
     check_weights,
     differing_fields,
-    is_ours,
+    is_own_checkpoint,
     read,
 )
 from lit_gpt.config import format_value
@@ -37,46 +37,48 @@ from lit_gpt.version import CHECKPOINT_FORMAT
 
 
 def load_weights(source: str | Path) -> tuple[Config, State]:
-    """Configuration (fields of `GPTConfig`) and tensors (names of `GPT.state_dict`) of a GPT, no vocabulary padded.
+    """Configuration (fields of `GPTConfig`) and tensors (names of `GPT.state_dict`) of a GPT.
+
+    The vocabulary has no padding.
 
     Args:
-        source: A checkpoint of ours, a folder of Hugging Face's or of our `export`, or the name of a model on the hub.
+        source: A checkpoint, a Hugging Face folder, a folder that `export` wrote, or the name of a model on the hub.
 
     Raises:
-        UserError: When there is no such thing, it is damaged, or it holds no GPT of ours.
+        UserError: The source does not exist, is damaged, or holds no GPT that lit_gpt has.
     """
     config, state, _ = _read_gpt(source)
     return asdict(replace(config, pad_vocab_to=1)), state
 
 
 @torch.no_grad()
-def initialise(net: GPT, source: str | Path, tokenizer: Tokenizer | None = None) -> None:
-    """Put the weights of `source` (see `load_weights`) into `net`.
+def load_pretrained(net: GPT, source: str | Path, tokenizer: Tokenizer | None = None) -> None:
+    """Copy the weights of `source` (see `load_weights`) into `net`.
 
-    A smaller `block_size` than theirs takes the first of their learned positions.
+    If `net` has a smaller `block_size`, it gets the first of the learned positions.
 
     Args:
-        net: The network.
+        net: The network to change.
         source: As in `load_weights`.
-        tokenizer: The data's; where `source` stores its own, both must mean the same by every id.
+        tokenizer: The data's tokenizer. If `source` has one too, every id must be the same token in both.
 
     Raises:
-        UserError: When they are of another architecture or size (the first field that differs is named) or tokenizer.
+        UserError: The architecture, the size or the tokenizer is another. The message names the first field.
     """
-    config, state, theirs = _read_gpt(source)
+    config, state, source_tokenizer = _read_gpt(source)
     _check_same(net.config, config, str(source))
-    if theirs is not None and tokenizer is not None:
-        _check_meanings(theirs, tokenizer, str(source))
+    if source_tokenizer is not None and tokenizer is not None:
+        _check_meanings(source_tokenizer, tokenizer, str(source))
     for name, tensor in net.state_dict().items():
-        rows = min(len(tensor), len(state[name]))  # fewer only where a vocabulary is padded or positions are left out
+        rows = min(len(tensor), len(state[name]))  # fewer if the vocabulary is padded or positions are left out
         tensor[:rows] = state[name][:rows]
 
 
 def import_checkpoint(source: str | Path) -> dict[str, Any]:
-    """A checkpoint of ours, as `fit` would have saved it, from a folder or a name on the hub (see `load_weights`).
+    """A checkpoint with only weights, in the form that `fit` saves, from a folder or the hub (see `load_weights`).
 
     Raises:
-        UserError: As `load_weights`, and when its tokenizer cannot be given the same ids here.
+        UserError: As `load_weights`, or the tokenizer cannot be rebuilt with the same ids.
     """
     folder = find_folder(str(source))
     entry, state = _read_folder(folder)
@@ -100,18 +102,18 @@ def _checkpoint(entry: dict[str, Any], state: State) -> dict[str, Any]:
 
 
 def _read_gpt(source: str | Path) -> tuple[GPTConfig, State, Tokenizer | None]:
-    """Configuration, tensors without a padded vocabulary, and the tokenizer where there is one that we can read."""
-    if is_ours(source):
+    """Configuration, tensors without padding rows, and the tokenizer, None if there is none that lit_gpt can read."""
+    if is_own_checkpoint(source):
         checkpoint = read(source)
         tokenizer = _stored_tokenizer(checkpoint[KEY])
     else:
         folder = find_folder(str(source))
         checkpoint = _checkpoint(*_read_folder(folder))
         tokenizer = _stored_tokenizer(checkpoint[KEY]) or _tokenizer_in(folder)
-    whole = build_network(checkpoint)
-    nets = whole.trained_nets()
+    net = build_network(checkpoint)
+    nets = net.trained_nets()
     if len(nets) != 1 or not isinstance(nets[0], GPT):
-        raise UserError(f"{source} holds a {type(whole).__name__}, and only one GPT can be started from.")
+        raise UserError(f"{source} holds a {type(net).__name__}, and only one GPT can be started from.")
     return nets[0].config, without_padding(nets[0].config, nets[0].state_dict()), tokenizer
 
 
@@ -120,7 +122,7 @@ def _stored_tokenizer(entry: dict[str, Any]) -> Tokenizer | None:
 
 
 def _tokenizer_in(folder: Path) -> Tokenizer | None:
-    with suppress(UserError):  # of a kind that we have not
+    with suppress(UserError):  # a kind that lit_gpt does not have
         return load_tokenizer(folder / "tokenizer.json")
     return None
 
@@ -139,7 +141,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], State]:
 
 
 def _our_entry(text: str, tensors: State, file: Path) -> dict[str, Any]:
-    """The entry of a checkpoint in the metadata of our export; its tensors must be those that it describes."""
+    """The checkpoint entry in the metadata of an export. It must describe the tensors."""
     try:
         entry: dict[str, Any] = json.loads(text)
         check({KEY: entry}, file)
@@ -158,14 +160,14 @@ def _translated(folder: Path, tensors: State) -> tuple[GPTConfig, State]:
     except UserError:
         raise
     except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, LookupError, AssertionError) as error:
-        reason = type(error).__name__  # values or tensors of other types and shapes than such files have
+        reason = type(error).__name__  # values or tensors of wrong types or shapes raise many kinds
         raise UserError(
             f"config.json or the weights in {folder} are damaged ({reason}): use a complete copy."
         ) from error
 
 
 def _read_tokenizer(folder: Path, config: Config) -> Tokenizer:
-    """Its tokenizer.json; copies of GPT-2 may lack one, and tiktoken has the same ids."""
+    """The tokenizer of the folder's tokenizer.json. For a GPT-2 without one, tiktoken has the same ids."""
     if (folder / "tokenizer.json").is_file():
         tokenizer = load_tokenizer(folder / "tokenizer.json")
     elif config["vocab_size"] == 50257:
@@ -173,8 +175,8 @@ def _read_tokenizer(folder: Path, config: Config) -> Tokenizer:
     else:
         raise UserError(f"{folder} holds no tokenizer.json: put the model's there.")
     if tokenizer.vocab_size > config["vocab_size"]:
-        have = f"{tokenizer.vocab_size} tokens, the model {config['vocab_size']}"
-        raise UserError(f"the tokenizer in {folder} has {have}: use the model's own.")
+        sizes = f"{tokenizer.vocab_size} tokens, the model {config['vocab_size']}"
+        raise UserError(f"the tokenizer in {folder} has {sizes}: use the model's own.")
     return tokenizer
 
 
@@ -188,25 +190,26 @@ def _check_same(ours: GPTConfig, theirs: GPTConfig, source: str) -> None:
         differing = ["block_size"]
     if not differing:
         return
-    has = f"init_from {source} has {_typed(theirs, differing[0])}, not {format_value(getattr(ours, differing[0]))}"
+    has = f"init_from {source} has {_as_option(theirs, differing[0])}, not {format_value(getattr(ours, differing[0]))}"
     fixes = {"block_size": f"it to {theirs.block_size} or less"}
     if differing == ["vocab_size"]:
         raise UserError(f"{has}: give the data the tokenizer of these weights.")
-    flags = " ".join(f"--model.config.{_typed(theirs, name)}" for name in differing)
+    flags = " ".join(f"--model.config.{_as_option(theirs, name)}" for name in differing)
     raise UserError(f"{has}: set {fixes.get(differing[0], flags)}.")
 
 
-def _typed(config: GPTConfig, name: str) -> str:
+def _as_option(config: GPTConfig, name: str) -> str:
     return f"{name} {format_value(getattr(config, name))}"
 
 
 def _as_class_of(ours: GPTConfig, theirs: GPTConfig, source: str) -> GPTConfig:
-    """Their configuration, which may have more or fewer options, with the options of ours."""
+    """The configuration of the weights in the class of ours. It may have more or fewer options."""
     values = asdict(theirs)
     more = values.keys() - asdict(ours).keys()
     if used := [name for name in more if values[name] != getattr(type(theirs)(), name)]:
         raise UserError(
-            f"init_from {source} has {_typed(theirs, min(used))}, which a plain GPT lacks: set --model LitExtendedGPT."
+            f"init_from {source} has {_as_option(theirs, min(used))}, which a plain GPT lacks: "
+            "set --model LitExtendedGPT."
         )
     return type(ours)(**{name: value for name, value in values.items() if name not in more})
 

@@ -16,13 +16,16 @@ from lit_gpt.model import GPT
 
 
 class LitGPTConfig(PretrainedConfig):
-    """Names that `transformers` asks for; under ``gpt`` are the fields of `GPTConfig`."""
+    """The configuration for `transformers`. Its ``gpt`` holds the fields of `GPTConfig`."""
 
     model_type = "lit_gpt"
 
 
 class _KVCache:
-    """A cache of `transformers` with the members of `KVCache`. Beams reorder its rows, and it holds nothing else."""
+    """Gives a cache of `transformers` the members of `KVCache`.
+
+    Beam search reorders the rows of that cache, so all state must be in it.
+    """
 
     def __init__(self, cache: Cache, n_layer: int) -> None:
         if not isinstance(cache, DynamicCache):
@@ -31,7 +34,7 @@ class _KVCache:
         self.length = cache.get_seq_length()
 
     def extend_mask(self, attention_mask: Tensor | None, input_ids: Tensor) -> Tensor | None:
-        return attention_mask  # it is of all tokens so far, cached ones too
+        return attention_mask  # it covers all tokens already, cached ones too
 
 
 class LitGPTForCausalLM(PreTrainedModel, GenerationMixin):
@@ -46,10 +49,10 @@ class LitGPTForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """`GPT` has drawn them."""
+        """Do nothing: `GPT` has initialised its weights."""
 
     def get_input_embeddings(self) -> nn.Module:
-        """The embedding of tokens."""
+        """The token embedding."""
         return self.net.wte
 
     def forward(
@@ -62,12 +65,13 @@ class LitGPTForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         **options: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits, (B, T) to (B, T, V). Positions are those of the mask: pads do not count."""
+        """Logits, (B, T) to (B, T, V). Pads in the mask do not count as positions."""
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         cache: Any = None if past_key_values is None else _KVCache(past_key_values, self.net.config.n_layer)
         mask = None if attention_mask is None or attention_mask.all() else attention_mask.bool()
-        # The pad token of a vocabulary without EOS token is the next id, which has no embedding: any serves.
+        # Without an EOS token, the pad token is the id after the vocabulary, which has no embedding. Pads are masked,
+        # so any embedding will do.
         input_ids = input_ids.masked_fill(input_ids == self.config.vocab_size, 0)
         hidden = self.net.hidden(input_ids, attention_mask=mask, cache=cache)
         logits = self.net.head(hidden[:, -logits_to_keep:])  # 0 keeps all

@@ -1,7 +1,7 @@
-"""A folder for `transformers` that brings the network's own code: for a GPT that is none of its architectures.
+"""A folder for `transformers` that includes the network's code, for a GPT that `transformers` does not have.
 
 Its config.json names the code (``auto_map``) and holds the `GPTConfig` (``gpt``). The code is modeling_lit_gpt.py and
-what that imports of ours, with imports that are relative to the folder.
+the modules of this project that it imports, with imports that are relative to the folder.
 """
 
 import re
@@ -19,8 +19,8 @@ from lit_gpt.version import __version__
 MODEL_TYPE = "lit_gpt"
 ARCHITECTURE = "LitGPTForCausalLM"
 ENTRY = "lit_gpt.interop.modeling_lit_gpt"
-#: An import of ours at the top of a module: from a folder that is flat there.
-OURS = re.compile(r"^from ((?:lit_gpt|datamodules)\.(?:\w+\.)*(\w+)) import", re.MULTILINE)
+#: An import of a module of this project. In the exported folder all modules are side by side.
+OWN_IMPORT = re.compile(r"^from ((?:lit_gpt|datamodules)\.(?:\w+\.)*(\w+)) import", re.MULTILINE)
 
 
 def config_of(config: GPTConfig) -> dict[str, Any]:
@@ -35,20 +35,20 @@ def config_of(config: GPTConfig) -> dict[str, Any]:
         "hidden_size": config.n_embd,
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.block_size,
-        "tie_word_embeddings": False,  # a tied head of ours has no tensor of its own that could be tied there
+        "tie_word_embeddings": False,  # a tied head has no tensor of its own that transformers could tie
         "gpt": asdict(config),
     }
 
 
 def code_files() -> dict[str, str]:
-    """The content of each file of code, by name: the wrapper and every module of ours that it needs."""
+    """The content of each code file, by name: modeling_lit_gpt.py and every module of this project that it needs."""
     files: dict[str, str] = {}
     wanted = [ENTRY]
-    for module in wanted:  # grows while it is walked
+    for module in wanted:  # the list grows during the loop
         source = _source(module)
-        wanted += [name for name, _ in OURS.findall(source) if name not in wanted]
+        wanted += [name for name, _ in OWN_IMPORT.findall(source) if name not in wanted]
         head = f"# {module} of lit-gpt {__version__}, MIT License.\n"
-        files[f"{module.rpartition('.')[2]}.py"] = head + OURS.sub(r"from .\2 import", source)
+        files[f"{module.rpartition('.')[2]}.py"] = head + OWN_IMPORT.sub(r"from .\2 import", source)
     assert len(files) == len(set(wanted)), "two modules of one name, in a folder that is flat"
     return files
 
@@ -61,10 +61,10 @@ def _source(module: str) -> str:
 
 
 def from_own(theirs: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[GPTConfig, dict[str, Tensor]]:
-    """The configuration and tensors of a folder that `transformers` has saved again, without our metadata.
+    """The configuration and tensors of a folder that `transformers` has saved again, without lit_gpt's metadata.
 
     Raises:
-        UserError: They do not fit.
+        UserError: The tensors do not fit the configuration.
     """
     config = GPTConfig(**theirs["gpt"])
     state = {name.removeprefix("net."): tensor for name, tensor in tensors.items()}

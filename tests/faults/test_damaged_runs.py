@@ -20,8 +20,7 @@ from lit_gpt.callbacks.checkpoints import AtomicCheckpointIO
 from lit_gpt.cli.lightning_cli import run
 from lit_gpt.commands import run as run_command
 from tests.conftest import TINY
-from tests.lit_gpt.cli.test_cli import rows
-from tests.lit_gpt.cli.test_cli_runs import unfinished
+from tests.lit_gpt.cli.conftest import rows, unfinished
 
 Fit = Callable[..., Path]
 
@@ -184,7 +183,7 @@ def test_resume_auto_goes_on_from_the_newest_whole_checkpoint(
         last.write_bytes(content)
     assert again("--resume", "auto").resolve() == VERSION_0.resolve()
     best = FILES / "best.ckpt"
-    told = f"its last.ckpt is damaged or gone: going on from step 3, {best}, the newest whole one\n"
+    told = f"its last.ckpt is damaged or gone: resuming from step 3, {best}, the newest intact one\n"
     assert told in capsys.readouterr().out
     assert [int(row["step"]) for row in rows(VERSION_0) if row["train/loss"]] == list(range(1, 9))
     assert checkpoint.read(last)["global_step"] == 8
@@ -196,11 +195,11 @@ def test_a_run_without_a_whole_checkpoint_is_left_alone(again: Fit, capsys: pyte
         path.write_bytes(path.read_bytes()[:-100])
     sentence = refused(lambda: again("--ckpt_path", str(VERSION_0)))
     assert sentence.endswith(
-        "last.ckpt' is cut short or damaged: no whole one is beside it, so use a copy or start a new run."
+        "last.ckpt' is cut short or damaged: no intact one is beside it, so use a copy or start a new run."
     )
     before = {path: path.read_bytes() for path in VERSION_0.rglob("*.*") if path.is_file()}
     again("--resume", "auto")
-    assert f"{VERSION_0} has no whole checkpoint: a new run starts in" in capsys.readouterr().out
+    assert f"{VERSION_0} has no intact checkpoint: a new run starts in" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -250,6 +249,9 @@ def set_in(stored: dict[str, Any], where: str, value: Any) -> None:
 
 FORGED: dict[str, tuple[str, Any, str]] = {
     "a word for the format": ("lit_gpt/format", "1", "was not written by lit_gpt"),
+    "a format before the first": ("lit_gpt/format", -1, "was not written by lit_gpt"),
+    "a step before the first": ("global_step", -5, "was not written by lit_gpt"),
+    "integers for weights": ("state_dict/net.wte.weight", "int32", "has other weights than its configuration"),
     "no module": ("lit_gpt/module", None, "has no module, which `fit` never writes"),
     "a number for the module": ("lit_gpt/module", 3, "has int as its module"),
     "a list for the configuration": ("lit_gpt/config", [1], "has list as its config"),
@@ -280,6 +282,8 @@ def test_a_forged_checkpoint_is_one_sentence(name: str, trained: Path, tmp_path:
     stored = checkpoint.read(trained / "logs" / "run" / "version_0")
     if isinstance(value, float) and where.startswith("state_dict"):
         value = stored["state_dict"]["net.wte.weight"].index_fill(0, torch.tensor([2]), value)
+    if value == "int32":
+        value = stored["state_dict"]["net.wte.weight"].to(torch.int32)
     if "members" in where:
         set_in(stored, "lit_gpt/module", "lit_gpt.methods.module.LitExtendedGPT")
     set_in(stored, where, value)
@@ -295,6 +299,12 @@ def test_a_run_does_not_go_on_from_a_file_without(key: str, again: Fit, tmp_path
     assert f"has no {key}, which `fit` never writes" in refused(lambda: again("--ckpt_path", "less.ckpt"))
 
 
+def test_a_run_does_not_go_on_without_the_state_of_its_optimizer(again: Fit) -> None:
+    stored = checkpoint.read(FILES / "last.ckpt")
+    torch.save({**stored, "optimizer_states": []}, "less.ckpt")
+    assert "holds weights alone" in refused(lambda: again("--ckpt_path", "less.ckpt"))
+
+
 def test_an_unreadable_file_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({}, tmp_path / "a.ckpt")
 
@@ -308,7 +318,7 @@ def test_an_unreadable_file_is_one_sentence(tmp_path: Path, monkeypatch: pytest.
 # ---- the other files of a run
 
 
-@pytest.mark.parametrize("content", [b"[1]", b"\xff", None])
+@pytest.mark.parametrize("content", [b"[1]", b"\xff", b"[" * 100_000, b'{"finished": "no"}', None])
 def test_a_resume_needs_no_summary(content: bytes | None, again: Fit) -> None:
     path = VERSION_0 / "summary.json"
     path.unlink()

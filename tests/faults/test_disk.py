@@ -90,14 +90,15 @@ def test_metrics_csv_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_full_disk_says_how_many_bytes_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", full)
     stored = {"weights": torch.zeros(1000)}
     torch.save(stored, tmp_path / "whole")
     size = (tmp_path / "whole").stat().st_size
     predictions = WritePredictions(str(tmp_path / "p.jsonl"))
     predictions._documents = {0: [{"nats": 1.0}]}
     line = len(json.dumps({"document": 0, "nats": 1.0, "tokens": [{"nats": 1.0}]})) + 1
-    tokenizer = len(json.dumps(ByteTokenizer(eos=True).to_dict(), ensure_ascii=False).encode())
+    save_tokenizer(ByteTokenizer(eos=True), tmp_path / "whole.json")
+    tokenizer = (tmp_path / "whole.json").stat().st_size
+    monkeypatch.setattr(os, "fsync", full)
     for write, name, needed in (
         (lambda: AtomicCheckpointIO().save_checkpoint(stored, tmp_path / "last.ckpt"), "last.ckpt", size),
         (lambda: predictions.on_predict_end(None, None), "p.jsonl", line),  # type: ignore[arg-type]

@@ -1,8 +1,10 @@
 """What the trials of benchmarks/faults found, each as its smallest case."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,9 @@ from datamodules.tokenizers import (
     save_tokenizer,
     train_tokenizer,
 )
+from datamodules.tokens import TokenWriter
 from lit_gpt.callbacks.run_folder import RunLock
+from lit_gpt.cli.lightning_cli import run
 from lit_gpt.cli.run_data import parsed
 
 Fit = Callable[..., Path]
@@ -27,10 +31,10 @@ Fit = Callable[..., Path]
 
 def test_temporary_files_of_a_run_that_nobody_goes_on_with_are_removed(fit: Fit) -> None:
     killed, running = Path("logs/run/version_0"), Path("logs/run/version_1")
-    for run in (killed, running):
-        (run / "checkpoints").mkdir(parents=True)
-        (run / ".config.yaml.abcd1234.tmp").write_text("half")
-        (run / "checkpoints" / ".last.ckpt.abcd1234.tmp").write_text("half")
+    for folder in (killed, running):
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / ".config.yaml.abcd1234.tmp").write_text("half")
+        (folder / "checkpoints" / ".last.ckpt.abcd1234.tmp").write_text("half")
     hold = RunLock(running)
     assert fit("--trainer.max_steps", "1", "--resume", "auto").name == "version_2"
     hold.release()
@@ -106,6 +110,47 @@ def test_a_forged_description_of_the_data_is_one_sentence(data: object) -> None:
 
     with pytest.raises(UserError, match="the checkpoint describes its data as `fit` never does"):
         parsed(parse, "validate", data, [])  # type: ignore[arg-type]
+
+
+def test_a_cache_that_is_removed_while_it_is_filled_is_one_sentence(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, add = tmp_path / "cache", TokenWriter.add
+
+    def remove(*given: Any) -> None:
+        add(*given)
+        shutil.rmtree(cache, ignore_errors=True)
+
+    monkeypatch.setattr(TokenWriter, "add", remove)
+    with pytest.raises(UserError, match=r"The cache .*cache cannot be written \(No such file or directory\)"):
+        CharDataModule(str(text), cache_dir=str(cache), block_size=16).prepare_data()
+
+
+def test_a_folder_that_is_removed_while_the_data_are_prepared_is_made_again(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = CharDataModule.prepare_data
+
+    def remove(*given: Any) -> None:
+        prepare(*given)
+        shutil.rmtree("logs")
+
+    monkeypatch.setattr(CharDataModule, "prepare_data", remove)
+    assert (fit("--trainer.max_steps", "1") / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("name: null", "logs_dir: null", "seed_everything: null", "float32_matmul: null"),
+        *("checkpoint: null", "samples: 5", "progress: [1]", "trainer: 5"),
+    ],
+)
+def test_null_and_a_value_in_the_place_of_options_are_one_sentence(given: str, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text(given)
+    with pytest.raises(UserError, match=f"{given.partition(':')[0]}.*(leave it out|valid|Expected|expected)") as caught:
+        run("fit", ["--config", str(tmp_path / "my.yaml")])
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError, EOFError, FileNotFoundError])

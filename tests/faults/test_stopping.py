@@ -186,7 +186,7 @@ def test_machines_that_go_on_from_different_files_are_refused(typed: Callable[..
     for status, output in forked(lambda _: typed(*TWO, "--resume", "auto"), tmp_path):
         assert status == 2, output
         line = output.splitlines()[-1]
-        assert line.startswith("lit_gpt: the processes do not go on from the same checkpoint (process 0: step 3 of ")
+        assert line.startswith("lit_gpt: the processes do not resume from the same checkpoint (process 0: step 3 of ")
         assert "process 1: a new run): put one file" in line
     assert (tmp_path / "rank0" / LAST.parents[1] / "metrics.csv").read_bytes() == before
 

@@ -67,7 +67,7 @@ class Parsed(LitCLI):
 
     def _trainer(self, options: Any) -> None:
         try:
-            with self._in_sentences():
+            with self._as_user_errors():
                 Trainer(**{**options, "logger": False, "callbacks": None, "enable_checkpointing": False})
         except (ValueError, TypeError) as error:  # as instantiate_trainer has it
             raise UserError(str(error)) from error
@@ -193,6 +193,14 @@ def test_a_batch_larger_than_the_memory(text: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr("datamodules.batches.RankShare.positions", refuse)
     with pytest.raises(UserError, match=r"not enough memory \(Unable to allocate 46\.6 GiB\): lower --data.micro"):
         run("fit", [*TINY, "--data.source", str(text)])
+
+
+def test_a_step_of_more_tokens_than_any_machine_holds(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"A micro-batch of 100,000,000,000 tokens .* lower --data.tokens_per_step"):
+        run("fit", [*TINY, "--data.source", str(text), "--data.tokens_per_step", str(10**11)])
 
 
 def test_a_vocabulary_larger_than_any() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lit_gpt import load
 from lit_gpt.cli.lightning_cli import LitCLI
-from tests.lit_gpt.cli.test_cli import rows
+from tests.lit_gpt.cli.conftest import rows
 
 Fit = Callable[..., Path]
 T = 128
@@ -72,7 +72,11 @@ def metrics_of(logits: Tensor, targets: Tensor, chars: int, size_: int) -> dict[
     return {**per_token, "bpb": nats / math.log(2) / size_, "nats_per_char": nats / chars}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+#: Rows and tokenizers of every kind are in these two.
+QUICK = ("windows of characters", "packed rows of BPE")
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[] if k in QUICK else pytest.mark.slow) for k in KINDS])
 def test_metrics_are_those_of_weights_and_text(kind: str, fit: Fit, tmp_path: Path) -> None:
     data, rows_, tokenizer = KINDS[kind]
     splits = texts(short=rows_ == "packed")

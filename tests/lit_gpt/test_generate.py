@@ -388,7 +388,7 @@ class Terminal(io.StringIO):
 def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
     """Runs the verb on a small network with `stdin` typed; returns what it printed."""
     text = model()
-    monkeypatch.setattr(verb, "load", lambda path, device: text)
+    monkeypatch.setattr(verb, "load", lambda path, device, model: text)
 
     def run(stdin: io.StringIO, **options: Any) -> str:
         monkeypatch.setattr(sys, "stdin", stdin)

@@ -6,6 +6,7 @@ import signal
 import string
 from collections.abc import Iterator
 from contextlib import nullcontext
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -206,21 +207,25 @@ def test_a_network_refuses_data_of_a_larger_vocabulary(tmp_path: Path, text: Pat
     model = module()
     model.configure_model()
     text.write_text(text.read_text() + string.ascii_letters)
-    with pytest.raises(UserError, match=r"the data has \d+ symbols and the network knows 20: give the data"):
+    with pytest.raises(UserError, match=r"the data has \d+ tokens and the network knows 20: give the data"):
         trainer(tmp_path).validate(model, datamodule=CharDataModule(str(text), tokens_per_step=128))
 
 
-@pytest.mark.parametrize("saved", [5, 8])
-@pytest.mark.parametrize("epochs", [False, True])
-@pytest.mark.parametrize(
-    ("kind", "accumulation", "options"),
-    [
-        ("adamw", 1, {}),
-        ("muon", 2, {}),
-        ("muon", 2, {"r_drop": 1.0}),
-        ("muon", 2, {"r_drop": 1.0, "r_drop_start": 0.5}),
-    ],
-)
+KINDS: list[tuple[str, int, dict[str, float]]] = [
+    ("adamw", 1, {}),
+    ("muon", 2, {}),
+    ("muon", 2, {"r_drop": 1.0}),
+    ("muon", 2, {"r_drop": 1.0, "r_drop_start": 0.5}),
+]
+#: Of every kind of length with every step one case; of KINDS each once.
+QUICK = [(0, False, 5), (1, True, 5), (2, False, 8), (3, True, 8)]
+CASES = [
+    pytest.param(*KINDS[i], epochs, saved, marks=[] if (i, epochs, saved) in QUICK else pytest.mark.slow)
+    for i, epochs, saved in product(range(len(KINDS)), (False, True), (5, 8))
+]
+
+
+@pytest.mark.parametrize(("kind", "accumulation", "options", "epochs", "saved"), CASES)
 def test_a_resumed_run_equals_a_straight_one(
     tmp_path: Path, text: Path, kind: str, accumulation: int, options: dict[str, float], epochs: bool, saved: int
 ) -> None:

@@ -49,7 +49,7 @@ def test_a_refusal_of_one_process_alone_is_said(
 def test_a_step_that_cannot_be_divided_names_one_that_can(
     micro: int | None, world: int, tokens: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CharDataModule, "_place", (0, world))
+    monkeypatch.setattr(CharDataModule, "_rank_and_world", (0, world))
 
     def share(tokens_per_step: int) -> object:
         data = CharDataModule(block_size=16, tokens_per_step=tokens_per_step, micro_batch_size=micro)

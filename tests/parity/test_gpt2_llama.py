@@ -93,7 +93,7 @@ def reloaded(folder: Path) -> Any:
     return net.eval()
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "gpt2" else pytest.mark.slow) for n in SIZES])
 def test_gpt2_of_each_published_depth_comes_and_goes(name: str, tmp_path: Path) -> None:
     n_layer, n_head = SIZES[name]
     theirs = gpt2(tmp_path / "in", n_layer=n_layer, n_head=n_head, n_embd=4 * n_head)

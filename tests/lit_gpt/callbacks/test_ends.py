@@ -18,7 +18,7 @@ from lit_gpt.callbacks.checkpoints import RunCheckpoints
 from lit_gpt.callbacks.progress import RunProgress
 from lit_gpt.callbacks.resume import ExactResume
 from lit_gpt.cli.lightning_cli import run
-from tests.lit_gpt.cli.test_cli import rows
+from tests.lit_gpt.cli.conftest import rows
 
 Fit = Callable[..., Path]
 TIMED = ("tokens_per_second", "step_seconds", "data_wait", "peak_memory")
@@ -203,7 +203,7 @@ def test_a_network_that_has_counted_half_a_step_is_not_saved(
     flags += ["--data.source", str(text), "--data.tokens_per_step", "128", "--trainer.accelerator", "cpu"]
     flags += ["--trainer.max_steps", "4", "--checkpoint.every_n_steps", "1"]
     no_text = property(lambda _: {}, lambda *_: None)  # as of a datamodule of your own: batches are counted
-    monkeypatch.setattr(protocols._Adapted, "stores", no_text, raising=False)
+    monkeypatch.setattr(protocols._WithDefaults, "stores", no_text, raising=False)
     Failing(monkeypatch, LitBigram, "on_before_optimizer_step", 3)  # after the third batch was counted
     with pytest.raises(ArithmeticError):
         run("fit", flags)

@@ -2,7 +2,6 @@
 
 import argparse
 import configparser
-import csv
 import json
 import math
 import re
@@ -24,14 +23,10 @@ from lit_gpt.cli.arguments import with_packaged_configs
 from lit_gpt.cli.lightning_cli import LitCLI, run
 from lit_gpt.commands import run as run_command
 from tests.conftest import TINY
+from tests.lit_gpt.cli.conftest import rows
 
 Fit = Callable[..., Path]
 ROOT = Path(__file__).parents[3]
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
 
 
 def test_a_run_leaves_everything_in_its_folder(fit: Fit) -> None:
@@ -291,7 +286,7 @@ def test_a_part_of_the_configs_folder_is_found_in_the_package(tmp_path: Path, mo
     assert "debug/*.yaml" in setup["options.package_data"]["lit_gpt.configs"]
     shutil.copytree(ROOT / "configs", tmp_path / "site" / "lit_gpt" / "configs")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(arguments, "HERE", tmp_path / "site" / "lit_gpt")
+    monkeypatch.setattr(arguments, "PACKAGE", tmp_path / "site" / "lit_gpt")
     name = next((ROOT / "configs" / "debug").glob("*.yaml")).relative_to(ROOT)
     assert with_packaged_configs(["--config", str(name)]) == ["--config", str(tmp_path / "site" / "lit_gpt" / name)]
 

@@ -145,3 +145,56 @@ def test_processes_that_are_forked_train(strategy: str, fit: Fit) -> None:
     assert checkpoint.read(folder)["global_step"] == 2
     with pytest.raises(UserError, match=r"^A step of 8 rows .* cannot be divided among 3 process"):
         fit("--trainer.strategy", strategy, "--trainer.devices", "3")
+
+
+OWN = """
+import torch
+from lightning.pytorch import LightningModule
+from lit_gpt import LitGPT
+
+class Own(LitGPT):
+    def validation_step(self, *given, **named):
+        print("my own scores")
+        super().validation_step(*given, **named)
+
+class Plain(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(1, 1)
+    def training_step(self, batch, batch_idx):
+        return self.net(batch["input_ids"].float()[..., None]).square().mean()
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        pass
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 1e-4)
+"""
+
+
+@pytest.fixture
+def own_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_classes.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.usefixtures("own_classes")
+def test_a_class_of_ones_own_scores_its_checkpoint(fit: Fit, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fit("--model", "own_classes.Own")
+    capsys.readouterr()
+    flags = ["--ckpt_path", str(folder), "--data.source", str(text), "--trainer.accelerator", "cpu"]
+    run("validate", ["--model", "own_classes.Own", *flags])
+    assert "my own scores" in capsys.readouterr().out
+    run("validate", flags)
+    assert "my own scores" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("own_classes")
+def test_a_plain_lightning_module_is_trained_and_resumed(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--model", "own_classes.Plain", "--data.source", str(text), "--data.block_size", "16", "--resume", "auto"]
+    flags += ["--trainer.accelerator", "cpu", "--checkpoint.monitor", "null"]
+    run("fit", [*flags, "--trainer.max_steps", "4"])
+    run("fit", [*flags, "--trainer.max_steps", "6", "--ckpt_path", "logs/run/version_0/checkpoints/last.ckpt"])
+    stored = torch.load("logs/run/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert stored["global_step"] == 6

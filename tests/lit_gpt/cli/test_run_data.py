@@ -14,7 +14,7 @@ from datamodules.options import described
 from lit_gpt import checkpoint
 from lit_gpt.cli.lightning_cli import LitCLI, run
 from tests.conftest import TINY
-from tests.lit_gpt.cli.test_cli import rows
+from tests.lit_gpt.cli.conftest import rows
 
 Fit = Callable[..., Path]
 

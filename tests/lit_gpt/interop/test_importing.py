@@ -21,7 +21,7 @@ from lit_gpt.cli.lightning_cli import run as run_trainer
 from lit_gpt.commands import run
 from lit_gpt.interop.exporting import export_huggingface, export_safetensors
 from lit_gpt.interop.gpt2_llama import to_huggingface as to_theirs
-from lit_gpt.interop.importing import _translated, import_checkpoint, initialise, load_weights
+from lit_gpt.interop.importing import _translated, import_checkpoint, load_pretrained, load_weights
 from lit_gpt.model import GPT, GPTConfig
 from tests.lit_gpt.interop.cases import checkpoint_of, exported, small
 
@@ -112,7 +112,7 @@ def test_an_imported_checkpoint_is_no_run_to_resume(fit: Fit, tmp_path: Path) ->
 def test_fewer_positions_and_another_padding(tmp_path: Path) -> None:
     theirs = exported(tmp_path, pad_vocab_to=32)
     ours = GPT(small(block_size=8, pad_vocab_to=64, dropout=0.5, init="normal")).eval()
-    initialise(ours, tmp_path)
+    load_pretrained(ours, tmp_path)
     ids = torch.randint(257, (2, 8))
     torch.testing.assert_close(ours(ids), theirs(ids))
 
@@ -134,7 +134,7 @@ def test_fewer_positions_and_another_padding(tmp_path: Path) -> None:
 def test_weights_of_another_shape(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     exported(tmp_path)
     with pytest.raises(UserError, match=message):
-        initialise(GPT(small(**options)), tmp_path)
+        load_pretrained(GPT(small(**options)), tmp_path)
 
 
 def test_only_a_gpt_can_be_started_from(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from lit_gpt.cli.lightning_cli import run
 from lit_gpt.loss import LossInputs
 from lit_gpt.methods.r_drop import r_drop_sum
 from lit_gpt.optim import OptimizerConfig
-from tests.lit_gpt.cli.test_cli import rows as rows_of
+from tests.lit_gpt.cli.conftest import rows as rows_of
 from tests.lit_gpt.test_language_model import SMALL, Passes, joined, rows, trainer, weights_after_a_step
 
 Problem = tuple[Tensor, list[Tensor], Tensor]
