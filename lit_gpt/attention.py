@@ -122,7 +122,10 @@ def _unfused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: 
 
 
 def _block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
-    """FlexAttention (Dong et al. 2024). It is fast only when compiled: with the caller's block, or else here."""
+    """FlexAttention (Dong et al. 2024), which is fast only when compiled.
+
+    If the caller's block is being compiled, it is a part of that; otherwise a compiled version of it alone is used.
+    """
     in_compiled_block = torch.compiler.is_compiling()
     flex: Any = flex_attention if in_compiled_block or not q.is_cuda else _compiled_flex_attention()
     return flex(q, k, v, block_mask=mask, enable_gqa=q.size(1) != k.size(1))
@@ -150,7 +153,7 @@ def build_mask(
         past_length: How many cached tokens precede them.
         attention_mask: The padding mask, (B, past_length + T), True for real tokens. Rows padded on the left need it.
             A pad sees itself, because the softmax over no key at all would be NaN.
-        document_ids: The number of each token's document, (B, T). Tokens see their own document only.
+        document_ids: The id of each token's document, (B, T). Tokens see their own document only.
         use_flex: Whether packed documents may use FlexAttention, which skips blocks in which no query sees a key.
         causal: The same value as for `attention`: False if a token also sees those after it (an encoder).
     """
@@ -203,7 +206,8 @@ def position_ids(
     if document_ids is not None:
         is_first = torch.ones_like(document_ids, dtype=torch.bool)
         is_first[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-        # Where a document begins with a pad, it starts at the position of its next real token, one further.
+        # A pad has the position of the real token before it. A document that begins with pads therefore starts one
+        # position later, at its first real token.
         start = position if attention_mask is None else position + (~attention_mask).long()
         # Starts grow along a row, so the running maximum is the start of each token's own document.
         position = position - (start * is_first).cummax(1).values
@@ -273,7 +277,10 @@ class KVCache:
             layer.length = 0
 
     def extend_mask(self, attention_mask: Tensor | None, input_ids: Tensor) -> Tensor | None:
-        """Append the padding mask of the new tokens (B, T) and return that of all, (B, S); None until one is given."""
+        """Append the new tokens' padding mask, (B, T), and return that of cached and new tokens, (B, S).
+
+        None as long as no call has given a mask.
+        """
         if attention_mask is None and self.attention_mask is None:
             return None
         new = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask

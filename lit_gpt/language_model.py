@@ -6,7 +6,7 @@ A subclass such as `lit_gpt.module.LitGPT` adds the network:
 
 The loss of an optimizer step is the mean over its scored targets, in all micro-batches and processes together. These
 may have different numbers of scored targets, so a mean of their means would be another value. Instead ``training_step``
-divides the sum of a micro-batch by its capacity, the B*T targets that it has with those that are not scored. Lightning
+divides the sum of a micro-batch by its capacity B*T, the number of its targets, scored or not. Lightning
 averages over micro-batches and DDP over processes. ``on_before_optimizer_step`` then multiplies the gradients by
 capacity / scored targets, both summed over the step. When every target is scored, that factor is exactly 1.
 """
@@ -57,7 +57,7 @@ class LitLanguageModel(CheckedModule):
     A batch is a dict of
 
     - ``input_ids`` (B, T) and ``targets`` (B, T), the next tokens, with -100 where nothing is scored;
-    - ``document_ids`` (B, T), the number of each token's document, if several documents are packed into a row;
+    - ``document_ids`` (B, T), the id of each token's document, if several documents are packed into a row;
     - ``attention_mask`` (B, T), which this class does not read: see ``_hidden``;
     - ``document`` (B,), the number of each row's document, in `predict` alone.
 
@@ -185,8 +185,8 @@ class LitLanguageModel(CheckedModule):
     def loss_inputs(self, targets: Tensor, net: Any) -> LossInputs:
         """The arguments of a training loss: LM head, its weights, targets and number of logits.
 
-        The weights are listed because the chunked loss sums their gradients itself. A sampled softmax overrides this
-        with fewer logits and with targets that count among these.
+        The weights are listed because the chunked loss sums their gradients itself. A sampled softmax overrides this:
+        it has fewer logits, each target is the column of its token among them, and a correction is added to them.
         """
         return LossInputs(net.head, net.head_weights(), targets, self.config.vocab_size)
 
@@ -203,8 +203,8 @@ class LitLanguageModel(CheckedModule):
         """
         *sums, scored = summed_over_processes(self._step_sums, self.trainer.world_size).unbind()
         self._step_sums = 0
-        # The counts of this process are on the CPU already. Only if they are 0 does the sum over processes decide, for
-        # which bool() waits for the device.
+        # If this process scored any target, the step is not empty, and that is known without waiting for the device.
+        # Only otherwise is the sum over processes read, which waits.
         self._step_is_empty = not sum(read() for read in self._scored_counts) and not bool(scored)
         self._scored_counts = []
         if self._step_is_empty:

@@ -63,7 +63,7 @@ def cross_entropy_sum(
         weights: All parameters that `head` uses. Each receives its gradient here; another one would receive none.
         targets: Token ids, (B, T); -100 where nothing is scored.
         vocab_size: V, the number of logits of a token. It decides how many tokens are a chunk.
-        shift: Is added to the logits in float32, (V,). The sampled softmax corrects for its sampling with it.
+        shift: Added to the logits in float32, (V,). In a sampled softmax: the log of how many tokens each stands for.
     """
     return sum_in_chunks(_cross_entropy, hidden, LossInputs(head, weights, targets, vocab_size, shift))[0]
 
@@ -92,9 +92,10 @@ def sum_in_chunks(loss: Loss, hidden: Tensor, inputs: LossInputs) -> tuple[Tenso
 
 
 class _SumInChunks(torch.autograd.Function):
-    """Runs head and loss over chunks of the tokens. The forward pass computes the gradients too, while it has the
-    logits,
-    so that no chunk is computed twice."""
+    """Runs head and loss over chunks of the tokens.
+
+    The forward pass computes the gradients too, while it has the logits, so that no chunk is computed twice.
+    """
 
     @staticmethod
     def forward(
@@ -223,7 +224,8 @@ def _rank(logits: Tensor, target: Tensor) -> Tensor:
     # Comparisons are written as float32, whose sum is faster than that of booleans.
     own, is_ahead = logits.gather(1, target), torch.empty_like(logits)  # (N, 1), (N, V)
     greater, at_least = (compare(logits, own, out=is_ahead).sum(1) for compare in (torch.gt, torch.ge))  # (N,)
-    # Ties need a second pass: more than the target itself is equal. A GPU always takes it, because to ask would sync.
+    # If another logit equals the target's, the id breaks the tie. On a GPU this is always done, because testing for
+    # ties would make the CPU wait.
     if not logits.is_cpu or bool((at_least > greater + 1).any()):
         ids = torch.arange(logits.size(1), device=logits.device)
         greater += ((logits == own) & (ids < target)).float().sum(1)

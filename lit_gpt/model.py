@@ -71,7 +71,7 @@ class TokenEmbedding(nn.Embedding):
         return self.rows(input_ids)
 
     def rows(self, ids: Tensor | None = None) -> Tensor:
-        """Rows of the table, without context: of token ids (...), (..., C), or all, (padded_vocab_size, C)."""
+        """Embeddings without context: of ids (...), (..., C); without ids the whole table, (padded_vocab_size, C)."""
         return self.weight if ids is None else super().forward(ids)
 
     def reset(self) -> None:
@@ -230,7 +230,7 @@ class GPT(Network):
             attention_mask: The padding mask, (B, T), True for real tokens. Rows padded on the left need it. Rows
                 padded on the right do not: causality already hides pads from real tokens, and without a mask attention
                 is faster.
-            document_ids: The number of each token's document in packed rows, (B, T). Neighbours with the same number
+            document_ids: The id of each token's document in packed rows, (B, T). Neighbours with the same id
                 are one document. A token sees its own document only, and learned positions start anew in each.
             cache: From `new_cache`. It holds the keys and values of earlier tokens; those of `input_ids` are added to
                 it in place.
@@ -300,8 +300,8 @@ class GPT(Network):
     def flops_per_token(self, T: int | None = None) -> int:
         """Floating-point operations of one forward and backward pass, per token of rows of T (default block_size).
 
-        6 for each weight that multiplies a token, and 12 * n_layer * n_embd * T for the two matmuls of attention
-        (queries with keys, weights with values): the convention of PaLM (Chowdhery et al. 2022, appendix B), which
+        6 for each weight of a linear layer (2 forward, 4 backward), and 12 * n_layer * n_embd * T for queries with keys
+        and attention weights with values: the convention of PaLM (Chowdhery et al. 2022, appendix B), which
         does not discount causality.
         """
         config = self.config

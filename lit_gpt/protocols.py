@@ -55,7 +55,7 @@ class Network(nn.Module):
             input_ids: Token ids, (B, T).
             attention_mask: True for real tokens, (B, T). Generation passes it for prompts that are padded on the left.
                 With a cache it covers the new tokens alone, and the network keeps that of the earlier ones.
-            document_ids: The number of each token's document, (B, T). Passed where rows are packed.
+            document_ids: The id of each token's document, (B, T). Passed where rows are packed.
             cache: A `Cache` from `new_cache`, with the state of the tokens before `input_ids`. The network adds these
                 to it. None: the tokens are the first.
         """
