@@ -141,6 +141,7 @@ def test_killed_and_resumed_equals_straight(fit: Callable[..., Path], tmp_path: 
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    time.sleep(1)  # TensorBoard orders event files by the second in which they were made
     killed = fit(*flags, "killed", runs="killed")
     assert killed.name == "version_0"
     same_ends(tmp_path / "logs" / "straight" / "version_0", killed)
