@@ -97,4 +97,6 @@ def _held_out(split: str, source: str | list[str] | None, fraction: float, docum
         raise UserError(f"{split}_source and {split}_documents={documents} contradict each other: give one of them.")
     if source is not None:
         return 0
+    if documents is None and fraction is None:
+        raise UserError(f"{split}_fraction is null: leave it out, or give 0 to 1.")
     return float(fraction) if documents is None else documents

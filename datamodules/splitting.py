@@ -39,6 +39,8 @@ class Split:
 
     def cuts(self, size: int) -> list[int]:
         """The positions at which val and test begin, in ``size`` characters or documents."""
+        if self.val is None or self.test is None:
+            raise UserError("A validation or test part is null: leave the option out, or give 0 to 1.")
         if not all(0 <= part < math.inf for part in (self.val, self.test)):
             raise UserError(f"A validation part of {self.val} or a test part of {self.test} is no share: give 0 to 1.")
         if isinstance(self.val, float) and isinstance(self.test, float):

@@ -123,6 +123,7 @@ def test_a_shuffled_split_depends_on_its_seed_only(text_source: Callable[..., So
         (Split(val=0.6, test=0.5), "leave nothing to train on"),
         (Split("documents", 5, 0), "leave nothing to train on"),
         (Split(val=1.0), "leave nothing to train on"),
+        (Split(val=None), "part is null: leave the option out"),  # type: ignore[arg-type]
         (Split(val=-0.1), "is no share: give 0 to 1"),
     ],
 )
