@@ -133,12 +133,10 @@ class TextData(Protocol):
     """Number of token ids. Without it: ``model.config.vocab_size`` has to be set."""
     fingerprints: Mapping[str, str]
     """Hashes of the text and of the tokenizer, with the keys ``data`` and ``tokenizer``. Without them: a resumed run
-    does
-    not notice that the text changed."""
+    does not notice that the text changed."""
     stores: Mapping[str, Any]
     """Token ids of each split, as `datamodules.tokens.TokenStream`. Without them: no n-gram counts, and the verb
-    ``data``
-    prints batches alone."""
+    ``data`` prints batches alone."""
 
     def scored_text(self, split: str) -> Any:
         """Numbers of characters and bytes of a split (``val``, ``test``, ``train_eval``), as `datamodules.ScoredText`.

@@ -16,7 +16,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.multiprocessing.spawn import ProcessRaisedException
 
@@ -47,7 +46,7 @@ from lit_gpt.cli.quiet import quieten_lightning
 from lit_gpt.cli.restoring import restoring
 from lit_gpt.config import PRESETS
 from lit_gpt.integrity import checkpoint_to_resume, step_of
-from lit_gpt.language_model import LitLanguageModel
+from lit_gpt.language_model import LitLanguageModel, print_rank_zero
 from lit_gpt.protocols import with_defaults
 
 TRAINER_DEFAULTS = {
@@ -217,7 +216,7 @@ class LitCLI(LightningCLI):
             self.stored = checkpoint.read(checkpoint.file_of(path))[checkpoint.KEY]
         self.config, line = run_data.parsed(self._parsed, self.verb, self.stored.get("data"), args[1:])
         if line:
-            _print_rank_zero(line)
+            print_rank_zero([line])
         check_values(self.verb, self.config[self.verb])
 
     def _parsed(self, args: list[str]) -> Namespace:
@@ -272,16 +271,17 @@ class LitCLI(LightningCLI):
         if self.claimed and not_resumable:
             newest, why_not = next(iter(not_resumable.items()))
             more = f" (--ckpt_path {newest} with more steps resumes it)" * (why_not == run_folder.FINISHED)
-            _print_rank_zero(f"{newest} {why_not}: a new run starts in {self.folder}{more}")
+            print_rank_zero([f"{newest} {why_not}: a new run starts in {self.folder}{more}"])
         os.environ[run_folder.FOLDER_VARIABLE] = str(self.folder)
 
     def _resume(self, folder: Path) -> None:
         saved = checkpoint_to_resume(folder / run_folder.LAST)
         self.config[self.verb].ckpt_path = str(saved)
-        _print_rank_zero(f"resuming {folder}")
+        print_rank_zero([f"resuming {folder}"])
         if saved and saved.name != run_folder.LAST.name:
-            _print_rank_zero(
-                f"its last.ckpt is damaged or gone: resuming from step {step_of(saved)}, {saved}, the newest intact one"
+            step = step_of(saved)
+            print_rank_zero(
+                [f"its last.ckpt is damaged or gone: resuming from step {step}, {saved}, the newest intact one"]
             )
 
     def _folder_of_checkpoint(self) -> Path | None:
@@ -300,9 +300,8 @@ class LitCLI(LightningCLI):
         if run_folder.rank() == 0:
             self.claimed = run_folder.new_run_folder(parent)
             return self.claimed
-        return (
-            run_folder.chosen_by_rank_0() or parent / "version_0"
-        )  # under torchrun rank 0 broadcasts the folder later
+        # Under torchrun rank 0 broadcasts the folder later.
+        return run_folder.chosen_by_rank_0() or parent / "version_0"
 
     def _read(self, path: Path) -> run_folder.Settings | None:
         """The settings in a run's config.yaml. Options that did not exist then have their defaults."""
@@ -411,8 +410,3 @@ def _names(classes: Iterable[type]) -> list[str]:
 
 def _path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__name__}"
-
-
-@rank_zero_only
-def _print_rank_zero(line: str) -> None:
-    print(line, flush=True)
