@@ -9,6 +9,7 @@ FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 REFUSALS = FULL | {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+    errno.EEXIST,  # of a mkdir that allows a folder: something else has that name
 }
 
 
@@ -43,4 +44,5 @@ def refusal(error: OSError, path: str | Path | None = None) -> UserError:
     """
     thing = path or error.filename or "a file or the output"
     fix = "free some room or choose another place" if error.errno in FULL else "mend that or choose another place"
-    return UserError(f"{thing} cannot be used ({error.strerror}): {fix}.")
+    cause = "a file, where a folder is needed" if error.errno == errno.EEXIST else error.strerror
+    return UserError(f"{thing} cannot be used ({cause}): {fix}.")

@@ -21,6 +21,7 @@ from lit_gpt import __main__ as command
 from lit_gpt.callbacks.checkpoints import AtomicCheckpointIO
 from lit_gpt.callbacks.metrics_csv import MetricsCSV
 from lit_gpt.callbacks.predictions import WritePredictions
+from lit_gpt.callbacks.run_folder import RunFolder
 from lit_gpt.cli.lightning_cli import run
 from tests.conftest import TINY
 
@@ -159,6 +160,23 @@ def test_files_and_folders_that_are_closed_to_us(
         with monkeypatch.context() as patched:
             patched.setattr(Path, method, refuse)
             check_sentence(status_of(arguments, capsys), path, what)
+
+
+def test_a_file_in_the_place_of_the_run(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody moves the run's folder away before training begins, and a file gets its name."""
+    monkeypatch.chdir(tmp_path)
+    start = RunFolder.on_fit_start
+
+    def replaced(self: RunFolder, *args: Any) -> None:
+        self.folder.rename(tmp_path / "elsewhere")
+        self.folder.write_text("a file")
+        start(self, *args)
+
+    monkeypatch.setattr(RunFolder, "on_fit_start", replaced)
+    check_sentence(status_of(flags(text), capsys), "logs/run/version_0", "a file, where a folder is needed")
+    assert Path("logs/run/version_0").read_text() == "a file"
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EBADF, "Bad file descriptor"), OSError("no number"), KeyError("x")])
