@@ -11,6 +11,8 @@ import time
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from lit_gpt.cli import lost_processes
+
 TRAINER_VERBS = {
     "fit": "train a model",
     "validate": "score a checkpoint on the validation split",
@@ -57,6 +59,7 @@ def main() -> None:
 def _guarded(arguments: list[str]) -> None:
     from datamodules.errors import UserError, is_refusal, refusal
 
+    lost_processes.watch_parent()
     # OpenMP's threads wait for each other by spinning, which costs several times a step's time when anything else
     # runs on the machine; a short spin, then sleep, is the fastest of three on a quiet one too (docs/LOG.md). Read when
     # torch is loaded, so it is set here.
@@ -139,10 +142,7 @@ def _lost_process(error: RuntimeError) -> str | None:
             "with --resume auto."
         )
     if re.search(r"(gloo|NCCL).*(peer|remote|timed? ?out)|failed to recv", str(error), re.DOTALL | re.IGNORECASE):
-        return (
-            "another process of the run failed or was killed: see its own last lines, if it could write any, and go on "
-            "with --resume auto."
-        )
+        return lost_processes.LOST
     return None
 
 

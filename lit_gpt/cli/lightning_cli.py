@@ -38,7 +38,7 @@ from lit_gpt.callbacks.signals import Interrupted
 from lit_gpt.callbacks.start import EvaluateAtStart
 from lit_gpt.callbacks.summary import RunSummary
 from lit_gpt.callbacks.throughput import Throughput
-from lit_gpt.cli import run_data
+from lit_gpt.cli import lost_processes, run_data
 from lit_gpt.cli.arguments import check_values, pairs, preset, value_of, with_packaged_configs
 from lit_gpt.cli.friendly_errors import friendly_error
 from lit_gpt.cli.parser import StrictParser, prepare_parsing
@@ -93,6 +93,7 @@ class LitCLI(LightningCLI):
 
     def __init__(self, verb: str, arguments: list[str]) -> None:
         quieten_lightning()
+        lost_processes.watch_children()
         prepare_parsing()
         self.verb = verb
         self.preset = preset(arguments)
