@@ -16,6 +16,7 @@ from datamodules.batches import IGNORE_INDEX, BatchLoader, MicroBatches, RankSha
 from datamodules.cores import check_workers
 from datamodules.cutting import Cutting, RowKind
 from datamodules.errors import UserError, check_at_least
+from datamodules.first_bytes import FirstBytes
 from datamodules.integrity import is_whole
 from datamodules.options import RemembersOptions
 from datamodules.prepare import NewTokenizer, Recipe, load_tokenizer_of, prepare, store_folder
@@ -59,6 +60,8 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         train_eval_rows: rows of the training split that each validation evaluates too, 0 for none; None is as many as
             the validation split has.
         predict_source: the text that ``predict`` scores; None is the validation split.
+        max_bytes: use only the beginning of each of ``source``, ``val_source`` and ``test_source``: this many bytes of
+            UTF-8; None is all of it.
         seed: decides, with the epoch, how training rows are shuffled and cut. None is the run's seed, from
             ``seed_everything``, or 1337 without one. The splits never depend on it.
         num_workers: number of processes that build batches; 0 builds them in the training process.
@@ -89,6 +92,7 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         mask_first: int = 0,
         train_eval_rows: int | None = None,
         predict_source: str | None = None,
+        max_bytes: int | None = None,
         seed: int | None = None,
         num_workers: int = 0,
         cache_dir: str | None = None,
@@ -99,8 +103,9 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         self.rows, self.stride, self.mask_first = rows or self.default_rows, stride, mask_first
         self.shuffle, self.val_stride = shuffle, val_stride
         self.train_eval_rows, self.predict_source = train_eval_rows, predict_source
+        self.max_bytes = max_bytes
         self.seed, self.num_workers, self.cache_dir = seed, num_workers, cache_dir
-        for name in ("block_size", "tokens_per_step", "micro_batch_size"):
+        for name in ("block_size", "tokens_per_step", "micro_batch_size", "max_bytes"):
             check_at_least(1, f"The data's {name}", getattr(self, name))
         for name in ("train_eval_rows", "seed", "num_workers"):
             check_at_least(0, f"The data's {name}", getattr(self, name))
@@ -118,8 +123,13 @@ class TextDataModule(RemembersOptions, LightningDataModule):
 
     def opened_sources(self) -> tuple[Source, Source | None, Source | None]:
         """The source to split, and the separate sources of validation and test or None."""
-        val, test = (None if spec is None else self.open_text(spec) for spec in (self.val_source, self.test_source))
-        return self.open_text(self.source), val, test
+        val, test = (None if spec is None else self._beginning(spec) for spec in (self.val_source, self.test_source))
+        return self._beginning(self.source), val, test
+
+    def _beginning(self, spec: str | list[str]) -> Source:
+        """The source that ``spec`` names, up to ``max_bytes``."""
+        source = self.open_text(spec)
+        return source if self.max_bytes is None else FirstBytes(source.name, source, self.max_bytes)
 
     def use_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Uses a checkpoint's tokenizer and trains none. A tokenizer that the options name must equal it.

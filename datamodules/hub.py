@@ -47,7 +47,7 @@ class HubSource(Source):
             for text in self._texts(record["commit"]):
                 digest.update(json.dumps(text).encode())
             record["sha256"] = digest.hexdigest()
-            write_text(self._record_path, json.dumps(record))
+            write_text(self.record_path, json.dumps(record))
         return hashlib.sha256(json.dumps([record["sha256"], self.strip]).encode()).hexdigest()
 
     def documents(self) -> Iterator[str]:
@@ -74,8 +74,8 @@ class HubSource(Source):
             yield from (normalised(as_text(v, self.column, self.dataset)) for v in batch[self.column] if v is not None)
 
     def _record(self) -> dict[str, Any]:
-        if self._record_path.exists():
-            return json.loads(self._record_path.read_text(encoding="utf-8"))
+        if self.record_path.exists():
+            return json.loads(self.record_path.read_text(encoding="utf-8"))
         try:
             from huggingface_hub import dataset_info, list_repo_commits
         except ImportError:
@@ -89,7 +89,8 @@ class HubSource(Source):
             raise self._unreadable(error) from None
 
     @property
-    def _record_path(self) -> Path:
+    def record_path(self) -> Path:
+        """Where the record is. The file exists once all texts have been read."""
         key = json.dumps([self.dataset, self.revision, self.column])
         name = f"{self.dataset.replace('/', '--')}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
         return self.folder / name

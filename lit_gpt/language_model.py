@@ -27,6 +27,7 @@ from torch.nn.parameter import is_lazy
 
 from datamodules.errors import UserError
 from lit_gpt import checkpoint
+from lit_gpt.averaging import begin_averages
 from lit_gpt.checked_module import CheckedModule
 from lit_gpt.config import resolve_vocab_size
 from lit_gpt.distributed import sent_to_cpu, summed_over_processes
@@ -125,6 +126,7 @@ class LitLanguageModel(CheckedModule):
     def on_fit_start(self) -> None:
         """Let the network compute what gradient descent does not learn, such as n-gram counts."""
         self.net.prepare(data_of(self._trainer))
+        begin_averages(self.trainer, self)
 
     # ---- training
 

@@ -20,6 +20,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from datamodules.errors import UserError, check_at_least
 from datamodules.files import write_atomically
+from lit_gpt.averaging import may_be_swapped
 from lit_gpt.callbacks.boundary import StepEnd
 from lit_gpt.callbacks.signals import Interrupted, Signals
 from lit_gpt.callbacks.validations import Validations
@@ -209,7 +210,7 @@ class RunCheckpoints(Checkpoint):
 
         An error on the way is ignored, so that the user sees the first exception.
         """
-        if self._end and isinstance(exception, Exception):
+        if self._end and isinstance(exception, Exception) and not may_be_swapped(trainer):
             with suppress(Exception):
                 self._save_last_step(trainer, self._end)
         self._signals.restore_handlers()

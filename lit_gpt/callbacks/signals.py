@@ -1,4 +1,6 @@
-"""Handles Ctrl-C, SIGTERM and a closed terminal: the first finishes the step and saves, a second stops at once."""
+"""Handles Ctrl-C, other stop signals and a closed terminal: the first finishes the step and saves, a second stops at
+once.
+"""
 
 import os
 import signal
@@ -10,8 +12,9 @@ from lightning.pytorch import Trainer
 
 from lit_gpt.callbacks.run_folder import rank
 
-#: Signals after which a run saves and exits.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: Signals after which a run saves and exits. Clusters send USR1 or USR2 before the end of a job. Under SLURM, Lightning
+#: would save on USR1 at once, in the middle of a step, into a file that `--resume auto` does not know, and train on.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Interrupted(SystemExit):

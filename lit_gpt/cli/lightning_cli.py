@@ -38,7 +38,7 @@ from lit_gpt.callbacks.signals import Interrupted
 from lit_gpt.callbacks.start import EvaluateAtStart
 from lit_gpt.callbacks.summary import RunSummary
 from lit_gpt.callbacks.throughput import Throughput
-from lit_gpt.cli import lost_processes, run_data
+from lit_gpt.cli import lost_processes, run_data, shrink
 from lit_gpt.cli.arguments import check_values, pairs, preset, value_of, with_packaged_configs
 from lit_gpt.cli.friendly_errors import friendly_error
 from lit_gpt.cli.parser import StrictParser, prepare_parsing
@@ -72,7 +72,7 @@ DATAMODULES = (CharDataModule, BPEDataModule, HeadlinesDataModule)
 MODULES = (LitGPT, *_methods(), LitBigram)
 #: Options that only one verb has. A config file may hold those of every verb.
 OPTIONS_OF_ONE_VERB = {
-    "fit": ("name", "logs_dir", "resume", "early_stopping", "val_at_start", "checkpoint", "samples"),
+    "fit": ("name", "logs_dir", "resume", "shrink", "early_stopping", "val_at_start", "checkpoint", "samples"),
     "predict": ("predictions",),
 }
 Matmul = Literal["highest", "high", "medium"]
@@ -193,6 +193,7 @@ class LitCLI(LightningCLI):
             default=None,
             help="auto: resume the newest unfinished run of the same model, data and seed, or start one.",
         )
+        parser.add_argument("--shrink", action="store_true", help=shrink.HELP)
         parser.add_argument(
             "--early_stopping",
             type=int | None,
@@ -219,6 +220,8 @@ class LitCLI(LightningCLI):
         if line:
             print_rank_zero([line])
         check_values(self.verb, self.config[self.verb])
+        if self.verb == "fit":
+            self.config.fit = shrink.if_asked(self.config.fit)
 
     def _parsed(self, args: list[str]) -> Namespace:
         """The configuration of a command line. An error of the parser becomes a UserError."""

@@ -11,6 +11,7 @@ IRRELEVANT_WARNINGS = (
     ".*The number of training batches .* is smaller than the logging interval.*",
     ".*callbacks used to create the checkpoint need to be provided.*",
     ".*Trying to infer the `batch_size` from an ambiguous collection.*",
+    ".*WeightAveraging callback with a model that overrides the configure_model.*",  # sharding is refused
     ".*It is recommended to use `self.log.*sync_dist=True.*",
 )
 

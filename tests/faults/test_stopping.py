@@ -54,7 +54,7 @@ def typed(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
     return call
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2])
 def test_a_signal_saves_the_step_without_a_validation(
     number: signal.Signals, typed: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,6 +66,19 @@ def test_a_signal_saves_the_step_without_a_validation(
     assert checkpoint.read(LAST)["global_step"] == told["steps"] == 5
     assert (told["final"]["step"], told["finished"]) == (3, False)
     assert signal.getsignal(number) == before
+
+
+def test_slurm_s_signal_saves_the_step_and_ends_the_run(
+    typed: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning's own handler saves ``hpc_ckpt_1.ckpt`` inside the step, asks for a new job and trains on."""
+    for name, value in {"NTASKS": "1", "JOB_NAME": "train", "JOB_ID": "7", "PROCID": "0", "LOCALID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SLURM_NODEID", "0")
+    at_call(5, lambda: os.kill(os.getpid(), signal.SIGUSR1), monkeypatch)
+    assert typed() == 128 + signal.SIGUSR1
+    assert checkpoint.read(LAST)["global_step"] == 5
+    assert not list(Path().rglob("hpc_ckpt*"))
 
 
 def test_a_run_that_fails_gives_ctrl_c_back_even_where_its_loggers_fail_too(

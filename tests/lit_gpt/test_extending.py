@@ -100,6 +100,13 @@ def test_the_line_that_fit_ends_with_generates(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out.startswith("1")
 
 
+def test_a_network_and_data_of_ones_own_are_shrunk(capsys: pytest.CaptureFixture[str]) -> None:
+    run("fit", [*commands("fit")[0], *CPU, "--shrink", "--name", "own"])
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line == "shrunk: batch_size 32 to 8, LitCalmGRU has no n_layer or n_embd to shrink"
+    assert json.loads(Path("logs/own-shrink/version_0/summary.json").read_text())["steps"] == 4
+
+
 def test_the_other_verbs_score_what_the_network_says(capsys: pytest.CaptureFixture[str]) -> None:
     nats, targets = by_hand()
     run("validate", [*commands("validate")[0], *CPU])

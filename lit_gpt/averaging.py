@@ -1,0 +1,54 @@
+"""What Lightning's averages of the weights (EMAWeightAveraging) need to know of a language model. See docs/ema.md."""
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import nn
+
+from datamodules.errors import UserError
+
+
+def averages_of(trainer: Any) -> list[WeightAveraging]:
+    """The averages that a Trainer keeps."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]
+
+
+def begin_averages(trainer: Any, module: LightningModule) -> None:
+    """Begin a new average from the weights as they are now, and let it use the module's own buffers.
+
+    The callback copied the module before its weights were read (``init_from``) and its n-grams were counted.
+
+    Raises:
+        UserError: It would average token ids or counts, which it rounds down to other ids.
+    """
+    for callback in averages_of(trainer):
+        average = callback._average_model
+        assert average is not None  # made in `setup`
+        if callback._use_buffers:
+            _refuse_whole_numbers(module, type(callback).__name__)
+        else:
+            _share_buffers(module, average.module)
+        if not average.n_averaged:
+            for averaged, parameter in zip(average.module.parameters(), module.parameters(), strict=True):
+                averaged.data.copy_(parameter.data)
+
+
+def _refuse_whole_numbers(module: LightningModule, callback: str) -> None:
+    for name, buffer in module.named_buffers():
+        if not buffer.is_floating_point():
+            raise UserError(
+                f"{callback} would average {name}, which holds whole numbers: add --trainer.callbacks.use_buffers "
+                "false behind it."
+            )
+
+
+def _share_buffers(module: LightningModule, copy: nn.Module) -> None:
+    layers = dict(copy.named_modules())
+    for name, layer in module.named_modules():
+        layers[name]._buffers.update(layer._buffers)
+
+
+def may_be_swapped(trainer: Trainer) -> bool:
+    """Whether the module may hold an average instead of its own weights, as it does while it is validated."""
+    return trainer.validating and bool(averages_of(trainer))

@@ -1,0 +1,102 @@
+"""EMAWeightAveraging of Lightning: the average by hand, exact resume, and what is refused. docs/ema.md is of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from datamodules.errors import UserError
+from lit_gpt.cli.lightning_cli import run
+
+Fit = Callable[..., Path]
+Weights = dict[str, Tensor]
+EMA = ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay", "0.5"]
+EMA += ["--trainer.callbacks.use_buffers", "false"]
+HERE = "--trainer.callbacks+=tests.lit_gpt.callbacks.test_averaging"
+SHORT = ["--model.optimizer.schedule", "constant", "--data.train_eval_rows", "4"]
+#: Dropout needs the random state; n-grams are counted and token parts are looked up after the callback's set-up.
+EVERY = ["--model", "LitExtendedGPT", "--model.config.dropout", "0.2", "--model.config.kneser_ney", "2"]
+EVERY += ["--model.config.ngrams", "[2]", "--model.config.ngram_rows", "64", "--model.config.token_parts", "true"]
+
+
+class Recorder(Callback):
+    """Keeps the weights after each step."""
+
+    weights: ClassVar[list[Weights]] = []
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *batch: Any) -> None:
+        self.weights.append({name: p.detach().clone() for name, p in module.named_parameters()})
+
+
+class FailingValidation(Callback):
+    """Raises in the second validation."""
+
+    def on_validation_batch_end(self, trainer: Any, *rest: Any) -> None:
+        if trainer.global_step == 6:
+            raise ZeroDivisionError
+
+
+def saved(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def same(one: Weights, other: Weights) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_checkpoints_hold_the_average_and_are_scored_as_in_fit(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    Recorder.weights.clear()
+    folder = fit(*SHORT, *EMA, f"{HERE}.Recorder")
+    average = Recorder.weights[0]
+    for weights in Recorder.weights[1:]:
+        average = {name: 0.5 * average[name] + 0.5 * weights[name] for name in average}
+    state = saved(folder)
+    for name, value in average.items():
+        assert torch.allclose(state["state_dict"][name], value, atol=1e-7), name
+        assert torch.equal(state["current_model_state"][name], Recorder.weights[-1][name])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("step 6  val"))
+    run("validate", ["--ckpt_path", str(folder), "--trainer.accelerator", "cpu"])
+    assert line.removeprefix("step 6  ") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [[], EVERY], ids=["gpt", "every method"])
+def test_a_resumed_run_is_the_straight_one_bit_for_bit(options: list[str], fit: Fit) -> None:
+    straight = saved(fit(*options, *SHORT, *EMA, "--name", "straight", runs="straight"))
+    first = fit(*options, *SHORT, *EMA, "--trainer.max_steps", "3", "--name", "parts", runs="parts")
+    resumed = saved(fit(*options, *SHORT, *EMA, "--name", "parts", "--ckpt_path", str(first), runs="parts"))
+    for part in ("state_dict", "current_model_state", "averaging_state"):
+        assert same(resumed[part], straight[part]), part
+    assert int(resumed["averaging_state"]["n_averaged"]) == 6
+    assert not same(resumed["state_dict"], resumed["current_model_state"])
+
+
+def test_a_failed_validation_never_saves_the_average_as_the_weights(fit: Fit) -> None:
+    """While it is validated, the module holds the average."""
+    with pytest.raises(ZeroDivisionError):
+        fit(*SHORT, *EMA, f"{HERE}.FailingValidation", "--checkpoint.every_n_steps", "1")
+    (folder,) = Path("logs/run").iterdir()
+    straight = saved(fit(*SHORT, *EMA, "--name", "straight", "--trainer.max_steps", "5", runs="straight"))
+    left = saved(folder)
+    assert left["global_step"] == 5
+    for part in ("state_dict", "current_model_state"):
+        assert same(left[part], straight[part])
+
+
+def test_the_first_validation_of_published_weights_is_of_them(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fit(*SHORT)
+    capsys.readouterr()
+    still = ["--model.optimizer.lr", "0", "--val_at_start", "true", "--model.init_from", str(folder)]
+    fit(*SHORT, *EMA, *still, "--name", "from")
+    losses = [line.split()[3] for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert len(losses) == 3
+    assert len(set(losses)) == 1
+
+
+def test_averages_of_token_ids_are_refused(fit: Fit) -> None:
+    with pytest.raises(UserError, match=r"EMAWeightAveraging would average net\..*use_buffers false"):
+        fit(*EVERY, *EMA[:3])
+    fit(*EMA[:3], "--trainer.max_steps", "1")  # a GPT has none
