@@ -25,6 +25,9 @@ SECONDS_TO_BE_SAID = 10.0
 STARTED_BY = os.getppid()
 OUR_VERBS = {
     "generate": "write text with a checkpoint",
+    "inspect": "show how surprised a model is by each token of a text",
+    "report": "compare runs on one page, or in a table",
+    "sweep": "print the commands of all combinations of some settings",
     "data": "show the batches and facts of a configuration's data",
     "tokenizer": "train a tokenizer to a file, judge one on a text, or export it",
     "import": "turn a Hugging Face GPT-2 or Llama into a checkpoint",

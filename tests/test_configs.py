@@ -41,7 +41,7 @@ def test_config_builds(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert shrink.shrunk(smaller) == smaller
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch Profiler default schedule")  # of one batch of validation
+@pytest.mark.filterwarnings("ignore:The PyTorch Profiler default schedule", "ignore::UserWarning:torch.*profiler")
 @pytest.mark.parametrize("steps", [2, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_runs_when_shrunk(path: Path, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

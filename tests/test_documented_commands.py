@@ -1,6 +1,7 @@
 """Every command in README, docs and comments of configs: its verb's parser takes it, and each `fit` runs in small."""
 
 import importlib
+import json
 import random
 import re
 import shlex
@@ -32,8 +33,7 @@ HELP = ("fit --help", "fit --model.help LitGPT", "fit --data.help CharDataModule
 BEGINS = r"(?:!|\$ |srun |\.venv/bin/)*python -m lit_gpt "
 #: Where a shell's command ends.
 ENDS = {"|", "&&", ">", ";"}
-#: Options that are named in a text must exist. Those of other programs have no dot.
-OPTION = re.compile(r"--((?:model|data|trainer|checkpoint|samples|progress|predictions)\.[a-z_.]+)")
+OPTION = re.compile(r"--(?:model|data|trainer|checkpoint|samples|progress)\.[a-z_.]+")
 
 
 def commands_of(path: Path) -> list[str]:
@@ -165,24 +165,42 @@ def test_commands_are_found_wherever_they_stand(tmp_path: Path) -> None:
     assert len(unique(PAGES)) > 40
 
 
+def fragments_of(path: Path) -> list[str]:
+    """Options with values in inline code, such as `--data.val_stride 64`. Those of other programs have no dot."""
+    found = re.findall(r"(?<!`)`(--[^`]*)`", path.read_text(encoding="utf-8"))
+    placeholder = re.compile(r"\b[A-Z]+\b")
+    return [" ".join(one.split()) for one in found if OPTION.match(one) and " " in one and not placeholder.search(one)]
+
+
+def beginnings(fragment: str, page: str) -> list[list[str]]:
+    """What may have to stand before an option: the class that has it."""
+    if fragment.startswith("--trainer.callbacks."):
+        return [[f"--trainer.callbacks+={name}"] for name in sorted(set(re.findall(r"callbacks\+=(\w+)", page)))]
+    if fragment.startswith("--trainer.logger."):
+        return [["--trainer.logger", name] for name in sorted(set(re.findall(r"--trainer.logger (\w+Logger)", page)))]
+    models = [["--model", name] for name in ("LitExtendedGPT", "mine.LitGRU")]
+    return [[], ["--data", "BPEDataModule"], ["--data", "HeadlinesDataModule"], *models]
+
+
+def is_parsed(arguments: list[str]) -> bool:
+    try:
+        parse(shlex.join(["fit", *arguments]))
+    except UserError:
+        return False
+    return True
+
+
 @pytest.mark.usefixtures("_parse_only")
-def test_every_option_that_a_page_names_exists() -> None:
-    known = set()
-    for model in ("LitGPT", "LitExtendedGPT", "LitBigram"):
-        for data in ("CharDataModule", "BPEDataModule", "HeadlinesDataModule"):
-            known |= set(command_line("fit", None)._known_options(["--model", model, "--data", data]))
-    known |= set(command_line("predict", None)._known_options([]))
-    known |= {name.rpartition(".")[0] for name in known} | {
-        "model.help",
-        "data.help",
-        "model.optimizer.group_lr.matrices",
-    }
-    pages = {
-        path.name: path.read_text(encoding="utf-8") for path in PAGES if path.name not in ("LOG.md", "extending.md")
-    }
-    named = {(page, name.rstrip(".")) for page, text in pages.items() for name in OPTION.findall(text)}
-    of_chosen_classes = ("trainer.callbacks.", "trainer.logger.", "trainer.strategy.")
-    assert not [one for one in named if one[1] not in known and not one[1].startswith(of_chosen_classes)]
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow if path in SLOW else ()) for path in PAGES],
+    ids=lambda path: path.name,
+)
+def test_every_option_that_a_page_names_is_parsed(path: Path) -> None:
+    for fragment in dict.fromkeys(fragments_of(path)):
+        parts = shlex.split(fragment)
+        before = beginnings(fragment, path.read_text(encoding="utf-8"))
+        assert any(is_parsed([*one, *parts]) for one in before), f"{path.name}: {fragment}"
 
 
 def is_run(command: str) -> bool:
@@ -200,12 +218,16 @@ def is_a_config(command: str) -> bool:
     }
 
 
-RUNS = {tuple(arguments_of(command)): command for command in unique(PAGES + CONFIGS) if is_run(command)}.values()
+SHORT_PAGES = unique([path for path in PAGES if path not in SLOW])
+RUNS = {
+    tuple(arguments_of(command)): command for command in unique([*CONFIGS, *PAGES[::-1]]) if is_run(command)
+}.values()
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch Profiler default schedule")
+@pytest.mark.filterwarnings("ignore:The PyTorch Profiler default schedule", "ignore::UserWarning:torch.*profiler")
 @pytest.mark.parametrize(
-    "command", [pytest.param(one, marks=pytest.mark.slow if is_a_config(one) else ()) for one in RUNS]
+    "command",
+    [pytest.param(one, marks=pytest.mark.slow if is_a_config(one) or one not in SHORT_PAGES else ()) for one in RUNS],
 )
 def test_fit_runs_in_small(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shrink, "MAX_BYTES", 20_000)
@@ -213,3 +235,14 @@ def test_fit_runs_in_small(command: str, folder: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(folder)
     few = ["--trainer.max_steps", "2", "--samples.max_new_tokens", "2", "--logs_dir", str(folder / "small")]
     run("fit", [*with_packaged_configs(arguments_of(command)[1:]), "--shrink", *few])
+
+
+def test_the_table_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, best in (("worse", {"val/loss": 2.5}), ("none", {}), ("better", {"val/loss": 1.25})):
+        (tmp_path / "logs" / name / "version_0").mkdir(parents=True)
+        summary = json.dumps({"best": best, "seed": 3, "tokens": 1000})
+        (tmp_path / "logs" / name / "version_0" / "summary.json").write_text(summary)
+    page = (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8")
+    exec(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[0], {})
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["1.2500", "2.5000", "nan"]

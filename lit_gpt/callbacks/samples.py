@@ -1,5 +1,6 @@
 """Prints and logs samples of text during training."""
 
+import json
 import math
 from typing import Any
 
@@ -8,14 +9,16 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.errors import UserError, check_at_least
+from datamodules.files import write_text
+from lit_gpt.callbacks.metrics_csv import MetricsCSV
 from lit_gpt.generate import TextModel
 from lit_gpt.language_model import LitLanguageModel
 from lit_gpt.protocols import data_of
 
 
 class SampleText(Callback):
-    """Prints a sample after every validation and logs it: to TensorBoard as text, to Weights & Biases as a row of the
-    table ``generations``.
+    """Prints a sample after every validation and logs it: to samples.jsonl in the run's folder, to TensorBoard as
+    text, to Weights & Biases as a row of the table ``generations``.
 
     The sampler has its own random numbers, so a run with samples equals one without.
 
@@ -80,6 +83,9 @@ class SampleText(Callback):
             trainer.progress_bar_callback.print(f"sample: {text!r}")
         self._table.append([trainer.global_step, self.prompt + text])
         for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):  # whole, so that a resumed run leaves out the steps that it repeats
+                lines = (json.dumps({"step": step, "text": text}, ensure_ascii=False) for step, text in self._table)
+                write_text(logger.folder / "samples.jsonl", "".join(f"{line}\n" for line in lines))
             if isinstance(logger, WandbLogger):
                 logger.log_text("generations", ["step", "text"], self._table, step=trainer.global_step)
             if isinstance(logger, TensorBoardLogger):

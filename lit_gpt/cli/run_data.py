@@ -44,7 +44,7 @@ def parsed(
     """
     if stored is None or any(name == "--data" for name, _ in pairs(arguments)):
         return parse(arguments), None
-    if not _is_described(stored):
+    if not is_described(stored):
         raise UserError(
             "the checkpoint describes its data as `fit` never does: give a file that `fit` saved, or the data as "
             "--data CLASS with its options."
@@ -53,12 +53,12 @@ def parsed(
         return _with_class(parse(arguments), verb, stored["class_path"]), None
     rest, data = _split(arguments)
     config, typed = parse(rest), _typed_options(data)
-    used = _usable_options(stored, typed, verb)
+    used = usable_options(stored, typed, verb)
     config[verb].data = parse([f"--data={json.dumps(used)}", *data])[verb].data
     return config, _unused_data_line(data_of_configs(rest), config[verb].data.as_dict(), typed)
 
 
-def _is_described(stored: Any) -> bool:
+def is_described(stored: Any) -> bool:
     """Whether a value has the form of what `described` returns. The parser checks the other options."""
     if not isinstance(stored, dict) or not isinstance(stored.get("class_path"), str):
         return False
@@ -80,7 +80,7 @@ def _with_class(config: Namespace, verb: str, wanted: str) -> Namespace:
     return config
 
 
-def _usable_options(stored: Mapping[str, Any], typed: set[str], verb: str) -> dict[str, Any]:
+def usable_options(stored: Mapping[str, Any], typed: set[str], verb: str) -> dict[str, Any]:
     """The stored class and options that apply to a verb, without the options in ``typed``.
 
     Raises:

@@ -82,6 +82,8 @@ def _said(key: str, old: Any, new: Any) -> str:
     name = key.rpartition(".")[-1]
     if name in ("init_from", "ckpt_path"):
         return f"{name} {old} {OTHER_SIZE}"
+    if name == "warmup":
+        return f"warmup {old:g} steps to a tenth of the run"
     if name == "logger":
         return "loggers offline"
     if name == "max_bytes":
@@ -104,7 +106,8 @@ def _unknown(config: Namespace) -> Iterator[str]:
     """What is said where a model has no option of the usual name for its size."""
     missing = [name for name in ("n_layer", "n_embd", "block_size") if f"{NETWORK}.{name}" not in config]
     if missing:
-        yield f"{config.model.class_path.rpartition('.')[-1]} has no {' or '.join(missing)} to shrink"
+        names = " or ".join(filter(None, (", ".join(missing[:-1]), missing[-1])))
+        yield f"{config.model.class_path.rpartition('.')[-1]} has no {names} to shrink"
 
 
 def _changes(config: Namespace) -> dict[str, Any]:
@@ -221,6 +224,8 @@ def _texts(old: Mapping[str, Any]) -> dict[str, Any]:
         here = [spec for spec in specs if not source_needs_network(spec, old.get("column"), old.get("cache_dir"))]
         if len(here) < len(specs):
             new[name] = here or None
+    if "val_source" in new and not (new["val_source"] or old.get("val_fraction")):
+        new["val_fraction"] = 0.1  # of the source, as there is no other text to validate on
     source = new.get("source", old.get("source"))
     if old.get("documents") == "column" and (source is None or _is_plain_text(source)):
         new |= {"documents": None, "column": None}

@@ -8,6 +8,9 @@ from typing import Any
 from datamodules.errors import UserError
 from lit_gpt.cli.friendly_errors import friendly_error
 
+#: Verbs whose file is in lit_gpt/diagnostics.
+DIAGNOSTICS = ("inspect", "report", "sweep")
+
 
 def run(verb: str, arguments: list[str]) -> None:
     """Run ``verb`` with its command line.
@@ -18,18 +21,18 @@ def run(verb: str, arguments: list[str]) -> None:
     from jsonargparse import auto_cli
 
     name = {"import": "import_"}.get(verb, verb)
-    module = importlib.import_module(f"lit_gpt.commands.{name}")
-    if hasattr(module, "main"):
-        module.main(arguments)
-        return
-    target: Any = getattr(module, "VERBS", None) or getattr(module, name)
+    module = importlib.import_module(f"lit_gpt.{'diagnostics' if verb in DIAGNOSTICS else 'commands'}.{name}")
+    target: Any = getattr(module, "VERBS", None) or getattr(module, name, None)
     prog = f"python -m lit_gpt {verb}"
     try:
+        if hasattr(module, "main"):
+            module.main(arguments)
+            return
         auto_cli(target, args=arguments, as_positional=False, exit_on_error=False, allow_abbrev=False, prog=prog)
     except ArgumentError as error:
         raise UserError(friendly_error(str(error), _options(target))) from error
 
 
 def _options(target: Any) -> list[str]:
-    functions = list(target.values()) if isinstance(target, dict) else [target]
+    functions = list(target.values()) if isinstance(target, dict) else [target] if target else []
     return [name for function in functions for name in inspect.signature(function).parameters]

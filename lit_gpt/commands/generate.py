@@ -45,7 +45,7 @@ def generate(
         device: The device to run on, such as cpu or cuda:1; auto takes a GPU if there is one.
         model: The LightningModule that was trained, if it is a class of your own, such as mine.LitGRU.
     """
-    text_model = load(ckpt_path, _device(device), model)
+    text_model = load(ckpt_path, usable_device(device), model)
     options = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -62,7 +62,8 @@ def generate(
         _print_samples(text_model, _prompt(prompt), num_samples, options)
 
 
-def _device(name: str) -> str:
+def usable_device(name: str) -> str:
+    """The device of an option; ``auto`` takes a GPU if there is one. One that cannot be used is a UserError."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

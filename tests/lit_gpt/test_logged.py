@@ -52,7 +52,11 @@ def test_samples_keep_their_turns_when_a_run_resumes(fit: Fit, capsys: pytest.Ca
     folder = fit(*flags, "--trainer.max_steps", "9")
     assert capsys.readouterr().out.count("sample: ") == 1  # after 3, 6 and 9 steps: at 6
     fit(*flags, "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), "--trainer.max_steps", "12")
-    assert capsys.readouterr().out.count("sample: ") == 1  # at 12
+    printed = capsys.readouterr().out
+    assert printed.count("sample: ") == 1  # at 12
+    kept = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [sample["step"] for sample in kept] == [6, 12]
+    assert f"sample: {kept[1]['text']!r}" in printed
 
 
 @pytest.mark.parametrize("kind", ["muon", "torch.optim.NAdam"])

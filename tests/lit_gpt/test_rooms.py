@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 CORE = sorted(path.stem for path in (ROOT / "lit_gpt").glob("*.py") if path.stem not in ("__init__", "__main__"))
 #: What a person reads in plain torch.
 PLAIN = ("model", "config", "attention", "loss", "optim", "muon", "protocols", "decode", "generate", "bounds")
-COMMAND_LINE = ("lit_gpt/cli/", "lit_gpt/commands/", "lit_gpt/__main__.py")
+COMMAND_LINE = ("lit_gpt/cli/", "lit_gpt/commands/", "lit_gpt/diagnostics/", "lit_gpt/__main__.py")
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -102,6 +102,7 @@ run_command("generate", ["--ckpt_path", str(folder), "--max_new_tokens", "3", "-
 def without_methods():
     assert not [name for name in sys.modules if name.startswith("lit_gpt.methods")]
 without_methods()
+assert not [name for name in sys.modules if name.startswith("lit_gpt.diagnostics")]
 if not WHOLE:
     sys.exit()
 run("validate", ["--ckpt_path", str(folder), "--trainer.limit_val_batches", "1", "--trainer.accelerator", "cpu"])
@@ -142,6 +143,7 @@ def without_methods(folder: Path, whole: bool) -> str:
 
 
 def test_without_the_methods_a_gpt_is_trained_and_writes(tmp_path: Path) -> None:
+    """Nor does training import the diagnostics."""
     without_methods(tmp_path, whole=False)
     assert (tmp_path / "logs" / "char" / "version_0" / "checkpoints" / "last.ckpt").is_file()
 

@@ -63,7 +63,7 @@ def test_checkpoints_hold_the_average_and_are_scored_as_in_fit(fit: Fit, capsys:
     assert line.removeprefix("step 6  ") in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("options", [[], EVERY], ids=["gpt", "every method"])
+@pytest.mark.parametrize("options", [pytest.param([], marks=pytest.mark.slow), EVERY], ids=["gpt", "every method"])
 def test_a_resumed_run_is_the_straight_one_bit_for_bit(options: list[str], fit: Fit) -> None:
     straight = saved(fit(*options, *SHORT, *EMA, "--name", "straight", runs="straight"))
     first = fit(*options, *SHORT, *EMA, "--trainer.max_steps", "3", "--name", "parts", runs="parts")

@@ -120,7 +120,9 @@ def test_a_run_that_never_began_leaves_no_folder(flags: list[str], fit: Fit) -> 
 def test_without_loggers_a_run_keeps_its_folder(fit: Fit, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = fit("--trainer.logger", "false")
     assert {path.name for path in Path().iterdir()} == {"logs", text.name}
-    assert {path.name for path in folder.iterdir()} == {"checkpoints", "config.yaml", "metrics.csv", "summary.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        *("checkpoints", "config.yaml", "metrics.csv", "samples.jsonl", "summary.json")
+    }
     unfinished(folder)
     capsys.readouterr()
     fit("--trainer.logger", "false", "--resume", "auto", "--trainer.max_steps", "8")

@@ -113,6 +113,8 @@ def test_a_smaller_run_stays_as_small() -> None:
 def test_downloads_that_are_here_are_used(tmp_path: Path) -> None:
     flags = ["--data.source", '["moby_dick", "tiny_shakespeare"]', "--data.cache_dir", str(tmp_path)]
     assert shrink.shrunk(parsed(*flags)).data.init_args.source is None
+    apart = shrink.shrunk(parsed(*flags, "--data.val_source", "taylor_swift", "--data.val_fraction", "0"))
+    assert (apart.data.init_args.val_source, apart.data.init_args.val_fraction) == (None, 0.1)
     (tmp_path / "downloads").mkdir()
     (tmp_path / "downloads" / "tiny_shakespeare.txt").touch()
     assert shrink.shrunk(parsed(*flags)).data.init_args.source == ["tiny_shakespeare"]

@@ -1,0 +1,1 @@
+"""Verbs that look at text, models and runs. Training imports none of them."""
