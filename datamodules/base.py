@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 
 from datamodules.accumulation import set_accumulation
 from datamodules.agreement import check_agreement
-from datamodules.batches import IGNORE_INDEX, BatchLoader, MicroBatches, RankShare, Rows, TrainLoader
+from datamodules.batches import IGNORE_INDEX, BatchLoader, MicroBatches, RankShare, Rows, StepSize, TrainLoader
 from datamodules.cores import check_workers
 from datamodules.cutting import Cutting, RowKind
 from datamodules.errors import UserError, check_at_least
@@ -22,6 +22,7 @@ from datamodules.options import RemembersOptions
 from datamodules.prepare import NewTokenizer, Recipe, load_tokenizer_of, prepare, store_folder
 from datamodules.scoring import ScoredText, scored_split, scored_targets
 from datamodules.sources import Source
+from datamodules.text_facts import TextFacts, read_text_facts
 from datamodules.tokenizers import Tokenizer
 from datamodules.tokens import TokenStore, read_meta
 
@@ -41,6 +42,7 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         tokenizer: the tokenizer, after ``setup``.
         stores: the token store of each split, after ``setup``.
         fingerprints: the SHA-256 of ``data`` and of ``tokenizer``, after ``setup``.
+        text_facts: the sizes of the text and the losses of models that know next to nothing, after ``setup``.
 
     Args:
         block_size: T, the tokens of a row; None is the model's, from ``lightning_module.config.block_size``.
@@ -78,6 +80,7 @@ class TextDataModule(RemembersOptions, LightningDataModule):
     tokenizer: Tokenizer
     stores: dict[str, TokenStore]
     fingerprints: dict[str, str]
+    text_facts: TextFacts
 
     def __init__(
         self,
@@ -165,6 +168,7 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         folder = self._folder = self._prepare_store()
         meta = read_meta(folder)
         self.tokenizer, self.fingerprints = load_tokenizer_of(folder), meta["fingerprints"]
+        self.text_facts = read_text_facts(folder)
         check_agreement(self.fingerprints)
         self.stores = {split: TokenStore(folder, split) for split in meta["splits"]}
         self._size = self._chosen_block_size()
@@ -270,6 +274,17 @@ class TextDataModule(RemembersOptions, LightningDataModule):
 
     # Rows
 
+    @property
+    def step_size(self) -> StepSize:
+        """Rows of an optimizer step and of a micro-batch, after ``setup``."""
+        return self.step_of(self._size, self._rank_and_world[1])
+
+    def step_of(self, block_size: int, processes: int) -> StepSize:
+        """The same for rows of ``block_size`` tokens and some processes. It needs no text."""
+        self._size = block_size
+        share = self._share(0, (0, processes))
+        return StepSize(share.rows_per_batch, share.micro, share.accumulation, block_size, self.rows == "packed")
+
     def _check_split(self, split: str) -> None:
         if split not in self.stores:
             raise UserError(
@@ -321,9 +336,9 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         kwargs = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
         return (kwargs["rank"], kwargs["num_replicas"]) if kwargs else (0, 1)
 
-    def _share(self, rows: int) -> RankShare:
+    def _share(self, rows: int, rank_and_world: tuple[int, int] | None = None) -> RankShare:
         """This process's part of an epoch of training."""
-        rank, world = self._rank_and_world
+        rank, world = rank_and_world or self._rank_and_world
         step = self._rows_per_step()
         micro = self.micro_batch_size or step // world
         if micro * world == 0 or step % (micro * world):

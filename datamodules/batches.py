@@ -198,6 +198,30 @@ class Padded(StreamRows):
 
 
 @dataclass(frozen=True)
+class StepSize:
+    """The size of an optimizer step.
+
+    Attributes:
+        rows: rows of the step, over all processes.
+        micro: rows of one process in a forward pass.
+        accumulation: forward passes of one process in a step.
+        block_size: tokens of a row.
+        packed: whether a row holds several documents, which do not see each other.
+    """
+
+    rows: int
+    micro: int
+    accumulation: int
+    block_size: int
+    packed: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the step, padding included."""
+        return self.rows * self.block_size
+
+
+@dataclass(frozen=True)
 class RankShare:
     """The rows of each global batch that one process takes, and their division into micro-batches.
 

@@ -1,7 +1,7 @@
 """Statistics of a corpus: vocabulary use, document lengths, and the overlap of validation and training text."""
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,15 +41,23 @@ def document_lengths(store: TokenStore) -> np.ndarray:
     return np.diff(store.starts) - (store.eos_id is not None)
 
 
-def overlap(train: TokenStore, val: TokenStore, tokenizer: Tokenizer) -> Overlap:
+def overlap(
+    train: TokenStore, val: TokenStore, tokenizer: Tokenizer, advance: Callable[[int], None] = lambda _: None
+) -> Overlap:
     """The shares of ``val`` that ``train`` holds too: of whole documents, and of shingles.
 
     A shingle is a stretch of 50 characters inside a document. Both splits are read once, in chunks. A validation split
     of more than a million characters is sampled: a random part of its shingles counts.
+
+    Args:
+        train: the training split.
+        val: the validation split.
+        tokenizer: the tokenizer of both.
+        advance: called with the number of training tokens that were compared since the last call.
     """
     return Overlap(
         documents=_document_overlap(train, val) if val.eos_id is not None else None,
-        shingles=_shingle_overlap(train, val, tokenizer),
+        shingles=_shingle_overlap(train, val, tokenizer, advance),
     )
 
 
@@ -59,7 +67,9 @@ def _document_overlap(train: TokenStore, val: TokenStore) -> float:
     return float(np.mean([document.tobytes() in shared for document in val.documents()]))
 
 
-def _shingle_overlap(train: TokenStore, val: TokenStore, tokenizer: Tokenizer) -> float | None:
+def _shingle_overlap(
+    train: TokenStore, val: TokenStore, tokenizer: Tokenizer, advance: Callable[[int], None]
+) -> float | None:
     one_in = np.uint64(max(1, val.counts.chars // _SAMPLE))
     sample = np.concatenate([np.empty(0, np.uint64), *_shingle_hashes(val, tokenizer, one_in)])
     val_hashes, counts = np.unique(sample, return_counts=True)  # sorted
@@ -69,6 +79,7 @@ def _shingle_overlap(train: TokenStore, val: TokenStore, tokenizer: Tokenizer) -
     for train_hashes in _shingle_hashes(train, tokenizer, one_in):
         nearest = np.minimum(np.searchsorted(val_hashes, train_hashes), len(val_hashes) - 1)
         shared[nearest[val_hashes[nearest] == train_hashes]] = True
+        advance(_CHUNK)
     return float(counts[shared].sum() / counts.sum())
 
 

@@ -7,6 +7,8 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
@@ -19,7 +21,29 @@ _GITHUB = "https://raw.githubusercontent.com"
 _ATTEMPTS = 5
 _TIMEOUT = 30.0  # seconds without a byte
 _BLOCK = 1 << 16
+_OFFLINE: ContextVar[bool] = ContextVar("offline", default=False)
 _NETWORK_ERRORS = (urllib.error.URLError, ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException)
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Inside, what is not on this machine is refused instead of downloaded (see `check_online`)."""
+    token = _OFFLINE.set(True)
+    try:
+        yield
+    finally:
+        _OFFLINE.reset(token)
+
+
+def is_offline() -> bool:
+    """Whether this is inside `offline`."""
+    return _OFFLINE.get()
+
+
+def check_online(what: str) -> None:
+    """Raises `UserError` inside `offline`. Called before every download."""
+    if is_offline():
+        raise UserError(f"{what} is not on this machine, and nothing is downloaded now.")
 
 
 @dataclass(frozen=True)
@@ -74,6 +98,7 @@ def fetch(name: str, file: Download, folder: Path | None = None, wait: Callable[
     path = (folder or default_cache_dir() / "downloads") / f"{name}.txt"
     if path.exists():  # only complete files are renamed to this path
         return path
+    check_online(name)
     part = path.with_suffix(".part")
     try:
         with locked(path.with_suffix(".lock")):

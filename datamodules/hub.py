@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datamodules.downloads import check_online
 from datamodules.errors import UserError
 from datamodules.files import default_cache_dir, write_text
 from datamodules.reading import as_text, needs_hf_extra, normalised, unknown_column
@@ -76,6 +77,7 @@ class HubSource(Source):
     def _record(self) -> dict[str, Any]:
         if self.record_path.exists():
             return json.loads(self.record_path.read_text(encoding="utf-8"))
+        check_online(self.name)
         try:
             from huggingface_hub import dataset_info, list_repo_commits
         except ImportError:

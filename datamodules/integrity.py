@@ -22,6 +22,7 @@ from datamodules.tokens import META, STORE_VERSION, TokenWriter, read_meta
 #: of a store has other times and inodes, and may be in a folder that is read-only.
 STAMPS = "stamps.json"
 _TOKENS = ".bin"
+_CHECKSUM = "checksum"  # of the other entries of meta.json
 #: A file system's clock ticks every 1 to 10 ms. A file that is younger than that may change and keep its time.
 _TICK = 50_000_000  # ns
 
@@ -39,7 +40,17 @@ def write_meta(folder: Path, writers: dict[str, TokenWriter], **facts: Any) -> N
     for writer in writers.values():  # checksums of the bytes to be written, not of what the disk holds
         files |= {name: _record(file.size, file.crc32) for name, file in writer.files.items()}
     meta = {"version": STORE_VERSION, **facts, "splits": splits, "files": files}
-    (folder / META).write_text(json.dumps({**meta, "checksum": _content(meta)}, indent=1), encoding="utf-8")
+    _write_meta(folder, meta)
+
+
+def add_to_meta(folder: Path, key: str, value: Any) -> None:
+    """Adds an entry to the ``meta.json`` of a store that is being made."""
+    meta = {k: v for k, v in read_meta(folder).items() if k != _CHECKSUM}
+    _write_meta(folder, {**meta, key: value})
+
+
+def _write_meta(folder: Path, meta: dict[str, Any]) -> None:
+    (folder / META).write_text(json.dumps({**meta, _CHECKSUM: _content(meta)}, indent=1), encoding="utf-8")
 
 
 def is_whole(folder: Path, verify: bool = False) -> bool:
@@ -83,7 +94,7 @@ def _files_of(folder: Path) -> dict[str, Any] | str:
     """The size and checksum of each file of a store, or the damage of ``meta.json``, which holds them."""
     try:
         meta = read_meta(folder)
-        checksum = meta.pop("checksum")
+        checksum = meta.pop(_CHECKSUM)
         if checksum != _content(meta):
             return f"{META} differs from its checksum"
         files: dict[str, Any] = meta["files"]

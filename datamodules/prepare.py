@@ -27,6 +27,7 @@ from datamodules.integrity import damage, is_whole, write_meta
 from datamodules.progress import progress
 from datamodules.sources import Source
 from datamodules.splitting import PIECE, Scan, Scanner, Split, SplitPiece, scan, split_documents, split_text
+from datamodules.text_facts import store_text_facts
 from datamodules.tokenizers import (
     BPETokenizer,
     CharTokenizer,
@@ -263,6 +264,7 @@ def _build_and_rename(recipe: Recipe, folder: Path) -> None:
                 f"The disk of the cache {folder.parent} does not keep what is written to it ({fault}): set cache_dir "
                 "to a folder on another disk."
             )
+        store_text_facts(part, load_tokenizer_of(part))  # after the comparison, because it reads the tokens
         part.rename(folder)
     finally:
         _remove(part)

@@ -18,7 +18,7 @@ import numpy as np
 from datamodules.files import SummedFile
 
 #: Part of the cache's key. It is increased when the format changes or tokenizers are trained in another way.
-STORE_VERSION = 4
+STORE_VERSION = 5
 META = "meta.json"
 TOKENIZER = "tokenizer.json"
 SPLITS = ("train", "val", "test")

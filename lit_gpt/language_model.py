@@ -36,7 +36,7 @@ from lit_gpt.loop_state import undo_epoch_end
 from lit_gpt.loss import IGNORE_INDEX, LossInputs, cross_entropy_sum, score
 from lit_gpt.metrics import TokenMetrics, per_text, whole_split
 from lit_gpt.muon import has_bfloat16
-from lit_gpt.optim import OptimizerConfig, StepSchedule, build_optimizer, describe_groups, learning_rates
+from lit_gpt.optim import OptimizerConfig, StepSchedule, build_optimizer, learning_rates
 from lit_gpt.protocols import Network, TextData, data_of
 
 Batch = dict[str, Tensor]
@@ -67,6 +67,7 @@ class LitLanguageModel(CheckedModule):
 
     config_class: type[Any]
     net: Network
+    passes = 1  # of each training batch through the network
     scores: Any  # nn.ModuleDict of TokenMetrics, one for each split
     _capacity: int  # targets of the last micro-batch, scored or not: B*T
 
@@ -122,6 +123,11 @@ class LitLanguageModel(CheckedModule):
     def complete_config(self, data: TextData) -> None:
         """Set ``config.vocab_size`` to the data's if it is null. A subclass may complete other fields."""
         self.config.vocab_size = resolve_vocab_size(self.config.vocab_size, data.vocab_size)
+
+    def assume_vocabulary(self, size: int) -> list[str]:
+        """Complete the configuration for ``fit --plan``, where there is no data. Returns notes on what is assumed."""
+        self.config.vocab_size = size
+        return []
 
     def on_fit_start(self) -> None:
         """Let the network compute what gradient descent does not learn, such as n-gram counts."""
@@ -346,16 +352,17 @@ class LitLanguageModel(CheckedModule):
                 "use --trainer.strategy ddp."
             )
         optimizer = build_optimizer(self.net, self.optimizer_config)
-        print_rank_zero([*describe_groups(optimizer), *self._precision_warning()])
+        self._warn_of_slow_precision()
         schedule = StepSchedule(optimizer, self.optimizer_config, self._total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _precision_warning(self) -> list[str]:
-        """A line about bfloat16 that the device emulates, or none."""
-        if not str(self.trainer.precision).startswith("bf16") or has_bfloat16(self.device):
-            return []
-        what, faster = ("CPU", "32-true") if self.device.type == "cpu" else ("GPU", "16-mixed")
-        return [f"this {what} has no bfloat16 instructions: --trainer.precision {faster} is several times faster here"]
+    def _warn_of_slow_precision(self) -> None:
+        """Print a line about bfloat16 that the device emulates."""
+        if str(self.trainer.precision).startswith("bf16") and not has_bfloat16(self.device):
+            what, faster = ("CPU", "32-true") if self.device.type == "cpu" else ("GPU", "16-mixed")
+            print_rank_zero(
+                [f"this {what} has no bfloat16 instructions: --trainer.precision {faster} is several times faster here"]
+            )
 
     def _total_steps(self) -> int:
         if self.optimizer_config.schedule == "constant" and not 0 < self.optimizer_config.warmup < 1:

@@ -8,7 +8,7 @@ Lightning would need manual optimization for two, and would count every step twi
 import importlib
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -180,29 +180,12 @@ def _import_optimizer(path: str) -> Callable[..., torch.optim.Optimizer]:
     return optimizer
 
 
-def describe_groups(optimizer: torch.optim.Optimizer) -> list[str]:
-    """Lines to print: how many tensors and parameters have weight decay, and the algorithm and rates of each group."""
-    groups = optimizer.param_groups
-    decayed = [p for g in groups if g["weight_decay"] for p in g["params"]]
-    others = [p for g in groups if not g["weight_decay"] for p in g["params"]]
-    lines = [f"weight decay on {_count(decayed)}; none on {_count(others)}"]
-    if isinstance(optimizer, GroupedOptimizer):
-        settings = (f"{g['name']} {g['algorithm']} lr {g['lr']:g} decay {g['weight_decay']:g}" for g in groups)
-        lines.append("; ".join(settings))
-    return lines
-
-
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """The learning rate of each group as a metric ``lr/NAME``, with the names of `OptimizerConfig.group_lr`.
 
     Groups of your own optimizer may have no name; their metrics are ``lr/0``, ``lr/1`` and so on.
     """
     return {f"lr/{group.get('name', number)}": group["lr"] for number, group in enumerate(optimizer.param_groups)}
-
-
-def _count(parameters: Iterable[Tensor]) -> str:
-    sizes = [p.numel() for p in parameters]
-    return f"{len(sizes)} tensors with {sum(sizes):,} parameters"
 
 
 class GroupedOptimizer(torch.optim.Optimizer):

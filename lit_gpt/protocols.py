@@ -138,6 +138,16 @@ class TextData(Protocol):
     """Token ids of each split, as `datamodules.tokens.TokenStream`. Without them: no n-gram counts, and the verb
     ``data`` prints batches alone."""
 
+    @property
+    def text_facts(self) -> Any:
+        """Sizes of the text, and the losses of models without a network, as `datamodules.text_facts.TextFacts`.
+        Without them: the table at the start of ``fit`` has "-" in their place.
+        """
+
+    @property
+    def step_size(self) -> Any:
+        """Rows of an optimizer step, as `datamodules.batches.StepSize`. Without it: the table has "-" likewise."""
+
     def scored_text(self, split: str) -> Any:
         """Numbers of characters and bytes of a split (``val``, ``test``, ``train_eval``), as `datamodules.ScoredText`.
         None: unknown. Without it: no bits per byte (``bpb``) and no ``nats_per_char``.
@@ -170,6 +180,16 @@ class _WithDefaults:
         self.fingerprints: Mapping[str, str] = getattr(data, "fingerprints", {})
         self.stores: Mapping[str, Any] = getattr(data, "stores", {})
         self.datamodule = data
+
+    @property
+    def text_facts(self) -> Any:
+        """See `TextData`."""
+        return getattr(self.datamodule, "text_facts", None)
+
+    @property
+    def step_size(self) -> Any:
+        """See `TextData`. It is computed from the Trainer's processes, so not before it is asked for."""
+        return getattr(self.datamodule, "step_size", None)
 
     def scored_text(self, split: str) -> Any:
         """See `TextData`."""

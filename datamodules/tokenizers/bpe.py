@@ -1,9 +1,12 @@
 """Byte-level BPE, trained here or one of tiktoken's encodings. tiktoken runs both: it was the fastest we measured."""
 
+from contextlib import nullcontext
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
+from unittest.mock import patch
 
+from datamodules.downloads import is_offline
 from datamodules.errors import UserError
 from datamodules.tokenizers.base import EOS_TOKEN, Ids
 from datamodules.tokenizers.byte_level import ByteLevelTokenizer, to_visible
@@ -24,8 +27,8 @@ PATTERNS: dict[PatternName, str] = {
     "none": r"[\s\S]+",
 }
 
-#: tiktoken's encodings that have an EOS token and that people train with.
-ENCODINGS = ("gpt2", "cl100k_base", "o200k_base")
+#: tiktoken's encodings that have an EOS token and that people train with, and their numbers of ids.
+ENCODINGS = {"gpt2": 50_257, "cl100k_base": 100_277, "o200k_base": 200_019}
 
 
 class BPETokenizer(ByteLevelTokenizer):
@@ -46,7 +49,8 @@ class BPETokenizer(ByteLevelTokenizer):
         import tiktoken
 
         try:
-            encoding = tiktoken.get_encoding(name)
+            with patch("tiktoken.load.read_file", side_effect=OSError) if is_offline() else nullcontext():
+                encoding = tiktoken.get_encoding(name)
         except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong hash is a ValueError
             raise UserError(
                 f"The ranks of {name} are not on this machine and cannot be downloaded ({type(error).__name__}): copy "

@@ -128,7 +128,7 @@ def why_not_resumable(folder: Path, settings: Settings, read: Callable[[Path], S
         settings: The settings of the command line (see `settings_of`).
         read: Returns the settings in a run's config.yaml. None: it cannot be read, or some of its options are gone.
     """
-    if read_summary(folder).get("finished") is True:
+    if is_finished(read_summary(folder)):
         return FINISHED
     if is_locked(folder):
         return "is still running"
@@ -249,10 +249,19 @@ def read_summary(folder: Path) -> dict[str, Any]:
         return {}
 
 
+def is_finished(summary: dict[str, Any]) -> bool:
+    """Whether a summary is of a finished run. One that is missing, damaged or edited to another value is not."""
+    return summary.get("finished") is True
+
+
 def folder_of(checkpoint: Path) -> Path | None:
-    """The folder of the run that a checkpoint belongs to. None: the file is in no run's folder."""
+    """The folder of the run that a checkpoint belongs to. None: the file is in no run's folder.
+
+    Below the current folder the path is relative, as short as that of a new run.
+    """
     checkpoints = checkpoint.resolve().parent
-    folder = checkpoints.parent
+    folder, here = checkpoints.parent, Path.cwd()
+    folder = folder.relative_to(here) if folder.is_relative_to(here) else folder
     return folder if checkpoints.name == LAST.parent.name and _is_run(folder) else None
 
 

@@ -1,9 +1,10 @@
-"""Prints the table of the network, writes summary.json, and prints the next commands at the end of a run."""
+"""Prints the table of a run, writes summary.json, and prints the next commands at the end of the run."""
 
 import platform
 import shlex
 import subprocess
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,19 +16,20 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import Tensor
 
 import lit_gpt
 from datamodules.errors import UserError
 from datamodules.files import write_json
+from datamodules.text_facts import Baselines
 from lit_gpt.callbacks.checkpoints import RunCheckpoints
-from lit_gpt.callbacks.run_folder import SUMMARY, read_summary
+from lit_gpt.callbacks.run_folder import CONFIG, SUMMARY, is_finished, read_summary
+from lit_gpt.callbacks.run_table import network_facts, network_of, run_size, run_table
 from lit_gpt.callbacks.throughput import Throughput
 from lit_gpt.checkpoint import MODULES, path_of
 from lit_gpt.language_model import LitLanguageModel
 from lit_gpt.protocols import TextData, data_of
+from lit_gpt.sizes import count_parameters
 from lit_gpt.version import __version__
 
 #: Charts of TensorBoard's page Custom Scalars, each with the curves of training and validation.
@@ -37,6 +39,10 @@ CHARTS = {
 }
 
 MAX_TIME = "--trainer.max_time"
+#: Steps after the first one whose time says how long the rest takes.
+TIMED_STEPS = 9
+#: The share of validations in a run's time above which the end of the run says so.
+MUCH_VALIDATION = 1 / 3
 Kind = TypeVar("Kind", bound=Callback)
 
 
@@ -53,6 +59,8 @@ class RunSummary(Callback):
         self.seed = seed
         self.folder = Path()
         self._began = False
+        self._first_step = 0
+        self._first_seconds = 0.0  # of training, until that step's end
         self._earlier_summary: dict[str, Any] = {}
         self._origin: dict[str, Any] = {}
 
@@ -64,14 +72,36 @@ class RunSummary(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the network's table, and write a first summary, which ``--resume auto`` reads."""
         self._began = True
+        self._first_step = trainer.global_step + 1
         self._origin = {"versions": _versions(), "started_in": self._earlier_summary.get("started_in", _started_in())}
         _checkpoints(trainer).after_save = [lambda: self._write(trainer, pl_module, finished=False)]
         if trainer.is_global_zero:
-            Console().print(network_table(_network(pl_module)))
+            facts, device = data_of(trainer).text_facts, device_name(pl_module.device)
+            Console().print(run_table(facts, network_facts(trainer, pl_module), run_size(trainer, device)))
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_custom_scalars(CHARTS)
         self._write(trainer, pl_module, finished=False)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Print the time left, once, after ten steps. The first step is not counted: it is the slowest."""
+        if trainer.fit_loop._should_accumulate() or not trainer.is_global_zero:
+            return
+        timed = trainer.global_step - self._first_step
+        seconds = next((speed.so_far()[1] for speed in _of(trainer, Throughput)), 0.0)
+        if timed == 0:
+            self._first_seconds = seconds
+        elif timed == TIMED_STEPS:
+            self._print_time_left(trainer, (seconds - self._first_seconds) / timed)
+
+    def _print_time_left(self, trainer: Trainer, step_seconds: float) -> None:
+        steps = trainer.estimated_stepping_batches - trainer.global_step
+        if 0 < steps < float("inf") and step_seconds > 0:
+            line = f"{time_left(steps * step_seconds)} left for {steps:,.0f} steps, without validations"
+            bar = trainer.progress_bar_callback
+            bar.print(line) if bar else print(line, flush=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the validation's metrics now. Callbacks before RunCheckpoints may need them."""
@@ -84,7 +114,8 @@ class RunSummary(Callback):
         A run that has nothing left to train is refused, unless it was killed after its last checkpoint and before this.
         """
         over = _is_over(trainer)
-        if not self._began and (not over or self._earlier_summary.get("finished", True)):
+        unfinished = (self.folder / CONFIG).is_file() and not is_finished(self._earlier_summary)
+        if not self._began and not (over and unfinished):
             raise _nothing_to_train(trainer)
         if self._began:
             self._write(trainer, pl_module, finished=over)
@@ -103,7 +134,8 @@ class RunSummary(Callback):
             **_validations(trainer),
             "steps": trainer.global_step,
             **_pace(trainer),
-            "parameters": _parameters(_network(pl_module)),
+            "parameters": count_parameters(network_of(pl_module)),
+            "baselines": asdict(_baselines(trainer)),
             "seed": self.seed,
             "device": device_name(pl_module.device),
             "processes": trainer.world_size,
@@ -118,6 +150,8 @@ class RunSummary(Callback):
         best, value = checkpoints.best, checkpoints.best_value
         if value is not None:
             print(f"\nbest {checkpoints.monitor} {value:.4f} at step {best['step']} of {trainer.global_step}")
+        for line in (*_baseline_lines(_baselines(trainer)), *_validation_lines(trainer)):
+            print(line)
         print(f"everything about this run is in {folder}")
         if not over:
             more = f" and a longer {MAX_TIME}" if _time_is_up(trainer) else ""
@@ -125,9 +159,42 @@ class RunSummary(Callback):
         print("next:")
         model = _generating(pl_module)
         if model is not None and data_of(trainer).tokenizer is not None:
-            path = checkpoints.folder / ("last.ckpt" if value is None else "best.ckpt")
+            path = shlex.quote(str(checkpoints.folder / ("last.ckpt" if value is None else "best.ckpt")))
             print(f"  python -m lit_gpt generate --ckpt_path {path}{model}{_prompt_option(data_of(trainer))}")
-        print(f"  tensorboard --logdir {folder.parent.parent}", flush=True)
+        print(f"  tensorboard --logdir {shlex.quote(str(folder.parent.parent))}", flush=True)
+
+
+def _baselines(trainer: Trainer) -> Baselines:
+    facts = data_of(trainer).text_facts
+    return facts.baselines if facts else Baselines()
+
+
+def _baseline_lines(losses: Baselines) -> list[str]:
+    """A line with the losses to compare val/loss with, unless none but ln V is known."""
+    known = {"bigram": losses.bigram, "unigram": losses.unigram, "ln V": losses.uniform}
+    if losses.unigram is None:
+        return []
+    return ["without a network: " + ", ".join(f"{name} {nats:.4f}" for name, nats in known.items() if nats is not None)]
+
+
+def _validation_lines(trainer: Trainer) -> list[str]:
+    """A line if validations took much of the time."""
+    pace = _pace(trainer)
+    validations, whole = pace["validation_seconds"], pace["training_seconds"] + pace["validation_seconds"]
+    if validations <= MUCH_VALIDATION * whole:
+        return []
+    return [
+        f"validations took {validations / whole:.0%} of the time: for fewer, raise --trainer.val_check_interval; for "
+        "shorter ones, set --trainer.limit_val_batches"
+    ]
+
+
+def time_left(seconds: float) -> str:
+    """A duration in words, such as "about 3 minutes"."""
+    if seconds < 90:
+        whole = max(round(seconds), 1)
+        return f"about {whole} second{'s' * (whole > 1)}"
+    return f"about {seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"about {seconds / 3600:.1f} hours"
 
 
 def _pace(trainer: Trainer) -> dict[str, Any]:
@@ -197,30 +264,6 @@ def _nothing_to_train(trainer: Trainer) -> UserError:
         f"already at step {step} and nothing left to train: raise --trainer.max_epochs, which is {trainer.max_epochs}, "
         f"or --trainer.limit_train_batches, which is {trainer.limit_train_batches}."
     )
-
-
-def network_table(net: nn.Module) -> Table:
-    """A table of the network's parts with their numbers of parameters."""
-    table = Table(title=f"{type(net).__name__}, {_parameters(net):,} parameters{_lazy_note(net)}")
-    for name in ("part", "kind", "parameters"):
-        table.add_column(name, justify="right" if name == "parameters" else "left")
-    for name, child in net.named_children():
-        kind = f"{len(child)} x {type(child[0]).__name__}" if isinstance(child, nn.ModuleList) else type(child).__name__
-        table.add_row(name, kind, f"{_parameters(child):,}{_lazy_note(child)}")
-    return table
-
-
-def _network(module: LightningModule) -> nn.Module:
-    return module.net if isinstance(module, LitLanguageModel) else module
-
-
-def _parameters(net: nn.Module) -> int:
-    return sum(0 if is_lazy(p) else p.numel() for p in net.parameters())
-
-
-def _lazy_note(net: nn.Module) -> str:
-    """A note beside a number of parameters without lazy layers, whose shape is unknown before the first batch."""
-    return " and lazy ones" if any(map(is_lazy, net.parameters())) else ""
 
 
 def device_name(device: torch.device) -> str:

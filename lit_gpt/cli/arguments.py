@@ -40,6 +40,11 @@ def value_of(key: str, arguments: list[str]) -> Any:
     return result
 
 
+def wants_plan(arguments: list[str]) -> bool:
+    """Whether the command line or a config file has ``plan``."""
+    return "--plan" in arguments or value_of("plan", arguments) in (True, "true")
+
+
 def data_of_configs(arguments: list[str]) -> dict[str, Any]:
     """The ``data`` of all config files. A later file overrides an earlier one."""
     merged: dict[str, Any] = {}

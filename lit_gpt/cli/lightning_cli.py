@@ -39,7 +39,7 @@ from lit_gpt.callbacks.start import EvaluateAtStart
 from lit_gpt.callbacks.summary import RunSummary
 from lit_gpt.callbacks.throughput import Throughput
 from lit_gpt.cli import lost_processes, run_data, shrink
-from lit_gpt.cli.arguments import check_values, pairs, preset, value_of, with_packaged_configs
+from lit_gpt.cli.arguments import check_values, pairs, preset, value_of, wants_plan, with_packaged_configs
 from lit_gpt.cli.friendly_errors import friendly_error
 from lit_gpt.cli.parser import StrictParser, prepare_parsing
 from lit_gpt.cli.quiet import quieten_lightning
@@ -72,7 +72,7 @@ DATAMODULES = (CharDataModule, BPEDataModule, HeadlinesDataModule)
 MODULES = (LitGPT, *_methods(), LitBigram)
 #: Options that only one verb has. A config file may hold those of every verb.
 OPTIONS_OF_ONE_VERB = {
-    "fit": ("name", "logs_dir", "resume", "shrink", "early_stopping", "val_at_start", "checkpoint", "samples"),
+    "fit": ("name", "logs_dir", "resume", "shrink", "plan", "early_stopping", "val_at_start", "checkpoint", "samples"),
     "predict": ("predictions",),
 }
 Matmul = Literal["highest", "high", "medium"]
@@ -80,7 +80,11 @@ Matmul = Literal["highest", "high", "medium"]
 
 def run(verb: str, arguments: list[str]) -> None:
     """Run one of Lightning's verbs with its command line."""
-    LitCLI(verb, with_packaged_configs(arguments))
+    arguments = with_packaged_configs(arguments)
+    if verb == "fit" and wants_plan(arguments):
+        resolve_name("lit_gpt.cli.plan:PlanCLI")(arguments)  # imported here: it imports this file
+    else:
+        LitCLI(verb, arguments)
 
 
 class LitCLI(LightningCLI):
@@ -202,6 +206,9 @@ class LitCLI(LightningCLI):
         )
         parser.add_argument(
             "--val_at_start", type=bool, default=False, help="Evaluate before the first step too, and log it as step 0."
+        )
+        parser.add_argument(
+            "--plan", action="store_true", help="Print parameters, memory, disk and hours of the run, and do not train."
         )
         parser.add_lightning_class_args(RunCheckpoints, "checkpoint")
         parser.add_lightning_class_args(SampleText, "samples")
@@ -383,7 +390,7 @@ class LitCLI(LightningCLI):
         config = self.config[self.verb]
         summary = RunSummary(run_folder.hash_of(self.settings), config.seed_everything)
         fresh = config.clone()  # config.yaml starts a new run like this one, so it must not name a checkpoint
-        del fresh["ckpt_path"], fresh["resume"]
+        del fresh["ckpt_path"], fresh["resume"], fresh["plan"]
         resolved = self._parser(self.verb).dump(fresh, skip_unset=False)
         self.folder_callback = run_folder.RunFolder(self.folder, resolved, run_folder.hash_of(self.settings))
         callbacks: list[Callback] = [self.folder_callback, Throughput(), ExactResume()]

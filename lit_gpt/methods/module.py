@@ -88,6 +88,14 @@ class LitExtendedGPT(LitGPT):
         elif self.config.n_parts is None:
             raise UserError("config.token_parts needs the data's tokenizer, and it has none: leave it out.")
 
+    def assume_vocabulary(self, size: int) -> list[str]:
+        """See `LitLanguageModel`; tokens are assumed to share half as many parts."""
+        notes = super().assume_vocabulary(size)
+        if self.config.token_parts and self.config.n_parts is None:
+            self.config.n_parts = size // 2
+            notes.append(f"the tokens are assumed to share {size // 2:,} parts")
+        return notes
+
     def build_network(self) -> extended_gpt.Network:
         """The network of ``self.config``."""
         return extended_gpt.build_network(self.config)
