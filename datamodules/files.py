@@ -98,16 +98,45 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
     """
     path = Path(path)
     with writing(path, lambda: _size(write)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
-        try:
-            _fill(handle, write)
-            os.chmod(name, 0o644)  # mkstemp's 0600 would hide it from other users
-            os.replace(name, path)
-        except BaseException:
-            with suppress(OSError):  # the folder may have been moved
-                os.unlink(name)
-            raise
+        in_folder(path.parent, lambda: _write_and_rename(path, write))
+
+
+def _write_and_rename(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
+    try:
+        _fill(handle, write)
+        os.chmod(name, 0o644)  # mkstemp's 0600 would hide it from other users
+        os.replace(name, path)
+    except BaseException:
+        with suppress(OSError):  # the folder may have been moved
+            os.unlink(name)
+        raise
+
+
+def append(path: Path, data: bytes, header: bytes = b"") -> None:
+    """Appends bytes to a file.
+
+    Args:
+        path: the file, which is created if it does not exist.
+        data: the bytes.
+        header: what an empty or new file gets first.
+    """
+    in_folder(path.parent, lambda: _append(path, data, header))
+
+
+def _append(path: Path, data: bytes, header: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(data if file.tell() else header + data)
+
+
+def in_folder(folder: Path, act: Callable[[], None], tries: int = 3) -> None:
+    """Creates a folder and acts in it, and does both again if the folder is moved or deleted between the two."""
+    for _ in range(tries - 1):
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            return act()
+    folder.mkdir(parents=True, exist_ok=True)
+    return act()
 
 
 @contextmanager

@@ -29,6 +29,7 @@ OUR_VERBS = {
     "report": "compare runs on one page, or in a table",
     "sweep": "print the commands of all combinations of some settings",
     "data": "show the batches and facts of a configuration's data",
+    "plot": "draw the curves of runs as a PNG",
     "tokenizer": "train a tokenizer to a file, judge one on a text, or export it",
     "import": "turn a Hugging Face GPT-2 or Llama into a checkpoint",
     "export": "turn a checkpoint into a Hugging Face folder or plain safetensors",

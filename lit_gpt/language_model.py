@@ -282,21 +282,22 @@ class LitLanguageModel(CheckedModule):
 
     # ---- evaluation
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Score a batch of the validation split (loader 0), or of ``train_eval`` (loader 1).
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Score a batch of the validation split (loader 0), or of ``train_eval`` (loader 1). Callbacks get ``nats``.
 
         ``train_eval`` is a fixed part of the training split, scored without dropout: the difference to validation is
         overfitting.
         """
-        self._score(("val", "train_eval")[dataloader_idx], batch)
+        return {"nats": self._score(("val", "train_eval")[dataloader_idx], batch)}
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch of the test split."""
         self._score("test", batch)
 
-    def _score(self, split: str, batch: Batch) -> None:
-        nats, rank = self.token_scores(batch)
+    def _score(self, split: str, batch: Batch) -> Tensor:
+        nats, rank = self.token_scores(batch)  # (B, T)
         self.scores[split].update(nats, rank, batch["targets"] != IGNORE_INDEX)
+        return nats
 
     def token_scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy in nats and rank of every target, each (B, T). Rank 0 is the model's first choice."""

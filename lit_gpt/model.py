@@ -108,15 +108,7 @@ class Attention(nn.Module):
             cache: This layer's keys and values of earlier tokens, which is extended in place.
         """
         B, T, C = x.shape
-        n_head, n_kv_head = self.n_head, self.n_kv_head
-        # Queries and keys stay together, because QK-norm and RoPE treat them alike: one call for both.
-        qk, v = self.qkv(x).view(B, T, -1, self.config.head_size).split((n_head + n_kv_head, n_kv_head), dim=2)
-        if self.config.qk_norm:
-            qk = F.rms_norm(qk, (self.config.head_size,)).type_as(v)  # autocast makes the norm float32
-        if cos_sin is not None:
-            qk = apply_rotary(qk, cos_sin)
-        q, k = qk.transpose(1, 2).split((n_head, n_kv_head), dim=1)  # (B, H, T, D), (B, H_kv, T, D)
-        v = v.transpose(1, 2)  # (B, H_kv, T, D)
+        q, k, v = self.queries_keys_values(x, cos_sin)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, H_kv, S, D), with those of earlier tokens
         dropout_p = self.config.resolved_attention_dropout if self.training else 0.0
@@ -125,6 +117,19 @@ class Attention(nn.Module):
         if self.gate is not None:
             y = y * (2 * self.gate(x).sigmoid())[..., None]  # (B, T, H, 1); a gate weight of 0 gives the factor 1
         return self.proj(y.reshape(B, T, C))
+
+    def queries_keys_values(self, x: Tensor, cos_sin: CosSin | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, C) to queries (B, H, T, D), keys and values (B, H_kv, T, D). Arguments are those of `forward`."""
+        B, T, _ = x.shape
+        n_head, n_kv_head = self.n_head, self.n_kv_head
+        # Queries and keys stay together, because QK-norm and RoPE treat them alike: one call for both.
+        qk, v = self.qkv(x).view(B, T, -1, self.config.head_size).split((n_head + n_kv_head, n_kv_head), dim=2)
+        if self.config.qk_norm:
+            qk = F.rms_norm(qk, (self.config.head_size,)).type_as(v)  # autocast makes the norm float32
+        if cos_sin is not None:
+            qk = apply_rotary(qk, cos_sin)
+        q, k = qk.transpose(1, 2).split((n_head, n_kv_head), dim=1)
+        return q, k, v.transpose(1, 2)
 
 
 class MLP(nn.Module):

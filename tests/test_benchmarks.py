@@ -11,7 +11,7 @@ import torch
 from benchmarks import generate, gpu, report, time_to_loss, timing
 from tests.conftest import TINY
 
-COMMANDS: tuple[str, ...] = ("data", "generate", "gpu", "memory", "overhead", "scaling")
+COMMANDS: tuple[str, ...] = ("callbacks", "data", "generate", "gpu", "memory", "overhead", "scaling")
 COMMANDS += ("shakespeare_char", "startup", "time_to_loss", "train_speed")
 
 

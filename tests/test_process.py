@@ -185,8 +185,8 @@ def same_ends(straight: Path, resumed: Path) -> None:
 
 def curve(folder: Path) -> list[tuple[int, float]]:
     """The training loss as TensorBoard shows it."""
-    events = EventAccumulator(str(folder)).Reload()
-    return [(event.step, event.value) for event in events.Scalars("train/loss")]
+    events = EventAccumulator(str(folder / "train")).Reload()
+    return [(event.step, event.value) for event in events.Scalars("metrics/loss")]
 
 
 def logged(folder: Path) -> list[list[str]]:

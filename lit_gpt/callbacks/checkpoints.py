@@ -286,9 +286,21 @@ class RunCheckpoints(Checkpoint):
 
     def _link_names(self, trainer: Trainer) -> None:
         """Give last.ckpt its other names, as hard links. That is safe, because files are replaced and never changed."""
-        for name in self._names if trainer.is_global_zero else ():
-            _link(self.folder / "last.ckpt", self.folder / name)
-        trainer.strategy.barrier()
+        linked = self._link_all(self._names) if trainer.is_global_zero else None
+        if trainer.strategy.broadcast(linked) is False:  # all ranks save, as they gather their random states
+            self._saved_step = -1
+            self._renew_last(trainer)
+            if trainer.is_global_zero:
+                self._link_all(self._names)
+
+    def _link_all(self, names: list[str]) -> bool:
+        """Whether that was done. It is not if the folder was moved or deleted since the file was saved."""
+        try:
+            for name in names:
+                _link(self.folder / "last.ckpt", self.folder / name)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _exit(self, trainer: Trainer) -> None:
         assert self._signals.received is not None or trainer.world_size > 1
@@ -307,5 +319,7 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, temporary)
         os.replace(temporary, target)
+    except FileNotFoundError:
+        raise
     except OSError:  # a file system without hard links
         write_atomically(target, lambda file: file.write(source.read_bytes()))

@@ -7,14 +7,15 @@ import csv
 import io
 import re
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from datamodules.files import write_text, writing
+from datamodules.files import append, write_atomically, writing
+from lit_gpt.callbacks.tensorboard_logger import RunTensorBoard
 
 
 class MetricsCSV(Logger):
@@ -56,12 +57,12 @@ class MetricsCSV(Logger):
         """Append a row. New names become new columns."""
         row = {"step": step, **metrics}
         new = [name for name in row if name not in self.columns]
-        if new or not self.path.is_file():
+        if new:
             rows = self._rows()
             self.columns += new
             self._rewrite(rows)
-        with writing(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow([row.get(name, "") for name in self.columns])
+        with writing(self.path):
+            append(self.path, _text([[row.get(name, "") for name in self.columns]]), _text([self.columns]))
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
@@ -72,6 +73,11 @@ class MetricsCSV(Logger):
             kept = self.path.replace(self.path.with_name(f"{self.path.name}.damaged"))
             print(f"{self.path}: damaged rows are dropped (lines {', '.join(damaged)}); the file as it was is {kept}")
         self._rewrite([row for row in rows if int(row[0]) <= step])
+
+    def curve(self, name: str) -> list[tuple[int, float]]:
+        """Steps and values of a metric, from the complete rows of the file."""
+        column = self.columns.index(name)
+        return [(int(row[0]), float(row[column])) for row in self._rows() if row[column]]
 
     def _rows(self) -> list[list[str]]:
         return [line for line in self._lines() if self._is_row(line)]
@@ -90,10 +96,14 @@ class MetricsCSV(Logger):
         return [_split(line) for line in lines] + ([[]] if rest else [])
 
     def _rewrite(self, rows: list[list[str]]) -> None:
-        text = io.StringIO()
         padded = [row + [""] * (len(self.columns) - len(row)) for row in rows]
-        csv.writer(text).writerows([self.columns, *padded])
-        write_text(self.path, text.getvalue())
+        write_atomically(self.path, lambda file: file.write(_text([self.columns, *padded])))
+
+
+def _text(rows: Iterable[Iterable[Any]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode()
 
 
 def _split(line: str) -> list[str]:
@@ -114,15 +124,15 @@ def _is_number(value: str) -> bool:
         return False
 
 
-def run_loggers(folder: Path, logger: Any) -> list[Logger]:
+def run_loggers(folder: Path, logger: Any, settings: Mapping[str, Any] | None = None) -> list[Logger]:
     """The loggers of a run: metrics.csv and the Trainer's.
 
     Args:
         folder: The run's folder.
         logger: The Trainer's option: a logger, a list of them, False for none; None or True is TensorBoard.
+        settings: The options that TensorBoard shows in its tab HParams.
     """
     if logger in (None, True):
-        root, name, version = folder.parent.parent, folder.parent.name, folder.name
-        logger = TensorBoardLogger(root, name, version, default_hp_metric=False)
+        logger = RunTensorBoard(folder, settings)
     others = logger if isinstance(logger, list) else [logger]
     return [MetricsCSV(folder), *([] if logger is False else others)]

@@ -18,12 +18,12 @@ from weakref import WeakSet
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.errors import UserError
 from datamodules.files import remove_leftovers, write_text
 from lit_gpt.callbacks.metrics_csv import MetricsCSV
+from lit_gpt.callbacks.tensorboard_logger import RunTensorBoard
 from lit_gpt.integrity import checkpoint_to_resume
 
 Settings: TypeAlias = dict[str, Any]
@@ -82,7 +82,7 @@ def _new_version(parent: Path) -> Path:
 def remove_unused(folder: Path) -> None:
     """Remove the folder of a run that never began, unless it holds more than loggers write before the first step."""
     files = [path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()]
-    if any("tfevents" not in path.name and path.name != "hparams.yaml" for path in files):
+    if any("tfevents" not in path.name for path in files):
         return
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):  # it holds other runs
@@ -331,14 +331,5 @@ class RunFolder(Callback):
         self.began = True
         write_text(self.folder / CONFIG, self.config)
         for logger in trainer.loggers if trainer.ckpt_path else ():
-            if isinstance(logger, MetricsCSV):
+            if isinstance(logger, MetricsCSV | RunTensorBoard):
                 logger.rewind(trainer.global_step)
-            if isinstance(logger, TensorBoardLogger):
-                _hide_after(logger, trainer.global_step)
-
-
-def _hide_after(logger: TensorBoardLogger, step: int) -> None:
-    """Make TensorBoard hide the steps after ``step`` in earlier event files: a new file can ask for that."""
-    writer = logger.experiment
-    writer.purge_step = step + 1
-    writer.close()  # the next event opens the new file

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from datamodules.errors import UserError, check_at_least
 from datamodules.files import write_text
 from lit_gpt.callbacks.metrics_csv import MetricsCSV
+from lit_gpt.callbacks.tensorboard_logger import writer_of
 from lit_gpt.generate import TextModel
 from lit_gpt.language_model import LitLanguageModel
 from lit_gpt.protocols import data_of
@@ -89,4 +91,10 @@ class SampleText(Callback):
             if isinstance(logger, WandbLogger):
                 logger.log_text("generations", ["step", "text"], self._table, step=trainer.global_step)
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("sample", f"```\n{text}\n```", trainer.global_step)
+                writer_of(logger, "val").add_text("sample", _as_html(self.prompt + text), trainer.global_step)
+
+
+def _as_html(text: str) -> str:
+    """The text for TensorBoard, which takes Markdown: no mark has a meaning, and long lines are wrapped."""
+    escaped = re.sub(r"[!-/:-@\[-`{-~]", lambda mark: f"&#{ord(mark[0])};", text)
+    return escaped.replace("  ", "&nbsp; ").replace("\n ", "\n&nbsp;").replace("\n", "<br>")

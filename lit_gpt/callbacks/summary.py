@@ -13,7 +13,6 @@ import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch import Tensor
@@ -31,12 +30,6 @@ from lit_gpt.language_model import LitLanguageModel
 from lit_gpt.protocols import TextData, data_of
 from lit_gpt.sizes import count_parameters
 from lit_gpt.version import __version__
-
-#: Charts of TensorBoard's page Custom Scalars, each with the curves of training and validation.
-CHARTS = {
-    title: {name: ["Multiline", [f"^train_eval/{name}$", f"^val/{name}$"]] for name in names}
-    for title, names in (("loss", ("loss", "bpb")), ("accuracy", ("top1", "top5")))
-}
 
 MAX_TIME = "--trainer.max_time"
 #: Steps after the first one whose time says how long the rest takes.
@@ -78,9 +71,6 @@ class RunSummary(Callback):
         if trainer.is_global_zero:
             facts, device = data_of(trainer).text_facts, device_name(pl_module.device)
             Console().print(run_table(facts, network_facts(trainer, pl_module), run_size(trainer, device)))
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_custom_scalars(CHARTS)
         self._write(trainer, pl_module, finished=False)
 
     def on_train_batch_end(

@@ -37,9 +37,11 @@ from lit_gpt.callbacks.scored import PrintScoredText
 from lit_gpt.callbacks.signals import Interrupted
 from lit_gpt.callbacks.start import EvaluateAtStart
 from lit_gpt.callbacks.summary import RunSummary
+from lit_gpt.callbacks.tensorboard import TensorBoardCharts
 from lit_gpt.callbacks.throughput import Throughput
 from lit_gpt.cli import lost_processes, run_data, shrink
 from lit_gpt.cli.arguments import check_values, pairs, preset, value_of, wants_plan, with_packaged_configs
+from lit_gpt.cli.changed_options import changed_options
 from lit_gpt.cli.friendly_errors import friendly_error
 from lit_gpt.cli.parser import StrictParser, prepare_parsing
 from lit_gpt.cli.quiet import quieten_lightning
@@ -72,7 +74,10 @@ DATAMODULES = (CharDataModule, BPEDataModule, HeadlinesDataModule)
 MODULES = (LitGPT, *_methods(), LitBigram)
 #: Options that only one verb has. A config file may hold those of every verb.
 OPTIONS_OF_ONE_VERB = {
-    "fit": ("name", "logs_dir", "resume", "shrink", "plan", "early_stopping", "val_at_start", "checkpoint", "samples"),
+    "fit": (
+        *("name", "logs_dir", "resume", "shrink", "plan", "early_stopping", "val_at_start"),
+        *("checkpoint", "samples", "tensorboard"),
+    ),
     "predict": ("predictions",),
 }
 Matmul = Literal["highest", "high", "medium"]
@@ -212,6 +217,7 @@ class LitCLI(LightningCLI):
         )
         parser.add_lightning_class_args(RunCheckpoints, "checkpoint")
         parser.add_lightning_class_args(SampleText, "samples")
+        parser.add_lightning_class_args(TensorBoardCharts, "tensorboard")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line. An error is one sentence."""
@@ -384,7 +390,12 @@ class LitCLI(LightningCLI):
             super()._run_subcommand(subcommand)
 
     def _loggers(self, logger: Any) -> Any:
-        return run_loggers(self.folder, logger) if self.verb == "fit" else logger or False
+        return run_loggers(self.folder, logger, self._changed()) if self.verb == "fit" else logger or False
+
+    def _changed(self) -> dict[str, Any]:
+        config = self.config[self.verb]
+        classes = [f"--{slot}={config[slot].class_path}" for slot in ("model", "data")]
+        return changed_options(config, self._parsed(classes)[self.verb])
 
     def _callbacks(self) -> list[Callback]:
         config = self.config[self.verb]

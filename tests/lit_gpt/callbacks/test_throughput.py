@@ -73,11 +73,14 @@ def test_intervals_add_up_to_the_loop_with_its_logging_and_saving(fit: Fit, cloc
 
 
 @pytest.mark.usefixtures("clock")
-def test_time_left_is_what_the_steps_so_far_took(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+def test_time_left_is_that_of_steps_and_of_validations(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     fit(*STEPS_OF_TWO, "--trainer.max_steps", "7", "--trainer.val_check_interval", "4", *ONE_BATCH)
     lines = [line.split("  ") for line in capsys.readouterr().out.splitlines() if " left" in line]
-    seconds = {2: 16 / 2 * 5, 4: 32 / 4 * 3, 5: (40 + 101) / 5 * 2, 7: 0}  # a line every 10 s
-    assert {line[0]: line[-1] for line in lines} == {f"step {n}/7": f"0:{int(s):02} left" for n, s in seconds.items()}
+    # A line every 10 s. A validation of a batch, before there was one: a third of one of the two batches of a step.
+    seconds = {2: 8 * 5 + 2 * 4 / 3, 4: 8 * 3 + 2 * 4 / 3, 5: 8 * 2 + 101, 7: 101}
+    assert {line[0]: line[-1] for line in lines} == {
+        f"step {n}/7": f"{round(s) // 60}:{round(s) % 60:02} left" for n, s in seconds.items()
+    }
     assert [line[2] for line in lines[1:]] == ["16 tokens/s"] * 3
 
 
@@ -87,7 +90,7 @@ def test_time_left_follows_steps_that_have_become_slower(
     clock.takes(LitGPT, "training_step", lambda module: 10.0 if module.global_step >= 4 else 0.0)  # more than above
     fit(*STEPS_OF_TWO, "--trainer.max_steps", "12", "--trainer.val_check_interval", "4", *ONE_BATCH)
     lines = [line.split("  ") for line in capsys.readouterr().out.splitlines() if line.startswith("step 9/")]
-    assert [line[-1] for line in lines] == ["2:24 left"]  # (5 * 28 + 101) / 5 * 3 seconds, measured since step 4
+    assert [line[-1] for line in lines] == ["3:05 left"]  # 3 * 28 + 101 seconds: a step is measured since step 4
 
 
 @pytest.mark.usefixtures("clock")

@@ -118,8 +118,8 @@ def test_an_accepted_resume_rewrites_what_comes_after_its_step(fit: Fit) -> None
     fit(*flags, "--model.optimizer.lr", "0.5")
     assert [int(row["step"]) for row in rows(folder) if row["train/loss"]] == [1, 2, 3, 4, 5]
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["optimizer"]["lr"] == 0.5
-    events = EventAccumulator(str(folder)).Reload()
-    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5]
+    events = EventAccumulator(str(folder / "train")).Reload()
+    assert [event.step for event in events.Scalars("metrics/loss")] == [1, 2, 3, 4, 5]
 
 
 def test_a_finished_run_is_not_run_again(fit: Fit) -> None:
