@@ -28,4 +28,4 @@ def check_agreement(fingerprints: dict[str, str]) -> None:
     distributed.all_gather_object(of_all, fingerprints)
     for name, remedy in _REMEDIES.items():
         if len({of_rank[name] for of_rank in of_all}) > 1:
-            raise UserError(f"The {len(of_all)} processes of this run {remedy}")
+            raise UserError(f"the {len(of_all)} processes of this run {remedy}")

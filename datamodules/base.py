@@ -109,9 +109,9 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         self.max_bytes = max_bytes
         self.seed, self.num_workers, self.cache_dir = seed, num_workers, cache_dir
         for name in ("block_size", "tokens_per_step", "micro_batch_size", "max_bytes"):
-            check_at_least(1, f"The data's {name}", getattr(self, name))
+            check_at_least(1, f"the data's {name}", getattr(self, name))
         for name in ("train_eval_rows", "seed", "num_workers"):
-            check_at_least(0, f"The data's {name}", getattr(self, name))
+            check_at_least(0, f"the data's {name}", getattr(self, name))
         check_workers(num_workers)
         self._checkpoint_tokenizer: Tokenizer | None = None
         self._trained_tokenizer: Tokenizer | None = None
@@ -262,7 +262,7 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         """Refuses an option that names another tokenizer than the checkpoint's. One that asks for training is fine."""
         if isinstance(option, Tokenizer) and option.fingerprint != tokenizer.fingerprint:
             raise UserError(
-                f"The data's tokenizer option names one of {option.vocab_size} tokens, but the checkpoint has its own, "
+                f"the data's tokenizer option names one of {option.vocab_size} tokens, but the checkpoint has its own, "
                 f"of {tokenizer.vocab_size}, which differs; leave the option out or give the one of that run."
             )
 
@@ -288,7 +288,7 @@ class TextDataModule(RemembersOptions, LightningDataModule):
     def _check_split(self, split: str) -> None:
         if split not in self.stores:
             raise UserError(
-                f"There is no {split} split: set --data.{split}_source, or --data.{split}_fraction in `fit`."
+                f"there is no {split} split: set --data.{split}_source, or --data.{split}_fraction in `fit`."
             )
 
     def _order_seed(self) -> int:
@@ -301,10 +301,10 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         longest = getattr(getattr(module, "config", None), "block_size", None)
         size = longest if self.block_size is None else self.block_size
         if size is None:
-            raise UserError("The data needs a block_size, and no model with one is attached; set block_size.")
+            raise UserError("the data needs a block_size, and no model with one is attached; set block_size.")
         if longest is not None and size > longest:
             raise UserError(
-                f"The data's block_size {size} exceeds the model's, {longest}: leave it out, or give {longest}."
+                f"the data's block_size {size} exceeds the model's, {longest}: leave it out, or give {longest}."
             )
         return int(size)
 
@@ -343,13 +343,13 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         micro = self.micro_batch_size or step // world
         if micro * world == 0 or step % (micro * world):
             raise UserError(
-                f"A step of {step} rows (tokens_per_step / block_size) cannot be divided among {world} process(es)"
+                f"a step of {step} rows (tokens_per_step / block_size) cannot be divided among {world} process(es)"
                 f"{f' in micro-batches of {micro} row(s)' if self.micro_batch_size else ''}: set tokens_per_step to "
                 f"{self._divisible(step, world)}."
             )
         if micro * self._size > _MAX_MICRO_BATCH:
             raise UserError(
-                f"A micro-batch of {micro * self._size:,} tokens is larger than any machine can train on: lower "
+                f"a micro-batch of {micro * self._size:,} tokens is larger than any machine can train on: lower "
                 "--data.tokens_per_step, or set --data.micro_batch_size."
             )
         return RankShare(rows, step, micro, rank, world)

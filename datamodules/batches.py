@@ -323,7 +323,7 @@ class BatchLoader:
                 raise
             # It died between announcing a batch and handing it over, which torch's own check of workers does not see.
             raise UserError(
-                "A worker process of the data loader was killed, often for want of memory: try a smaller "
+                "a worker process of the data loader was killed, often for want of memory: try a smaller "
                 "--data.num_workers, and go on with --resume auto."
             ) from error
 

@@ -22,6 +22,6 @@ def check_workers(count: int) -> None:
     most = max(_WORKERS_PER_CORE * cores(), _ALWAYS_ALLOWED)
     if count > most:
         raise UserError(
-            f"The data's num_workers is {count}, and this machine has {cores()} cores: give at most {most}, or leave "
+            f"the data's num_workers is {count}, and this machine has {cores()} cores: give at most {most}, or leave "
             "it out, as batches are built faster than networks take them."
         )

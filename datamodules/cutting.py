@@ -92,7 +92,7 @@ class Cutting:
         for split, store in stores.items():
             if self.kind == "windows" and len(store) <= self.block_size:
                 raise UserError(
-                    f"The {split} split of {source} has {len(store)} tokens, fewer than one row's "
+                    f"the {split} split of {source} has {len(store)} tokens, fewer than one row's "
                     f"{self.block_size + 1} (block_size {self.block_size} + 1): give more text, a smaller block_size "
                     "or another split."
                 )
@@ -103,7 +103,7 @@ class Cutting:
         for name, stride in (("stride", self.stride), ("val_stride", self.val_stride)):
             if stride is not None and not 1 <= stride <= self.block_size:
                 raise UserError(
-                    f"A {name} of {stride} leaves out text or repeats it: choose 1 to block_size = {self.block_size}."
+                    f"a {name} of {stride} leaves out text or repeats it: choose 1 to block_size = {self.block_size}."
                 )
 
     def _check_mask(self, train: TokenStore) -> None:

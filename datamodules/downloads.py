@@ -152,7 +152,7 @@ def _check(name: str, file: Download, part: Path) -> None:
     if sha256 != file.sha256:
         part.unlink()
         raise UserError(
-            f"The download of {name} from {file.url} has SHA-256 {sha256[:16]}..., not {file.sha256[:16]}...; it was "
+            f"the download of {name} from {file.url} has SHA-256 {sha256[:16]}..., not {file.sha256[:16]}...; it was "
             "removed. Try again, or give the path of a copy you trust as the source."
         )
 

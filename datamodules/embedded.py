@@ -15,7 +15,7 @@ def corpus() -> str:
     try:
         from pydoc_data.topics import topics
     except ImportError:
-        raise UserError("This Python has no pydoc_data, which `embedded` is read from; give another source.") from None
+        raise UserError("this Python has no pydoc_data, which `embedded` is read from; give another source.") from None
     paragraphs: list[str] = []
     seen_paragraphs: set[str] = set()
     seen_lines: set[str] = set()

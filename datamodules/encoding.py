@@ -114,7 +114,7 @@ class _Worker:
             reply = pickle.load(self.replies)
         except (EOFError, BrokenPipeError):
             raise UserError(
-                "A process that encodes text was ended from outside, perhaps for want of memory; start again."
+                "a process that encodes text was ended from outside, perhaps for want of memory; start again."
             ) from None
         if isinstance(reply, UserError):
             raise reply

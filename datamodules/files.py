@@ -160,7 +160,7 @@ def writing(path: Path, size: Callable[[], int] | None = None) -> Iterator[None]
         if size and cause.errno in FULL:
             with suppress(OSError):
                 reason += f"; it needs {size():,} bytes, and the disk has {_free(path):,}"
-        raise UserError(f"The file {path} cannot be written ({reason}); choose another place.") from None
+        raise UserError(f"the file {path} cannot be written ({reason}); choose another place.") from None
 
 
 class _Measure(io.RawIOBase):

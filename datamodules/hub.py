@@ -64,7 +64,7 @@ class HubSource(Source):
         try:
             import datasets
         except ImportError:
-            raise needs_hf_extra(f"The data set {self.dataset}") from None
+            raise needs_hf_extra(f"the data set {self.dataset}") from None
         try:
             rows = datasets.load_dataset(self.dataset, split="train", revision=commit)
         except Exception as error:  # its libraries raise errors of their own, without a common class
@@ -81,7 +81,7 @@ class HubSource(Source):
         try:
             from huggingface_hub import dataset_info, list_repo_commits
         except ImportError:
-            raise needs_hf_extra(f"The data set {self.dataset}") from None
+            raise needs_hf_extra(f"the data set {self.dataset}") from None
         try:
             # The hub knows a whole hash, a branch or a tag, but not the beginning of a hash.
             commits = [commit.commit_id for commit in list_repo_commits(self.dataset, repo_type="dataset")]
@@ -98,7 +98,7 @@ class HubSource(Source):
         return self.folder / name
 
     def _unreadable(self, error: Exception) -> UserError:
-        return UserError(f"The data set {self.dataset} at {self.revision} could not be read from the hub: {error}")
+        return UserError(f"the data set {self.dataset} at {self.revision} could not be read from the hub: {error}")
 
 
 def open_hub(spec: str, column: str | None, strip: bool, folder: Path | None = None) -> HubSource:

@@ -109,7 +109,7 @@ class Recipe:
             shared = sorted(source.paths & train)
             if shared and source.paths != train:
                 raise UserError(
-                    f"The {split}_source has {shared[0]}, and so has the source that is trained on: leave it out of "
+                    f"the {split}_source has {shared[0]}, and so has the source that is trained on: leave it out of "
                     "one of them."
                 )
 
@@ -169,7 +169,7 @@ class Recipe:
             changed = next((name for name, before in self._first_reading[0].items() if now[name] != before), None)
             if changed is not None:
                 name = self._sources[changed].name
-                raise UserError(f"The text of {name} was written to while it was prepared: start again.")
+                raise UserError(f"the text of {name} was written to while it was prepared: start again.")
 
     @property
     def key(self) -> str:
@@ -261,7 +261,7 @@ def _build_and_rename(recipe: Recipe, folder: Path) -> None:
             _build(recipe, part)
         if (fault := damage(part, verify=True)) is not None:
             raise UserError(
-                f"The disk of the cache {folder.parent} does not keep what is written to it ({fault}): set cache_dir "
+                f"the disk of the cache {folder.parent} does not keep what is written to it ({fault}): set cache_dir "
                 "to a folder on another disk."
             )
         store_text_facts(part, load_tokenizer_of(part))  # after the comparison, because it reads the tokens
@@ -367,11 +367,11 @@ def _writable(cache_dir: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in FULL:
             raise UserError(
-                f"The disk is full: no room for the tokens in {cache_dir}; free some or set cache_dir."
+                f"the disk is full: no room for the tokens in {cache_dir}; free some or set cache_dir."
             ) from None
         vanished = error.errno == errno.ENOENT and str(error.filename).startswith(str(cache_dir))
         if is_refusal(error) or vanished or error.errno == errno.EEXIST:
-            raise UserError(f"The cache {cache_dir} cannot be written ({error.strerror}); set cache_dir.") from None
+            raise UserError(f"the cache {cache_dir} cannot be written ({error.strerror}); set cache_dir.") from None
         raise
 
 

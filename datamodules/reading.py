@@ -62,7 +62,7 @@ class TextFile:
         try:
             return self.path.open("rb") if self.path else io.BytesIO(self.content)
         except OSError as error:
-            raise UserError(f"The file {self.name} cannot be read ({error.strerror}); give one that can.") from None
+            raise UserError(f"the file {self.name} cannot be read ({error.strerror}); give one that can.") from None
 
     def chunks(self, size: int = CHUNK) -> Iterator[str]:
         r"""The text, about ``size`` characters at a time, without a byte order mark and with ``\n`` for all line ends.

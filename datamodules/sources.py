@@ -131,7 +131,7 @@ class FileSource(Source):
             raise self._no_text()
 
     def _no_text(self) -> UserError:
-        return UserError(f"The source {self.name} has no text: every {self.kind} in it is empty; give another.")
+        return UserError(f"the source {self.name} has no text: every {self.kind} in it is empty; give another.")
 
 
 def open_source(
@@ -166,7 +166,7 @@ def open_source(
     if len(specs) == 1 and _on_hub(specs[0]):
         return _open_hub(specs[0], column, strip, folder)
     if not all(specs) or not specs:
-        raise UserError("A source is empty: give a file, folder, glob or name, or leave it out.")
+        raise UserError("a source is empty: give a file, folder, glob or name, or leave it out.")
     files = tuple(file for each in specs for file in _files(each, documents, folder))
     _check_no_repeats(files)
     return FileSource(", ".join(specs), files, documents, column, strip)
@@ -204,14 +204,14 @@ def _files(spec: str, documents: Documents, folder: Path) -> list[TextFile]:
         return _with_text([fetch(spec, DOWNLOADS[spec], folder)])
     path = expanded(spec)
     if not _can_be_a_path(path):
-        raise UserError(f"The source {spec[:40]!r}... is no path: give the name of a file, not its text.")
+        raise UserError(f"the source {spec[:40]!r}... is no path: give the name of a file, not its text.")
     if path.is_dir():
         return _files_of_folder(path, TABLE_SUFFIXES if documents == "column" else TEXT_SUFFIXES)
     if path.is_file():
         return _with_text([path])
     matches = [match for match in map(Path, sorted(glob.glob(str(path), recursive=True))) if match.is_file()]
     if not matches:
-        raise UserError(f"There is no file, folder or source {spec!r}; the names are {', '.join(NAMES)}.")
+        raise UserError(f"there is no file, folder or source {spec!r}; the names are {', '.join(NAMES)}.")
     return _with_text(matches)
 
 
@@ -228,7 +228,7 @@ def _check_no_repeats(files: Sequence[TextFile]) -> None:
     counts = Counter(file.resolved_path for file in files if file.resolved_path)
     twice = next((path for path, count in counts.items() if count > 1), None)
     if twice is not None:
-        raise UserError(f"The source has {twice.name} twice (as itself, by a link, or with .gz): give each text once.")
+        raise UserError(f"the source has {twice.name} twice (as itself, by a link, or with .gz): give each text once.")
 
 
 def _headlines(spec: str, count: str) -> TextFile:
@@ -241,7 +241,7 @@ def _files_of_folder(folder: Path, suffixes: frozenset[str]) -> list[TextFile]:
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _hidden(path.relative_to(folder))]
     texts = [path for path in paths if TextFile(path.name).kind in suffixes]
     if not texts:
-        raise UserError(f"The folder {folder} has no {', '.join(sorted(suffixes))} files; give a glob for other names.")
+        raise UserError(f"the folder {folder} has no {', '.join(sorted(suffixes))} files; give a glob for other names.")
     return _with_text(texts)
 
 
@@ -254,5 +254,5 @@ def _with_text(paths: Sequence[Path]) -> list[TextFile]:
     """The files that are not empty; at least one must have text."""
     files = [TextFile(str(path), path) for path in paths if path.stat().st_size]
     if not files:
-        raise UserError(f"The file {paths[0]} is empty; give one with text.")
+        raise UserError(f"the file {paths[0]} is empty; give one with text.")
     return files

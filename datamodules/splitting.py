@@ -40,9 +40,9 @@ class Split:
     def cuts(self, size: int) -> list[int]:
         """The positions at which val and test begin, in ``size`` characters or documents."""
         if self.val is None or self.test is None:
-            raise UserError("A validation or test part is null: leave the option out, or give 0 to 1.")
+            raise UserError("a validation or test part is null: leave the option out, or give 0 to 1.")
         if not all(0 <= part < math.inf for part in (self.val, self.test)):
-            raise UserError(f"A validation part of {self.val} or a test part of {self.test} is no share: give 0 to 1.")
+            raise UserError(f"a validation part of {self.val} or a test part of {self.test} is no share: give 0 to 1.")
         if isinstance(self.val, float) and isinstance(self.test, float):
             cuts = [int(size * (1 - self.val - self.test)), int(size * (1 - self.test))]
         else:
@@ -51,7 +51,7 @@ class Split:
             cuts = [size - test - val, size - test]
         if cuts[0] <= 0:
             raise UserError(
-                f"A validation part of {self.val} and a test part of {self.test} leave nothing to train on."
+                f"a validation part of {self.val} and a test part of {self.test} leave nothing to train on."
             )
         return cuts
 

@@ -91,7 +91,7 @@ class SubwordDataModule(TextDataModule):
         tokenizer = self._opened_tokenizer(name)
         if vocab_size not in (None, tokenizer.vocab_size):
             raise UserError(
-                f"The tokenizer {name} has {tokenizer.vocab_size} tokens, not vocab_size {vocab_size}; leave that out."
+                f"the tokenizer {name} has {tokenizer.vocab_size} tokens, not vocab_size {vocab_size}; leave that out."
             )
         return tokenizer
 

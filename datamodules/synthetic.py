@@ -118,7 +118,7 @@ def headlines(count: int, seed: int = 0) -> Iterator[str]:
     """
     ends = list(accumulate(min(size, _MOST_OF_A_TEMPLATE) for size in _SIZES))
     if not 1 <= count <= ends[-1]:
-        raise UserError(f"The grammar has {ends[-1]:,} synthetic headlines; ask for 1 to that many, not {count:,}.")
+        raise UserError(f"the grammar has {ends[-1]:,} synthetic headlines; ask for 1 to that many, not {count:,}.")
     key = random_words(seed)
     for start in range(0, count, _BLOCK):
         numbers = permute(np.arange(start, min(start + _BLOCK, count)), ends[-1], key)

@@ -162,6 +162,10 @@ def keep_freed_memory() -> None:
 
 
 def _dispatch(verb: str, rest: list[str]) -> None:
+    if verb in TRAINER_VERBS or verb in OUR_VERBS:
+        from lit_gpt.cli import early
+
+        early.check(verb, rest)
     if verb in TRAINER_VERBS:
         from lit_gpt.cli.lightning_cli import run
     elif verb in OUR_VERBS:

@@ -5,7 +5,6 @@ network's class and configuration, the tokenizer and the fingerprints of the dat
 so it loads with ``weights_only=True``.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -17,9 +16,11 @@ from torch import Tensor, nn
 
 from datamodules.errors import UserError
 from datamodules.files import expanded
+from datamodules.options import described
 from lit_gpt import integrity
 from lit_gpt.config import format_value
 from lit_gpt.protocols import Network, TextData
+from lit_gpt.runs import advice_on_folder, advice_on_missing
 from lit_gpt.version import CHECKPOINT_FORMAT, LAST_WITH_FORMAT_1
 
 if TYPE_CHECKING:
@@ -97,10 +98,6 @@ def describe(module: type, config: dict[str, Any], data: TextData) -> dict[str, 
         config: Its network's configuration as plain values.
         data: The datamodule. Its class and options are stored, and its tokenizer and fingerprints if it has them.
     """
-    # Imported here, not at the top. Imported before Lightning, this module creates Union[float, int] first; Python
-    # caches that order, and `--trainer.limit_val_batches 1` is then read as 1.0, all batches.
-    from datamodules.options import described
-
     return {
         "format": CHECKPOINT_FORMAT,
         "module": path_of(module),
@@ -123,9 +120,7 @@ def read(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     """
     path = file_of(path)
     if not path.is_file():
-        raise UserError(
-            f"checkpoint {str(path)!r} does not exist: check --ckpt_path, or list logs/*/version_*/checkpoints."
-        )
+        raise UserError(f"checkpoint {str(path)!r} does not exist: {advice_on_missing(path)}")
     checkpoint: dict[str, Any] = integrity.load(path, mmap)
     check(checkpoint, path)
     integrity.check_types(checkpoint, integrity.FILE_TYPES, path)
@@ -140,18 +135,8 @@ def file_of(path: str | Path, names: Sequence[str] = ("best.ckpt", "last.ckpt"))
     path = expanded(path)
     files = [path / part / name for name in names for part in ("checkpoints", "") if (path / part / name).is_file()]
     if path.is_dir() and not files:
-        raise UserError(f"folder {str(path)!r} holds no checkpoint: {_advice_on_runs(path)}.")
+        raise UserError(f"folder {str(path)!r} holds no checkpoint: {advice_on_folder(path)}.")
     return files[0] if files else path
-
-
-def _advice_on_runs(folder: Path) -> str:
-    """The end of an error message: the newest run below a folder of several, such as ``logs/char`` or ``logs``."""
-    files = [file for depth in ("*", "*/*") for file in folder.glob(f"{depth}/checkpoints/*.ckpt")]
-    if not files and re.fullmatch(r"version_\d+", folder.name):
-        return "this run has saved none yet, so give another run's folder"
-    if not files:
-        return "give the folder of a run, logs/NAME/version_N"
-    return f"give the folder of a run, such as {max(files, key=lambda file: file.stat().st_mtime).parents[1]}"
 
 
 def is_own_checkpoint(source: str | Path) -> bool:

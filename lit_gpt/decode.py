@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -18,6 +19,12 @@ from torch import Tensor, nn
 
 from datamodules.errors import UserError
 from lit_gpt.protocols import Network
+
+
+def check_number(name: str, value: Any, kind: type) -> None:
+    """Raises a UserError if a value is no number of a kind, `numbers.Integral` or `numbers.Real`."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise UserError(f"{name} is {value!r}: give {'an integer' if kind is Integral else 'a number'}.")
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,10 @@ class Sampling:
     """Draw from tokens whose probability is at least this fraction of the likeliest token's (Nguyen et al. 2024)."""
 
     def __post_init__(self) -> None:
+        check_number("temperature", self.temperature, Real)
+        for name, kind in (("top_k", Integral), ("top_p", Real), ("min_p", Real)):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), kind)
         if not 0 <= self.temperature < math.inf:  # False for NaN, as are the comparisons below
             raise UserError(f"temperature is {self.temperature}: give 0 (always the likeliest token) or more.")
         if self.top_k is not None and not self.top_k >= 1:

@@ -11,12 +11,13 @@ Random numbers come from a generator of its own, so that sampling during trainin
 import codecs
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
+from numbers import Integral
 from typing import Protocol
 
 import torch
 
 from datamodules.errors import UserError, check_at_least
-from lit_gpt.decode import Sampling, decode
+from lit_gpt.decode import Sampling, check_number, decode
 from lit_gpt.protocols import Network
 
 #: The most samples in one batch. Even with a KV cache of 4 KB for each they take 256 MB.
@@ -89,6 +90,7 @@ class _SampleText:
 
 def _check_num_samples(prompts: int, num_samples: int) -> None:
     """Refuse more samples than `MAX_SAMPLES`, before a list of that length is made."""
+    check_number("num_samples", num_samples, Integral)
     check_at_least(1, "num_samples", num_samples)
     total = prompts * num_samples
     if total > MAX_SAMPLES:
@@ -196,9 +198,12 @@ class TextModel:
     def _decode(
         self, rows: list[list[int]], max_new_tokens: int, sampling: Sampling, seed: int | None, cache: bool
     ) -> Iterator[list[int]]:
+        check_number("max_new_tokens", max_new_tokens, Integral)
         check_at_least(1, "max_new_tokens", max_new_tokens)
         tensors = chain(self.net.parameters(), self.net.buffers())  # a table of counts has no parameters
         generator = torch.Generator(device=next(tensors).device)
+        if seed is not None:
+            check_number("seed", seed, Integral)
         if seed is not None and not 0 <= seed < 2**63:
             raise UserError(f"seed is {seed}: give 0 to 2**63 - 1.")
         if seed is None:

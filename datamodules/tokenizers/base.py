@@ -58,7 +58,7 @@ class Tokenizer(ABC):
         try:
             return b"".join([table[i] for i in ids])
         except IndexError:
-            raise UserError(f"A token id is outside the vocabulary of {self.vocab_size}.") from None
+            raise UserError(f"a token id is outside the vocabulary of {self.vocab_size}.") from None
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``. Bytes that are not UTF-8 become U+FFFD."""
@@ -98,6 +98,6 @@ def refuse_surrogate(error: UnicodeEncodeError) -> NoReturn:
     """Turns Python's error for a lone surrogate into a `UserError`."""
     character = error.object[error.start]
     raise UserError(
-        f"The text holds the lone surrogate U+{ord(character):04X} at character {error.start}, which is not valid "
+        f"the text holds the lone surrogate U+{ord(character):04X} at character {error.start}, which is not valid "
         "Unicode; clean it with text.encode('utf-8', 'replace').decode()."
     ) from None

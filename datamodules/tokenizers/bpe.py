@@ -53,7 +53,7 @@ class BPETokenizer(ByteLevelTokenizer):
                 encoding = tiktoken.get_encoding(name)
         except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong hash is a ValueError
             raise UserError(
-                f"The ranks of {name} are not on this machine and cannot be downloaded ({type(error).__name__}): copy "
+                f"the ranks of {name} are not on this machine and cannot be downloaded ({type(error).__name__}): copy "
                 "them from one that has them, and set TIKTOKEN_CACHE_DIR to their folder, where tiktoken looks first."
             ) from None
         tokens = [""] * encoding.n_vocab
@@ -84,7 +84,7 @@ class BPETokenizer(ByteLevelTokenizer):
             if len(token) > 1:
                 parts = self._merged(token, rank)
                 if len(parts) != 2:
-                    raise UserError(f"The BPE token {token!r} (id {rank}) is not a merge of two tokens of lower ids.")
+                    raise UserError(f"the BPE token {token!r} (id {rank}) is not a merge of two tokens of lower ids.")
                 pairs.append((parts[0], parts[1]))
         return pairs
 

@@ -42,9 +42,9 @@ class ByteLevelTokenizer(Tokenizer):
     ) -> None:
         _check_types(tokens, pattern, specials, prefix_space)
         if missing := {chr(byte) for byte in range(256)}.difference(tokens):
-            raise UserError(f"The vocabulary lacks {len(missing)} of the 256 bytes, so some text would have no ids.")
+            raise UserError(f"the vocabulary lacks {len(missing)} of the 256 bytes, so some text would have no ids.")
         if eos is not None and eos not in specials:
-            raise UserError(f"The EOS token {str(eos)[:40]!r} is none of the {len(specials)} special tokens.")
+            raise UserError(f"the EOS token {str(eos)[:40]!r} is none of the {len(specials)} special tokens.")
         self.tokens = tokens
         self.pattern = pattern
         self.specials = specials
@@ -97,14 +97,14 @@ class ByteLevelTokenizer(Tokenizer):
 def _check_types(tokens: list[str], pattern: str, specials: dict[str, int], prefix_space: bool) -> None:
     """Refuses values of wrong types, which a damaged or forged file may hold."""
     if not (isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)):
-        raise UserError("The vocabulary is not a list of texts.")
+        raise UserError("the vocabulary is not a list of texts.")
     if (beyond := max("".join(tokens), default="")) > "\xff":
-        raise UserError(f"The vocabulary holds the character {beyond!r}, which is no byte.")
+        raise UserError(f"the vocabulary holds the character {beyond!r}, which is no byte.")
     if not (isinstance(pattern, str) and isinstance(prefix_space, bool) and isinstance(specials, dict)):
-        raise UserError("The pattern, prefix_space or the special tokens are of another type than text, bool and dict.")
+        raise UserError("the pattern, prefix_space or the special tokens are of another type than text, bool and dict.")
     check_ids(specials, len(tokens))
     if taken := [name for name, token_id in specials.items() if tokens[token_id]]:
-        raise UserError(f"The special token {taken[0][:40]!r} has the id {specials[taken[0]]}, which is a token's.")
+        raise UserError(f"the special token {taken[0][:40]!r} has the id {specials[taken[0]]}, which is a token's.")
 
 
 def check_ids(ids: Mapping[str, object], size: int) -> None:
@@ -115,7 +115,7 @@ def check_ids(ids: Mapping[str, object], size: int) -> None:
     """
     for name, token_id in ids.items():
         if type(token_id) is not int or not 0 <= token_id < size:
-            raise UserError(f"The token {str(name)[:40]!r} has the id {token_id!r}, and ids must be 0 to {size - 1}.")
+            raise UserError(f"the token {str(name)[:40]!r} has the id {token_id!r}, and ids must be 0 to {size - 1}.")
 
 
 def _visible_bytes() -> str:
@@ -139,7 +139,7 @@ def to_visible(token: str) -> str:
 def from_visible(token: str) -> str:
     """The inverse of `to_visible`. A token that is not byte-level raises `UserError`."""
     if not _FROM_VISIBLE.keys() >= set(map(ord, token)):
-        raise UserError(f"The token {token!r} is not byte-level, so it is not of a tokenizer that this project runs.")
+        raise UserError(f"the token {token!r} is not byte-level, so it is not of a tokenizer that this project runs.")
     return token.translate(_FROM_VISIBLE)
 
 
@@ -187,6 +187,6 @@ def library_tokenizer(state: dict[str, Any]) -> "tokenizers.Tokenizer":
         return tokenizers.Tokenizer.from_str(json.dumps(state))
     except Exception as error:  # the library raises no class of its own
         raise UserError(
-            f"The installed tokenizers {tokenizers.__version__} cannot read it ({error}); upgrade that library, or "
+            f"the installed tokenizers {tokenizers.__version__} cannot read it ({error}); upgrade that library, or "
             "write the file anew with this version of it."
         ) from None

@@ -34,13 +34,13 @@ def tokenizer_from_dict(state: dict[str, Any]) -> Tokenizer:
     options = dict(state)
     kind = options.pop("kind", None)
     if not isinstance(kind, str) or kind not in _CLASSES:
-        raise UserError(f"The tokenizer kind {kind!r} is not known; it must be one of {', '.join(_CLASSES)}.")
+        raise UserError(f"the tokenizer kind {kind!r} is not known; it must be one of {', '.join(_CLASSES)}.")
     try:
         return _CLASSES[kind](**options)
     except UserError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError) as error:  # options of another type, too few or more
-        raise UserError(f"The {kind} tokenizer is damaged ({error}); make or download it again.") from None
+        raise UserError(f"the {kind} tokenizer is damaged ({error}); make or download it again.") from None
 
 
 def open_tokenizer(spec: str) -> Tokenizer:
@@ -55,7 +55,7 @@ def open_tokenizer(spec: str) -> Tokenizer:
         return ByteTokenizer(eos=True)
     if expanded(spec).is_file():
         return load_tokenizer(spec)
-    raise UserError(f"The tokenizer {spec!r} is neither a file nor one of {', '.join(ENCODINGS)}, byte.")
+    raise UserError(f"the tokenizer {spec!r} is neither a file nor one of {', '.join(ENCODINGS)}, byte.")
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
@@ -96,9 +96,9 @@ def load_tokenizer(path: str | Path, *, check: bool = True) -> Tokenizer:
     try:
         state = json.loads(expanded(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"There is no file {path}; make one with `python -m lit_gpt tokenizer train`.") from None
+        raise UserError(f"there is no file {path}; make one with `python -m lit_gpt tokenizer train`.") from None
     except OSError as error:
-        raise UserError(f"The file {path} cannot be read ({error.strerror}); give one that can.") from None
+        raise UserError(f"the file {path} cannot be read ({error.strerror}); give one that can.") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); give a tokenizer of ours or a tokenizer.json.") from None
     if not isinstance(state, dict) or not {"kind", "model"} & state.keys():

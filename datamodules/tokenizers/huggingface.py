@@ -87,7 +87,7 @@ def from_huggingface(state: dict[str, Any]) -> Tokenizer:
             scores += [0.0] * (len(tokens) - len(scores))
             tokenizer = UnigramTokenizer(tokens, _pattern(state), specials, eos, scores, prefix_space)
         case kind:
-            raise UserError(f"Its model is {kind}; only byte-level BPE and Unigram can be imported.")
+            raise UserError(f"its model is {kind}; only byte-level BPE and Unigram can be imported.")
     _check_ids(tokenizer, state)
     return tokenizer
 
@@ -110,7 +110,7 @@ def _pattern(state: dict[str, Any]) -> str:
     byte_level = [step for step in steps if step.get("type") == "ByteLevel"]
     use_regex = any(step.get("use_regex", True) for step in byte_level)
     if not byte_level or len(steps) > 2 or len(splits) + use_regex > 1:
-        raise UserError("Its pre-tokenizer is not one pattern followed by bytes, which is all that can be imported.")
+        raise UserError("its pre-tokenizer is not one pattern followed by bytes, which is all that can be imported.")
     return splits[0] if splits else PATTERNS["gpt2" if use_regex else "none"]
 
 
@@ -119,7 +119,7 @@ def _check_merges(tokenizer: BPETokenizer, model: dict[str, Any]) -> None:
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     by_id = [tuple(pair) for pair in tokenizer.huggingface_model()["merges"]]
     if by_id != merges:
-        raise UserError("Its ids are not in the order of its merges, so tiktoken would give other ids.")
+        raise UserError("its ids are not in the order of its merges, so tiktoken would give other ids.")
 
 
 def _check_ids(tokenizer: ByteLevelTokenizer, state: dict[str, Any]) -> None:
@@ -128,4 +128,4 @@ def _check_ids(tokenizer: ByteLevelTokenizer, state: dict[str, Any]) -> None:
     words = [tokenizer.decode([token_id]) for token_id in range(tokenizer.vocab_size)]
     for text in [_PROBE, "".join(words), *words[:: max(1, len(words) // 2000)]]:
         if tokenizer.encode(text) != library.encode(text, add_special_tokens=False).ids:
-            raise UserError(f"It encodes {text[:20]!r} in a way that is not plain byte-level BPE or Unigram.")
+            raise UserError(f"it encodes {text[:20]!r} in a way that is not plain byte-level BPE or Unigram.")

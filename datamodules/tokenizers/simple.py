@@ -28,11 +28,11 @@ class CharTokenizer(Tokenizer):
     def __init__(self, chars: Iterable[str], unknown: Literal["error", "unk"] = "error", eos: bool = False) -> None:
         if unknown not in ("error", "unk") or not isinstance(eos, bool):
             raise UserError(
-                f"A character vocabulary has unknown 'error' or 'unk', not {unknown!r}, and eos true or false."
+                f"a character vocabulary has unknown 'error' or 'unk', not {unknown!r}, and eos true or false."
             )
         self.chars = "".join(sorted(set("".join(chars))))
         if not self.chars:
-            raise UserError("A character vocabulary needs at least one character; the text it was made from is empty.")
+            raise UserError("a character vocabulary needs at least one character; the text it was made from is empty.")
         self.unknown = unknown
         self.unk_id = len(self.chars) if unknown == "unk" else None
         specials = ([UNKNOWN_TOKEN] if unknown == "unk" else []) + ([EOS_TOKEN] if eos else [])
@@ -81,7 +81,7 @@ class CharTokenizer(Tokenizer):
     def _refuse(self, text: str, position: int) -> None:
         character, around = text[position], text[max(position - 12, 0) : position + 13]  # long texts come in pieces
         raise UserError(
-            f"The character {character!r} (U+{ord(character):04X}), as in {around!r}, is not among the "
+            f"the character {character!r} (U+{ord(character):04X}), as in {around!r}, is not among the "
             f"{len(self.chars)} of this vocabulary: leave it out of the text, or use a model trained with "
             "--data.unknown unk or with a byte-level tokenizer."
         )
@@ -92,7 +92,7 @@ class ByteTokenizer(Tokenizer):
 
     def __init__(self, eos: bool = False) -> None:
         if not isinstance(eos, bool):
-            raise UserError(f"The eos of a byte tokenizer is {eos!r}: give true or false.")
+            raise UserError(f"the eos of a byte tokenizer is {eos!r}: give true or false.")
         self.vocab_size = 257 if eos else 256
         self.eos_id = 256 if eos else None
 

@@ -144,4 +144,4 @@ def _pieces(texts: Iterable[str], whole: bool) -> Iterator[str]:
         has_text = has_text or bool(text)
         yield from [text] if whole else (piece.text for piece in cut([text], _TRAINING_PIECE))
     if not has_text:
-        raise UserError("There is no text to train a tokenizer on; give a source that is not empty.")
+        raise UserError("there is no text to train a tokenizer on; give a source that is not empty.")

@@ -48,9 +48,9 @@ class UnigramTokenizer(ByteLevelTokenizer):
     ) -> None:
         super().__init__(tokens, pattern, specials, eos, prefix_space)
         if len(scores) != len(tokens):
-            raise UserError(f"The vocabulary has {len(tokens)} tokens and {len(scores)} scores, which must be as many.")
+            raise UserError(f"the vocabulary has {len(tokens)} tokens and {len(scores)} scores, which must be as many.")
         if not all(isinstance(score, int | float) and math.isfinite(score) for score in scores):
-            raise UserError("The vocabulary has scores that are no finite numbers.")
+            raise UserError("the vocabulary has scores that are no finite numbers.")
         self.scores = scores
 
     def words(self, text: str) -> list[str]:

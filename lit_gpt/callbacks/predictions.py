@@ -12,6 +12,7 @@ from torch import Tensor
 
 from datamodules.errors import UserError
 from datamodules.files import expanded, write_atomically
+from lit_gpt.callbacks.run_folder import folder_of
 from lit_gpt.loss import IGNORE_INDEX
 from lit_gpt.outputs import check_output
 from lit_gpt.protocols import data_of
@@ -25,11 +26,13 @@ class WritePredictions(Callback):
     ``id``.
 
     Args:
-        path: The file that `predict` writes. Rank 0 is the model's first choice.
+        path: The file that `predict` writes; null is predictions.jsonl in the folder of the checkpoint's run. Rank 0 is
+            the model's first choice.
     """
 
-    def __init__(self, path: str = "predictions.jsonl") -> None:
-        self.path = expanded(path)
+    def __init__(self, path: str | None = None) -> None:
+        self.path = expanded(path) if path else Path("predictions.jsonl")
+        self._in_run = path is None
         self._documents: dict[int, list[dict[str, Any]]] = {}
         self._rows = 0
 
@@ -37,6 +40,9 @@ class WritePredictions(Callback):
         """Refuse several processes, among which documents would be divided, and a file that is no earlier output."""
         if trainer.world_size > 1:
             raise UserError("predict writes one file from one process: give --trainer.devices 1.")
+        if self._in_run and trainer.ckpt_path:
+            checkpoint = Path(trainer.ckpt_path)
+            self.path = (folder_of(checkpoint) or checkpoint.parent) / self.path.name
         check_output("--predictions.path", self.path, "predictions", _is_ours)
         self._documents, self._rows = {}, 0
 

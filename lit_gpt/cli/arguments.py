@@ -1,31 +1,16 @@
-"""Reads preset and config files from a command line before it is parsed, and checks values after that."""
+"""Reads a command line and its config files before they are parsed. Nothing heavy is imported."""
 
 import itertools
-import math
-import os
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace
 
-from datamodules.errors import UserError, check_at_least
-from lit_gpt.cli.suggest import unknown
-from lit_gpt.config import PRESETS, format_value
+from datamodules.errors import UserError
 
 CONFIG = ("--config", "-c")
-#: Options of one verb alone that are groups, and that have a value.
-GROUPS = {"fit": ("checkpoint", "samples"), "predict": ("predictions",)}
-VALUES = {"fit": ("name", "logs_dir")}
 PACKAGE = Path(__file__).parents[1]
-
-
-def preset(arguments: list[str]) -> str | None:
-    """The preset that the command line or a config file names. It sets defaults, so it is needed before parsing."""
-    name = value_of("preset", arguments)
-    if name is not None and str(name) not in PRESETS:
-        raise unknown("preset", str(name), PRESETS)
-    return name
 
 
 def value_of(key: str, arguments: list[str]) -> Any:
@@ -35,7 +20,7 @@ def value_of(key: str, arguments: list[str]) -> Any:
         if name == f"--{key}":
             result = value
         elif name in CONFIG and Path(value).is_file():
-            loaded = _load_yaml(Path(value))
+            loaded = load_yaml(Path(value))
             result = loaded.get(key, result) if isinstance(loaded, dict) else result
     return result
 
@@ -50,7 +35,7 @@ def data_of_configs(arguments: list[str]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for name, value in pairs(arguments):
         if name in CONFIG and Path(value).is_file():
-            loaded = _load_yaml(Path(value))
+            loaded = load_yaml(Path(value))
             data = loaded.get("data") if isinstance(loaded, dict) else None
             data = {"class_path": data} if isinstance(data, str) else dict(data or {})
             options = {**(merged.get("init_args") or {}), **(data.pop("init_args", None) or {})}
@@ -58,7 +43,8 @@ def data_of_configs(arguments: list[str]) -> dict[str, Any]:
     return merged
 
 
-def _load_yaml(path: Path) -> Any:
+def load_yaml(path: Path) -> Any:
+    """The content of a config file."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -87,57 +73,31 @@ def with_packaged_configs(arguments: list[str]) -> list[str]:
 
 
 def _existing_or_packaged(config: str) -> str:
-    return config if Path(config).exists() else str(_packaged(config) or config)
+    if Path(config).exists():
+        return config
+    packaged = _packaged(config)
+    if packaged is None and Path(config).suffix in (".yaml", ".yml", ".json"):
+        raise _no_config(config)
+    return str(packaged or config)
+
+
+def _no_config(config: str) -> UserError:
+    """The error for a config file that does not exist, with the one whose name is nearest."""
+    folders = [Path(config).parent, *(home / "configs" for home in (PACKAGE, PACKAGE.parent))]
+    files = [file for folder in folders for file in sorted(folder.glob(f"{'**/' * folder.is_absolute()}*.yaml"))]
+    names = {file.stem: file for file in reversed(files)}
+    near = get_close_matches(Path(config).stem, names, n=1)
+    hint = f"did you mean {_shown(names[near[0]])}?" if near else "give the path of a YAML file, or of one in configs."
+    return UserError(f"config {config!r} does not exist: {hint}")
+
+
+def _shown(path: Path) -> str:
+    """A config as it is typed: a packaged one from its folder on."""
+    parts = path.parts
+    return str(Path(*parts[parts.index("configs") :]) if path.is_absolute() and "configs" in parts else path)
 
 
 def _packaged(config: str) -> Path | None:
     """The packaged config of that name: in the installed package, or beside it in a clone."""
     paths = (home / "configs" / config.removeprefix("configs/") for home in (PACKAGE, PACKAGE.parent))
     return next((path for path in paths if path.is_file()), None)
-
-
-def check_values(verb: str, config: Namespace) -> None:
-    """Refuse values that have the right type, but are meaningless or would end in a traceback."""
-    _check_given(verb, config)
-    _check_seed(config.seed_everything)
-    _check_processes(config)
-    interval = config.trainer.val_check_interval
-    if isinstance(interval, int | float) and not 0 < interval < math.inf:
-        raise UserError(
-            f"trainer.val_check_interval is {interval}: give at least 1 step, or --trainer.limit_val_batches 0 for no "
-            "validation."
-        )
-    for name, value in vars(config.trainer).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"trainer.{name} is {value}: give a finite number.")
-    check_at_least(1, "trainer.check_val_every_n_epoch", config.trainer.check_val_every_n_epoch)
-    if verb == "fit":
-        check_at_least(1, "early_stopping", config.early_stopping)
-
-
-def _check_given(verb: str, config: Namespace) -> None:
-    """jsonargparse takes null for a value of any type, and any value for a group of options."""
-    groups, values = GROUPS.get(verb, ()), VALUES.get(verb, ())
-    for name in ("trainer", "progress", *groups):
-        if not isinstance(config[name], Namespace):
-            raise UserError(f"{name} is {format_value(config[name])}: leave it out, or give its options.")
-    for name in ("seed_everything", "float32_matmul", *values):
-        if config[name] is None:
-            raise UserError(f"{name} is null: leave it out, or give a value.")
-
-
-def _check_seed(seed: int | bool) -> None:
-    if not 0 <= seed < 2**32:  # numpy's range
-        raise UserError(f"seed_everything is {seed}: give 0 to {2**32 - 1}.")
-
-
-def _check_processes(config: Namespace) -> None:
-    """Refuse more processes than a machine can start: they would make it unusable."""
-    trainer, most = config.trainer, max(64, 4 * (os.cpu_count() or 1))
-    devices = int(trainer.devices) if str(trainer.devices).isdecimal() else 0
-    for name, value, limit in (
-        ("trainer.num_nodes", trainer.num_nodes, 2**16),
-        ("trainer.devices", devices, most),
-    ):
-        if isinstance(value, int) and value > limit:
-            raise UserError(f"{name} is {value}: give at most {limit} here.")

@@ -40,12 +40,16 @@ from lit_gpt.callbacks.summary import RunSummary
 from lit_gpt.callbacks.tensorboard import TensorBoardCharts
 from lit_gpt.callbacks.throughput import Throughput
 from lit_gpt.cli import lost_processes, run_data, shrink
-from lit_gpt.cli.arguments import check_values, pairs, preset, value_of, wants_plan, with_packaged_configs
+from lit_gpt.cli.arguments import value_of, wants_plan, with_packaged_configs
 from lit_gpt.cli.changed_options import changed_options
-from lit_gpt.cli.friendly_errors import friendly_error
+from lit_gpt.cli.early import chosen_classes, other_options
+from lit_gpt.cli.friendly_errors import CommandLine, friendly_error
+from lit_gpt.cli.help import arrange
+from lit_gpt.cli.options import OPTIONS_OF_ONE_VERB
 from lit_gpt.cli.parser import StrictParser, prepare_parsing
 from lit_gpt.cli.quiet import quieten_lightning
 from lit_gpt.cli.restoring import restoring
+from lit_gpt.cli.values import check_values, preset
 from lit_gpt.config import PRESETS
 from lit_gpt.integrity import checkpoint_to_resume, step_of
 from lit_gpt.language_model import LitLanguageModel, print_rank_zero
@@ -72,14 +76,6 @@ def _methods() -> tuple[type, ...]:
 #: Classes that --model and --data accept by their short names, because they are imported here.
 DATAMODULES = (CharDataModule, BPEDataModule, HeadlinesDataModule)
 MODULES = (LitGPT, *_methods(), LitBigram)
-#: Options that only one verb has. A config file may hold those of every verb.
-OPTIONS_OF_ONE_VERB = {
-    "fit": (
-        *("name", "logs_dir", "resume", "shrink", "plan", "early_stopping", "val_at_start"),
-        *("checkpoint", "samples", "tensorboard"),
-    ),
-    "predict": ("predictions",),
-}
 Matmul = Literal["highest", "high", "medium"]
 
 
@@ -131,11 +127,11 @@ class LitCLI(LightningCLI):
         try:
             yield
         except (MisconfigurationException, ModuleNotFoundError) as error:
-            raise UserError(friendly_error(str(error), [])) from error
+            raise UserError(friendly_error(str(error))) from error
         except ValueError as error:  # from Lightning, when it counts the batches of an epoch
             if "`val_check_interval`" not in str(error):
                 raise
-            raise UserError(friendly_error(str(error), [])) from error
+            raise UserError(friendly_error(str(error))) from error
         except ProcessRaisedException as error:  # from a forked process, with its traceback as text
             if (message := re.search(r"^datamodules\.errors\.UserError: (.*)$", str(error), re.MULTILINE)) is None:
                 raise
@@ -165,6 +161,7 @@ class LitCLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(*args, **kwargs)
         if self.verb in ("validate", "test"):
             parser.set_defaults({"verbose": False})  # Lightning's table of the metrics that RunProgress has printed
+        arrange(parser, self.verb)
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -175,7 +172,6 @@ class LitCLI(LightningCLI):
                 "data": {"class_path": _path(DATAMODULES[0])},
             }
         )
-        parser.epilog = f"Network and optimizer: --model.help {MODULES[0].__name__}. Data: --data.help CharDataModule."
         parser.add_argument(
             "--preset", type=str | None, default=None, help=f"Architecture to start from: {', '.join(PRESETS)}."
         )
@@ -241,18 +237,20 @@ class LitCLI(LightningCLI):
         try:
             return self.parser.parse_args([self.verb, *args])
         except ArgumentError as error:
-            classes = {"model": _names(MODULES), "data": _names(DATAMODULES)}
-            raise UserError(friendly_error(str(error), self._known_options(args), classes)) from error
+            raise UserError(friendly_error(str(error), self._command_line(args))) from error
 
-    def _known_options(self, arguments: list[str]) -> list[str]:
-        """Dotted names of all options, including those of the classes that the command line chooses."""
-        chosen = [part for pair in pairs(arguments) if pair[0] in ("--model", "--data") for part in pair]
+    def _command_line(self, arguments: list[str]) -> CommandLine:
+        """What an error message about a command line needs: the options of the verb and of the chosen classes."""
+        chosen = chosen_classes(arguments)
+        flags = [part for slot, cls in chosen.items() if cls for part in (f"--{slot}", cls)]
         try:
-            parsed = self.parser.parse_args([self.verb, *chosen])
+            parsed = self.parser.parse_args([self.verb, *flags])
         except ArgumentError:  # the class itself is wrong
             parsed = self.parser.parse_args([self.verb])
         keys = [key.replace(".init_args.", ".") for key in vars(parsed[self.verb].as_flat())]
-        return [key for key in keys if key not in self._options_of_other_verbs()]
+        known = [key for key in keys if key not in self._options_of_other_verbs()]
+        classes = {"model": _names(MODULES), "data": _names(DATAMODULES)}
+        return CommandLine(arguments, known, other_options(chosen), classes, self.verb)
 
     # ---- checkpoints
 
@@ -353,7 +351,7 @@ class LitCLI(LightningCLI):
         try:
             return self.parser.instantiate(self.config)
         except (ValueError, ArgumentError) as error:
-            raise UserError(friendly_error(str(error), [])) from error
+            raise UserError(friendly_error(str(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, with the loggers, callbacks and atomic checkpoints of lit_gpt."""
@@ -376,7 +374,7 @@ class LitCLI(LightningCLI):
         try:
             built = super().instantiate_trainer(**chosen, **kwargs)
         except (ValueError, TypeError) as error:  # an unknown strategy or accelerator, or devices that are no number
-            raise UserError(friendly_error(str(error), [])) from error
+            raise UserError(friendly_error(str(error))) from error
         _check_names(built)
         if getattr(built.strategy.launcher, "_start_method", "fork") != "fork":
             raise UserError(

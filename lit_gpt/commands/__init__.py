@@ -6,7 +6,7 @@ from argparse import ArgumentError
 from typing import Any
 
 from datamodules.errors import UserError
-from lit_gpt.cli.friendly_errors import friendly_error
+from lit_gpt.cli.friendly_errors import CommandLine, friendly_error
 
 #: Verbs whose file is in lit_gpt/diagnostics.
 DIAGNOSTICS = ("inspect", "report", "sweep")
@@ -30,7 +30,8 @@ def run(verb: str, arguments: list[str]) -> None:
             return
         auto_cli(target, args=arguments, as_positional=False, exit_on_error=False, allow_abbrev=False, prog=prog)
     except ArgumentError as error:
-        raise UserError(friendly_error(str(error), _options(target))) from error
+        line = CommandLine(arguments, _options(target), verb=verb)
+        raise UserError(friendly_error(str(error), line)) from error
 
 
 def _options(target: Any) -> list[str]:

@@ -1,5 +1,8 @@
 """``data``: prints statistics of a configuration's corpus, and its first training batches."""
 
+from collections.abc import Iterable, Iterator
+from textwrap import wrap
+
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
@@ -16,6 +19,7 @@ from lit_gpt.language_model import LitLanguageModel, check_batch
 from lit_gpt.protocols import with_defaults
 
 _BATCHES_FOR_PADDING = 50
+COLUMNS = 80
 
 
 class DataCLI(LitCLI):
@@ -76,7 +80,7 @@ def show(module: LightningDataModule, batches: int = 1, rows: int = 3) -> None:
     for number, batch in zip(range(1, batches + 1), loader, strict=False):
         check_batch(batch)
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items())
-        print(f"\nbatch {number} of {len(loader)}: {shapes}")
+        print("\n".join(["", *wrap(f"batch {number} of {len(loader)}: {shapes}", COLUMNS, subsequent_indent="  ")]))
         for row in range(min(rows, len(batch["input_ids"]))):
             print("\n".join(row_lines(batch, row, tokenizer)))
 
@@ -108,22 +112,34 @@ def row_lines(batch: Batch, row: int, tokenizer: Tokenizer | None) -> list[str]:
     """
     ids, targets = batch["input_ids"][row], batch["targets"][row]
     mask = batch["attention_mask"][row] if "attention_mask" in batch else torch.ones_like(ids, dtype=torch.bool)
-    document = f", documents {_spans(batch['document_ids'][row])}" if "document_ids" in batch else ""
+    spans = _spans(batch["document_ids"][row]) if "document_ids" in batch else []
+    scored = int((targets != IGNORE_INDEX).sum())
     return [
-        f"  row {row}: {int(mask.sum())} tokens, {int((targets != IGNORE_INDEX).sum())} scored{document}",
+        f"  row {row}: {int(mask.sum())} tokens, {scored} scored",
+        *(_wrapped("    documents ", (f"{span} " for span in spans), 14) if spans else ()),
         *([] if tokenizer is None else _text_lines(ids[mask], targets[mask], tokenizer)),
-        f"    ids     {' '.join(map(str, ids.tolist()))}",
-        f"    targets {' '.join(map(str, targets.tolist()))}",
-        f"    mask    {''.join('#' if real else '.' for real in mask.tolist())}",
+        *_wrapped("    ids", [f"{i} " for i in ids.tolist()]),
+        *_wrapped("    targets", [f"{i} " for i in targets.tolist()]),
+        *_wrapped("    mask", ["#" if real else "." for real in mask.tolist()]),
     ]
+
+
+def _wrapped(start: str, parts: Iterable[str], indent: int = 12) -> Iterator[str]:
+    """Parts of a text one after another after its start, in lines of 80 columns. No part is cut in two."""
+    line = start.ljust(indent)
+    for part in parts:
+        if len(line) + len(part.rstrip()) > COLUMNS and line.strip():
+            yield line.rstrip()
+            line = " " * indent
+        line += part
+    yield line.rstrip()
 
 
 def _text_lines(ids: torch.Tensor, targets: torch.Tensor, tokenizer: Tokenizer) -> list[str]:
     between = "" if all(len(tokenizer.token_bytes(i)) == 1 for i in ids[:32].tolist()) else "|"
-    return [
-        f"    input   {between.join(tokenizer.token_text(i) for i in ids.tolist())}",
-        f"    target  {between.join(_target(i, tokenizer) for i in targets.tolist())}",
-    ]
+    texts = [tokenizer.token_text(i) for i in ids.tolist()], [_target(i, tokenizer) for i in targets.tolist()]
+    lines = zip(("    input", "    target"), texts, strict=True)
+    return [line for start, of in lines for line in _wrapped(start, [*(t + between for t in of[:-1]), *of[-1:]])]
 
 
 def _target(i: int, tokenizer: Tokenizer) -> str:
@@ -134,8 +150,9 @@ def _vocabulary_lines(train: TokenStore, tokenizer: Tokenizer) -> list[str]:
     counts = token_counts(train, tokenizer.vocab_size)
     top = np.argsort(-counts, kind="stable")[:12]
     used = int((counts > 0).sum())
-    frequent = "  ".join(f"{tokenizer.token_text(int(i))!r} {counts[i] / counts.sum():.1%}" for i in top if counts[i])
-    return [f"vocabulary: {used:,} of {tokenizer.vocab_size:,} ids occur in train", f"most frequent: {frequent}"]
+    frequent = (f"{tokenizer.token_text(int(i))!r} {counts[i] / counts.sum():.1%}  " for i in top if counts[i])
+    lines = [f"vocabulary: {used:,} of {tokenizer.vocab_size:,} ids occur in train"]
+    return lines + list(_wrapped("most frequent: ", frequent, 15))
 
 
 def _padding(module: TextDataModule) -> float:
@@ -150,6 +167,7 @@ def _percent(value: float | None) -> str:
     return "nothing to compare" if value is None else f"{value:.2%}"
 
 
-def _spans(document_ids: torch.Tensor) -> str:
+def _spans(document_ids: torch.Tensor) -> list[str]:
+    """Number and length of each document of a row."""
     numbers, lengths = torch.unique_consecutive(document_ids[document_ids >= 0], return_counts=True)
-    return " ".join(f"{number}:{length}" for number, length in zip(numbers.tolist(), lengths.tolist(), strict=True))
+    return [f"{number}:{length}" for number, length in zip(numbers.tolist(), lengths.tolist(), strict=True)]

@@ -1,10 +1,11 @@
 """`python -m lit_gpt export`: turn a checkpoint into files for other programs."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Literal
 
-from lit_gpt.checkpoint import KEY, read
+from lit_gpt.checkpoint import KEY, file_of, read
 from lit_gpt.config import GPTConfig
 from lit_gpt.interop.exporting import Files, huggingface_files, safetensors_files, write_files
 from lit_gpt.interop.files import is_written_here
@@ -32,7 +33,13 @@ def export(ckpt_path: str, out: str, format: Literal["huggingface", "safetensors
     else:
         _print_how_to_load(files, out)
     if checkpoint[KEY]["module"] == "lit_gpt.module.LitGPT":
-        print(f"Fine-tune it:  python -m lit_gpt fit --config CONFIG_OF_THE_RUN --model.init_from {out}")
+        print(f"Fine-tune it:  python -m lit_gpt fit --config {_config_of_run(ckpt_path)} --model.init_from {out}")
+
+
+def _config_of_run(ckpt_path: str) -> str:
+    """The config.yaml of the checkpoint's run, or a word in its place: a copy of the checkpoint lies anywhere."""
+    config = file_of(ckpt_path).parents[1] / "config.yaml"
+    return shlex.quote(str(config)) if config.is_file() else "CONFIG_OF_THE_RUN"
 
 
 def _print_how_to_load(files: Files, out: str) -> None:

@@ -1,7 +1,7 @@
 """`python -m lit_gpt generate`: write text with a checkpoint."""
 
 import sys
-from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
-    stop: Sequence[str] = (),
+    stop: list[str] | str = [],  # noqa: B006 (read only; a list comes first, so that a list in YAML is one)
     new_document: bool = False,
     num_samples: int = 1,
     seed: int | None = None,
@@ -37,7 +37,7 @@ def generate(
         top_k: Draw from the k likeliest tokens only.
         top_p: Draw from the fewest tokens, likeliest first, that together have this probability.
         min_p: Draw from tokens with at least this fraction of the likeliest token's probability.
-        stop: Texts that end the sample, as a list; they are not printed.
+        stop: A text that ends the sample, or several as a list; it is not printed.
         new_document: Put the EOS token before the prompt, as at the start of a document: for models of titles and
             messages.
         num_samples: Number of continuations of each prompt. Several are printed when all are complete.
@@ -92,6 +92,8 @@ def _print_samples(model: TextModel, prompt: str, num_samples: int, options: dic
 
 def _prompt_loop(model: TextModel, num_samples: int, options: dict[str, Any]) -> None:
     """Continue each line that is typed, until Ctrl-D. A prompt that cannot be encoded prints its error message."""
+    with suppress(ImportError):  # not on every system
+        import readline  # noqa: F401 (input then edits the line and remembers earlier ones)
     print("Type the beginning of a text and press Enter; Ctrl-D ends.")
     while True:
         try:

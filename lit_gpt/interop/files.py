@@ -22,6 +22,16 @@ WEIGHTS = "model.safetensors"
 WANTED = ["config.json", "tokenizer.json", "model*.safetensors"]
 
 
+#: Errors of the hub's library, as the reason in a sentence.
+HUB_ERRORS = {
+    "GatedRepoError": "its owner must grant access",
+    "RepositoryNotFoundError": "there is no such model, or it is private",
+    "LocalEntryNotFoundError": "no connection, and no copy in the cache",
+    "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set, and there is no copy in the cache",
+    "HFValidationError": "that is no OWNER/NAME",
+}
+
+
 def find_folder(source: str) -> Path:
     """The folder ``source`` on this machine, or a model of that name from the hub, in the cache of its library.
 
@@ -40,15 +50,23 @@ def _download(source: str) -> Path:
     try:
         import huggingface_hub
     except ImportError:
-        raise needs_hf_extra(f"The model {source}") from None
+        raise needs_hf_extra(f"the model {source}") from None
     try:
         folder = Path(huggingface_hub.snapshot_download(source, allow_patterns=WANTED))
         if not any(folder.glob("*.safetensors")):
             huggingface_hub.snapshot_download(source, allow_patterns=[*WANTED, "pytorch_model*.bin"])
     except Exception as error:  # the library raises many kinds
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"{source} is no folder here and could not be had from the hub ({reason}).") from None
+        raise UserError(
+            f"{source} is no folder here and could not be had from the hub ({_reason(error)}): check its name and the "
+            "network, or give a folder with config.json."
+        ) from None
     return folder
+
+
+def _reason(error: Exception) -> str:
+    """Why the hub gave nothing, by the library's class of error, or else in its words."""
+    kinds = (HUB_ERRORS.get(cls.__name__) for cls in type(error).__mro__)
+    return next(filter(None, kinds), None) or (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -130,5 +148,5 @@ def _safetensors() -> Any:
     try:
         import safetensors.torch
     except ImportError:
-        raise needs_hf_extra(f"The file {WEIGHTS}") from None
+        raise needs_hf_extra(f"the file {WEIGHTS}") from None
     return safetensors.torch

@@ -52,8 +52,8 @@ def test_two_processes_train_on_the_same_ids_or_not_at_all(tmp_path: Path) -> No
     same, tokenizers, texts = said.splitlines()
     assert same == "agreed"
     assert tokenizers.startswith(
-        "The 2 processes of this run have trained different tokenizers, each in a cache of its"
+        "the 2 processes of this run have trained different tokenizers, each in a cache of its"
     )
     assert "--data.cache_dir" in tokenizers
     assert "as --data.tokenizer." in tokenizers
-    assert texts.startswith("The 2 processes of this run read different texts: give all of them the same files")
+    assert texts.startswith("the 2 processes of this run read different texts: give all of them the same files")

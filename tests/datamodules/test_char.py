@@ -235,9 +235,9 @@ def test_a_file_that_is_trained_on_is_no_text_to_judge_by(tmp_path: Path, split:
     def setup(source: Path, other: Path) -> None:
         CharDataModule(str(source), block_size=8, **{f"{split}_source": str(other)}).setup()  # type: ignore[arg-type]
 
-    with pytest.raises(UserError, match=rf"The {split}_source has .*b\.txt, and so has the source that is trained on"):
+    with pytest.raises(UserError, match=rf"the {split}_source has .*b\.txt, and so has the source that is trained on"):
         setup(tmp_path, tmp_path / "b.txt")
-    with pytest.raises(UserError, match=rf"The {split}_source has .*a\.txt, and so has"):
+    with pytest.raises(UserError, match=rf"the {split}_source has .*a\.txt, and so has"):
         setup(tmp_path / "a.txt", tmp_path)
     setup(tmp_path / "a.txt", tmp_path / "b.txt")  # a text of its own, whatever it says
     setup(tmp_path / "a.txt", tmp_path / "a.txt")  # how well it is known by heart
@@ -255,10 +255,10 @@ def test_characters_outside_a_checkpoints_vocabulary_are_named(text: str) -> Non
     [
         (
             {"block_size": 64},
-            r"The val split of .*text.txt has 41 tokens, fewer than one row's 65 \(block_size 64 \+ 1\)",
+            r"the val split of .*text.txt has 41 tokens, fewer than one row's 65 \(block_size 64 \+ 1\)",
         ),
         ({"block_size": None}, "set block_size"),
-        ({"block_size": 8, "stride": 9}, "A stride of 9 .* choose 1 to block_size = 8"),
+        ({"block_size": 8, "stride": 9}, "a stride of 9 .* choose 1 to block_size = 8"),
         ({"block_size": 8, "mask_first": 8}, "mask_first 8 leaves no target of a window of 8"),
         ({"block_size": 8, "mask_first": -1}, "mask_first -1"),
         ({"block_size": 8, "train_eval_rows": -1}, "train_eval_rows is -1: give at least 0"),
@@ -268,10 +268,10 @@ def test_characters_outside_a_checkpoints_vocabulary_are_named(text: str) -> Non
         ({"seed": -1}, "seed is -1: give at least 0"),
         ({"num_workers": -1}, "num_workers is -1: give at least 0"),
         ({"num_workers": 1000}, r"num_workers is 1000, and this machine has \d+ cores: give at most \d+"),
-        ({"block_size": 8, "val_stride": 9}, "A val_stride of 9 .* choose 1 to block_size = 8"),
-        ({"block_size": 8, "val_stride": 0}, "A val_stride of 0 .* choose 1 to block_size = 8"),
+        ({"block_size": 8, "val_stride": 9}, "a val_stride of 9 .* choose 1 to block_size = 8"),
+        ({"block_size": 8, "val_stride": 0}, "a val_stride of 0 .* choose 1 to block_size = 8"),
         ({"block_size": 8, "val_fraction": math.nan}, "validation part of nan .* give 0 to 1"),
-        ({"block_size": 8, "val_source": ""}, "A source is empty"),
+        ({"block_size": 8, "val_source": ""}, "a source is empty"),
         ({"block_size": 8, "rows": "packed"}, "rows 'packed' need a tokenizer with an EOS token"),
         ({"block_size": 8, "val_fraction": 1.0}, "leave nothing to train on"),
     ],
@@ -286,8 +286,8 @@ def test_what_cannot_be_set_up_is_one_sentence(text: str, options: dict, message
     [
         ({"block_size": 16}, "block_size 16 exceeds the model's, 8: leave it out, or give 8"),
         ({"tokens_per_step": 60}, "tokens_per_step 60 is not a multiple of block_size 8; choose 56 or 64"),
-        ({"tokens_per_step": 64, "micro_batch_size": 3}, "A step of 8 rows .* micro-batches of 3"),
-        ({"tokens_per_step": 64, "micro_batch_size": 16}, "A step of 8 rows .* micro-batches of 16"),
+        ({"tokens_per_step": 64, "micro_batch_size": 3}, "a step of 8 rows .* micro-batches of 3"),
+        ({"tokens_per_step": 64, "micro_batch_size": 16}, "a step of 8 rows .* micro-batches of 16"),
     ],
 )
 def test_steps_that_do_not_divide_are_one_sentence(

@@ -110,6 +110,8 @@ def test_the_verb_prints_facts_and_batches_of_a_configuration(
     )
     main(["--config", str(config), "--data.tokens_per_step", "64", "--rows", "1", "--batches", "2"])
     shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    shown = shown.replace("\n  document_ids", " document_ids")
     for line in (
         "train          45",
         "vocabulary: ",
@@ -129,9 +131,9 @@ def test_the_verb_prints_facts_and_batches_of_a_configuration(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config", "missing.yaml"], "There is no configuration .*missing.yaml"),
-        (["--data.sorce", "x"], "did you mean data.source"),
-        (["--data.source", "missing.txt"], "There is no file, folder or source 'missing.txt'"),
+        (["--config", "missing.yaml"], "config .missing.yaml. does not exist"),
+        (["--data.sorce", "x"], "did you mean --data.source"),
+        (["--data.source", "missing.txt"], "there is no file, folder or source 'missing.txt'"),
     ],
 )
 def test_wrong_arguments_are_one_sentence(arguments: list[str], message: str) -> None:

@@ -347,7 +347,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
 
     monkeypatch.setattr(TokenWriter, "add", refuse)
     cache = tmp_path / "cache"
-    with pytest.raises(UserError, match=r"The disk is full.*set cache_dir"):
+    with pytest.raises(UserError, match=r"the disk is full.*set cache_dir"):
         prepare(Recipe(text_source("abc"), CHARS), cache)
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
 
@@ -358,7 +358,7 @@ def test_a_small_tmpfs_that_fills_up(tmp_path: Path, long_text: Path) -> None:
     if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", cache], check=False).returncode:
         pytest.skip("mounting a tmpfs needs root")
     try:
-        with pytest.raises(UserError, match="The disk is full"):
+        with pytest.raises(UserError, match="the disk is full"):
             prepare(Recipe(open_source(str(long_text)), CHARS), cache)
         assert [path.suffix for path in cache.iterdir()] == [".lock"]
     finally:
@@ -387,7 +387,7 @@ def test_text_that_is_written_to_meanwhile_leaves_no_store(
 
     monkeypatch.setattr(prepare_module, "save_tokenizer", another_program)
     split = Split("documents", shuffle=1)
-    with pytest.raises(UserError, match=rf"The text of .*{name} was written to while it was prepared: start again"):
+    with pytest.raises(UserError, match=rf"the text of .*{name} was written to while it was prepared: start again"):
         prepare(Recipe(source, NewTokenizer("char", train_on="all"), split, val), tmp_path / "cache")
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 

@@ -122,7 +122,7 @@ def test_a_cache_that_is_removed_while_it_is_filled_is_one_sentence(
         shutil.rmtree(cache, ignore_errors=True)
 
     monkeypatch.setattr(TokenWriter, "add", remove)
-    with pytest.raises(UserError, match=r"The cache .*cache cannot be written \(No such file or directory\)"):
+    with pytest.raises(UserError, match=r"the cache .*cache cannot be written \(No such file or directory\)"):
         CharDataModule(str(text), cache_dir=str(cache), block_size=16).prepare_data()
 
 
@@ -165,5 +165,5 @@ def test_a_worker_that_dies_while_it_hands_over_a_batch_is_one_sentence(
         raise error
 
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", broken)
-    with pytest.raises(UserError, match="A worker process of the data loader was killed, often for want of memory"):
+    with pytest.raises(UserError, match="a worker process of the data loader was killed, often for want of memory"):
         next(iter(data.train_dataloader()))

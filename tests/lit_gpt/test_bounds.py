@@ -16,8 +16,8 @@ from lit_gpt import LitExtendedGPT, bounds
 from lit_gpt.baselines.bigram import BigramConfig, build_bigram
 from lit_gpt.callbacks.checkpoints import RunCheckpoints
 from lit_gpt.callbacks.samples import SampleText
-from lit_gpt.cli.arguments import check_values
 from lit_gpt.cli.lightning_cli import LitCLI, run
+from lit_gpt.cli.values import check_values
 from lit_gpt.config import GPTConfig
 from lit_gpt.methods.config import ExtendedGPTConfig
 from lit_gpt.methods.extended_gpt import build_network
@@ -199,7 +199,7 @@ def test_a_step_of_more_tokens_than_any_machine_holds(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"A micro-batch of 100,000,000,000 tokens .* lower --data.tokens_per_step"):
+    with pytest.raises(UserError, match=r"a micro-batch of 100,000,000,000 tokens .* lower --data.tokens_per_step"):
         run("fit", [*TINY, "--data.source", str(text), "--data.tokens_per_step", str(10**11)])
 
 

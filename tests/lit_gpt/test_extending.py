@@ -114,7 +114,7 @@ def test_the_other_verbs_score_what_the_network_says(capsys: pytest.CaptureFixtu
     run("test", [*commands("test")[0], *CPU])
     assert f"test {float(nats.mean()):.4f}" in capsys.readouterr().out
     run("predict", [*commands("predict")[0], *CPU])
-    lines = [json.loads(line) for line in Path("predictions.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in Path("logs/run/version_0/predictions.jsonl").read_text().splitlines()]
     assert [line["document"] for line in lines] == list(range(1000))
     tokens = [token for line in lines for token in line["tokens"]]
     assert [token["id"] for token in tokens] == targets.tolist()

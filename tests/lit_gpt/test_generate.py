@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -317,10 +318,10 @@ def test_temperature_sharpens_and_flattens() -> None:
         ({"temperature": -1}, "temperature is -1: give 0"),
         ({"temperature": math.nan}, "temperature is nan: give 0"),
         ({"temperature": math.inf}, "temperature is inf: give 0"),
-        ({"top_k": math.nan}, "top_k is nan: give at least 1"),
+        ({"top_k": math.nan}, "top_k is nan: give an integer"),
         ({"top_p": math.nan}, "top_p is nan: give a probability"),
         ({"min_p": math.nan}, "min_p is nan: give a probability"),
-        ({"max_new_tokens": math.nan}, "max_new_tokens is nan: give at least 1"),
+        ({"max_new_tokens": math.nan}, "max_new_tokens is nan: give an integer"),
         ({"num_samples": 10**9}, "num_samples is 1000000000, in all 1000000000 texts: ask for at most 65536"),
         ({"num_samples": 40_000, "prompt": ["a", "b"]}, "num_samples is 40000, in all 80000 texts"),
         ({"top_k": 0}, "top_k is 0: give at least 1"),
@@ -427,3 +428,27 @@ def test_a_character_that_the_model_does_not_know_gets_advice_that_generate_can_
     text = TextModel(small(vocab_size=3), CharTokenizer("abc"))
     with pytest.raises(UserError, match=r"'#' \(U\+0023\), as in 'a#c', .* leave it out of the text, or use a model"):
         text.generate("a#c")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "wanted"),
+    [
+        ("top_k", 1.5, "an integer"),
+        ("top_k", "3", "an integer"),
+        ("temperature", None, "a number"),
+        ("temperature", "hot", "a number"),
+        ("temperature", True, "a number"),
+        ("top_p", [0.5], "a number"),
+        ("min_p", torch.ones(2), "a number"),
+        ("max_new_tokens", 2.5, "an integer"),
+        ("num_samples", "2", "an integer"),
+        ("seed", 1.0, "an integer"),
+    ],
+)
+def test_a_value_of_another_type_is_one_sentence(option: str, value: object, wanted: str) -> None:
+    with pytest.raises(UserError, match=f"^{option} is .*: give {wanted}\\.$"):
+        model().generate("a", **{option: value})  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    assert Sampling(np.float32(0.5), np.int64(3), np.float64(0.9)).top_k == 3

@@ -1,7 +1,9 @@
 """What is said when several processes of a run meet one refusal."""
 
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from datamodules import CharDataModule
 from datamodules.errors import UserError
 from lit_gpt import __main__
 
+ROOT = Path(__file__).parents[2]
 #: A process that starts two others, as ``ddp`` does; all of them are refused.
 SCRIPT = """
 import os, subprocess, sys
@@ -59,3 +62,19 @@ def test_a_step_that_cannot_be_divided_names_one_that_can(
     with pytest.raises(UserError, match=f"set tokens_per_step to {' or '.join(map(str, tokens))}\\.$"):
         share(512)
     assert all(share(one) for one in tokens)
+
+
+def _messages(path: Path) -> Iterator[str]:
+    """The beginnings of the literal messages of UserErrors."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "UserError" and node.args:
+            text = node.args[0].values[0] if isinstance(node.args[0], ast.JoinedStr) else node.args[0]
+            if isinstance(text, ast.Constant):
+                yield str(text.value)
+
+
+def test_a_message_after_the_program_s_name_begins_in_lower_case() -> None:
+    files = [path for name in ("lit_gpt", "datamodules") for path in (ROOT / name).rglob("*.py")]
+    messages = [message for path in files for message in _messages(path)]
+    assert len(messages) > 150
+    assert not [message for message in messages if message[:1].isupper()]

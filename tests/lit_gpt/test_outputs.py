@@ -80,9 +80,9 @@ def test_predictions_replace_predictions_alone(fit: Fit, text: Path) -> None:
             "--predictions.path .* is there already and is no predictions that lit_gpt wrote",
         )
     run_trainer("predict", flags)
-    first = Path("predictions.jsonl").read_text()
+    first = Path("logs/run/version_0/predictions.jsonl").read_text()
     run_trainer("predict", flags)
-    assert Path("predictions.jsonl").read_text() == first
+    assert Path("logs/run/version_0/predictions.jsonl").read_text() == first
 
 
 def test_export_and_import_replace_what_they_wrote_alone(fit: Fit, text: Path) -> None:

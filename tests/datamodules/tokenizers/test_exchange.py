@@ -273,7 +273,7 @@ def test_a_tokenizer_json_with_a_forged_id_is_refused_before_it_takes_memory(
         state["added_tokens"][0]["id"] = token_id
     (tmp_path / "t.json").write_text(json.dumps(state))
     tracemalloc.start()
-    with pytest.raises(UserError, match=rf"t\.json: The token .* has the id {token_id!r}, and ids must be 0 to"):
+    with pytest.raises(UserError, match=rf"t\.json: the token .* has the id {token_id!r}, and ids must be 0 to"):
         open_tokenizer(str(tmp_path / "t.json"))
     assert tracemalloc.get_traced_memory()[1] < 2_000_000
     tracemalloc.stop()
@@ -284,7 +284,7 @@ def test_a_forged_tokenizer_of_a_checkpoint_is_one_sentence(specials: object) ->
     state = train_tokenizer("bpe", TEXTS[:50], 270).to_dict()
     with pytest.raises(UserError, match=r"special tokens|ids must be 0 to 269"):
         tokenizer_from_dict(state | {"specials": specials})
-    with pytest.raises(UserError, match="The bpe tokenizer is damaged"):
+    with pytest.raises(UserError, match="the bpe tokenizer is damaged"):
         tokenizer_from_dict({"kind": "bpe"})
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lit_gpt.cli.friendly_errors import friendly_error
+from lit_gpt.cli.friendly_errors import CommandLine, friendly_error
 
 KNOWN = ["model.config.n_layer", "trainer.max_steps", "format", "source"]
 CLASSES = {"model": ["LitGPT", "LitBigram"]}
@@ -14,27 +14,27 @@ SLOT = 'Parser key "model":\n  Does not validate against any of the Union subtyp
     [
         (
             "unrecognized arguments: --trainer.max_stps 3",
-            "'trainer.max_stps' is unknown: did you mean trainer.max_steps?",
+            "option --trainer.max_stps is unknown: did you mean --trainer.max_steps?",
         ),
-        (SLOT + "unrecognized arguments: --config.n_layr=4", "did you mean model.config.n_layer?"),
-        (SLOT + "Group 'config' does not accept option 'n_layr'", "'model.config.n_layr' is unknown"),
+        (SLOT + "unrecognized arguments: --config.n_layr=4", "did you mean --model.config.n_layer 4?"),
+        (SLOT + "Group 'config' does not accept option 'n_layr'", "option --model.config.n_layr is unknown"),
         (
             SLOT + "Parser key \"config.n_layer\":\n Expected a <class 'int'>. Got value: x",
-            "cannot be 'x': give an int.",
+            "option --model.config.n_layer cannot be 'x': give an integer.",
         ),
         (
             "Parser key \"format\":\n  Expected a typing.Literal['a', 'b']. Got value: c",
-            "'format' cannot be 'c': use a, b.",
+            "option --format cannot be 'c': use a, b.",
         ),
         (
             'Parser key "resume":\n  Does not validate against any of the Union subtypes\n  Subtypes: '
             "[typing.Literal['auto'], <class 'NoneType'>]\n  Errors:\n    - Expected a typing.Literal['auto']\n"
             "    - Expected a <class 'NoneType'>\n  Given value type: <class 'str'>\n  Given value: often",
-            "option 'resume' cannot be 'often': use auto.",
+            "option --resume cannot be 'often': use auto.",
         ),
         (
             SLOT + 'Parser key "config":\n Unable to load config \'gpt2\'\n - Parser key "config": ...',
-            "option 'model.config' is a group of options and cannot be 'gpt2': set them, such as --model.config.n_layer"
+            "option --model.config is a group of options and cannot be 'gpt2': set them, such as --model.config.n_layer"
             ".",
         ),
         ("unrecognized arguments: a.yaml --x 3", "'a.yaml' stands alone: give it as --config a.yaml."),
@@ -44,10 +44,17 @@ SLOT = 'Parser key "model":\n  Does not validate against any of the Union subtyp
             SLOT + "Problem with given class_path 'a.B': module 'a' has no attribute 'B'",
             "model 'a.B' is unknown: use LitGPT, LitBigram.",
         ),
-        ("Parser key \"config\": File does not exist: 'x.yaml'", "There is no configuration x.yaml"),
+        (
+            "Problem with given class_path 'lightning.pytorch.loggers.WandbLogger':\n  "
+            "Requirement 'wandb>=0.12' not met. "
+            "HINT: Try running `pip install -U 'wandb>=0.12'`\n- Expected a <class 'bool'>",
+            "WandbLogger needs the package wandb, which is not installed: pip install wandb, or leave it out.",
+        ),
+        ("Something new:\n  - of a kind\n  - never seen", "Something new: - of a kind - never seen."),
+        ('Parser key "a":\n  Expected a spell. Got value: x', 'Parser key "a": Expected a spell. Got value: x.'),
     ],
 )
 def test_reports_become_sentences(report: str, expected: str) -> None:
-    found = friendly_error(report, KNOWN, CLASSES)
+    found = friendly_error(report, CommandLine(known=KNOWN, classes=CLASSES))
     assert expected in found
     assert "\n" not in found

@@ -84,7 +84,7 @@ def test_ids_alone_are_trained_and_predicted(capsys: pytest.CaptureFixture[str])
     run("fit", [*shape, "--trainer.max_steps", "3", "--trainer.val_check_interval", "3"])
     assert "generate" not in capsys.readouterr().out  # there is no tokenizer
     run("predict", ["--ckpt_path", "logs/run/version_0", *CPU, "--data", "others.Ids"])
-    lines = [json.loads(line) for line in Path("predictions.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in Path("logs/run/version_0/predictions.jsonl").read_text().splitlines()]
     assert [line["document"] for line in lines] == [0, 1, 2, 3, 4]
     assert [token["id"] for line in lines for token in line["tokens"]] == [
         i % 7 for row in range(5) for i in range(17 * row + 1, 17 * row + 17)
@@ -143,7 +143,7 @@ def test_processes_that_are_forked_train(strategy: str, fit: Fit) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["finished"], summary["processes"], summary["steps"]) == (True, 2, 2)
     assert checkpoint.read(folder)["global_step"] == 2
-    with pytest.raises(UserError, match=r"^A step of 8 rows .* cannot be divided among 3 process"):
+    with pytest.raises(UserError, match=r"^a step of 8 rows .* cannot be divided among 3 process"):
         fit("--trainer.strategy", strategy, "--trainer.devices", "3")
 
 

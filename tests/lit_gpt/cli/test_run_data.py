@@ -78,7 +78,7 @@ def test_a_checkpoint_is_scored_on_its_own_text_from_anywhere(
     assert f"scoring the val split of {titles}, as in the run\nwrote 20 documents" in capsys.readouterr().out
     with pytest.raises(UserError, match="seed is -1: give at least 0"):
         scored(trained, "--data.seed", "-1")
-    with pytest.raises(UserError, match="There is no test split"):
+    with pytest.raises(UserError, match="there is no test split"):
         scored(trained, verb="test")
 
 

@@ -27,7 +27,7 @@ def test_the_other_verbs_take_the_config_of_fit(verb: str, fit: Fit, text: Path)
     more = ["--data.source", str(text), "--data.test_fraction", "0.1", "--trainer.accelerator", "cpu"]
     for config in ("fit.yaml", str(folder / "config.yaml")):
         run(verb, ["--config", config, "--ckpt_path", str(folder / "checkpoints" / "best.ckpt"), *more])
-    assert {path.name for path in Path().iterdir()} - {"predictions.jsonl", "p.jsonl"} == {
+    assert {path.name for path in Path().iterdir()} - {"p.jsonl"} == {
         "logs",
         text.name,
         "fit.yaml",

@@ -106,6 +106,7 @@ def test_the_default_model_is_exported_and_gone_on_from(fit: Fit, capsys: pytest
     said = capsys.readouterr().out
     assert "No GPT-2 or Llama has qk_norm true, softcap 15.0, activation relu2: the folder brings" in said
     assert "from_pretrained('hf', trust_remote_code=True)" in said
+    assert f"fit --config {first}/config.yaml --model.init_from hf" in said
     frozen = ["--model.optimizer.lr", "0", "--trainer.max_steps", "3", "--model.init_from", "hf"]
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (first, fit(*frozen))]
     assert summaries[0]["final"]["val/loss"] == summaries[1]["final"]["val/loss"]

@@ -1,0 +1,87 @@
+"""Checks the values of a command line that the parser accepts."""
+
+import math
+import os
+from typing import Any
+
+from jsonargparse import Namespace
+
+from datamodules.errors import UserError, check_at_least
+from lit_gpt.cli.arguments import value_of
+from lit_gpt.cli.suggest import unknown
+from lit_gpt.config import PRESETS, format_value
+
+#: Options of one verb alone that are groups, and that have a value.
+GROUPS = {"fit": ("checkpoint", "samples", "tensorboard"), "predict": ("predictions",)}
+VALUES = {"fit": ("name", "logs_dir")}
+#: How the names of strategies begin that split the weights.
+SHARDING = ("fsdp", "deepspeed", "modelparallel")
+
+
+def preset(arguments: list[str]) -> str | None:
+    """The preset that the command line or a config file names. It sets defaults, so it is needed before parsing."""
+    name = value_of("preset", arguments)
+    if name is not None and str(name) not in PRESETS:
+        raise unknown("preset", str(name), PRESETS)
+    return name
+
+
+def check_values(verb: str, config: Namespace) -> None:
+    """Refuse values that have the right type, but are meaningless or would end in a traceback."""
+    _check_given(verb, config)
+    _check_seed(config.seed_everything)
+    _check_processes(config)
+    _check_strategy(config.trainer.strategy)
+    interval = config.trainer.val_check_interval
+    if isinstance(interval, int | float) and not 0 < interval < math.inf:
+        raise UserError(
+            f"trainer.val_check_interval is {interval}: give at least 1 step, or --trainer.limit_val_batches 0 for no "
+            "validation."
+        )
+    for name, value in vars(config.trainer).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"trainer.{name} is {value}: give a finite number.")
+    check_at_least(1, "trainer.check_val_every_n_epoch", config.trainer.check_val_every_n_epoch)
+    if verb == "fit":
+        check_at_least(1, "early_stopping", config.early_stopping)
+
+
+def _check_given(verb: str, config: Namespace) -> None:
+    """jsonargparse takes null for a value of any type, and any value for a group of options."""
+    groups, values = GROUPS.get(verb, ()), VALUES.get(verb, ())
+    for name in ("trainer", "progress", *groups):
+        if not isinstance(config[name], Namespace):
+            raise UserError(f"{name} is {format_value(config[name])}: leave it out, or give its options.")
+    for name in ("seed_everything", "float32_matmul", *values):
+        if config[name] is None:
+            raise UserError(f"{name} is null: leave it out, or give a value.")
+
+
+def _check_seed(seed: int | bool) -> None:
+    if not 0 <= seed < 2**32:  # numpy's range
+        raise UserError(f"seed_everything is {seed}: give 0 to {2**32 - 1}.")
+
+
+def _check_strategy(strategy: Any) -> None:
+    """Refuse strategies that split the weights before data is prepared, and without Lightning's advice to install more.
+
+    The optimizer refuses them too, for runs from Python.
+    """
+    name = strategy.class_path.rpartition(".")[2] if isinstance(strategy, Namespace) else str(strategy)
+    if name.lower().replace("_", "").startswith(SHARDING):
+        raise UserError(
+            f"trainer.strategy {name} splits the weights over devices, which the optimizer's groups and the clipping "
+            "cannot handle: use --trainer.strategy ddp, which gives each device all weights."
+        )
+
+
+def _check_processes(config: Namespace) -> None:
+    """Refuse more processes than a machine can start: they would make it unusable."""
+    trainer, most = config.trainer, max(64, 4 * (os.cpu_count() or 1))
+    devices = int(trainer.devices) if str(trainer.devices).isdecimal() else 0
+    for name, value, limit in (
+        ("trainer.num_nodes", trainer.num_nodes, 2**16),
+        ("trainer.devices", devices, most),
+    ):
+        if isinstance(value, int) and value > limit:
+            raise UserError(f"{name} is {value}: give at most {limit} here.")
