@@ -25,6 +25,7 @@ SECONDS_TO_BE_SAID = 10.0
 STARTED_BY = os.getppid()
 OUR_VERBS = {
     "generate": "write text with a checkpoint",
+    "doctor": "name what is wrong with a training set-up, in a minute",
     "inspect": "show how surprised a model is by each token of a text",
     "report": "compare runs on one page, or in a table",
     "sweep": "print the commands of all combinations of some settings",

@@ -5,6 +5,7 @@ parameters, `head_weights`. A datamodule of your own yields batches with ``input
 `TextData` are optional: `data_of` gives a default for each that is missing. docs/extending.md builds one of each.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -103,6 +104,13 @@ class Network(nn.Module):
         Without it, model FLOPs utilisation (``train/mfu``) is not logged.
         """
         return None
+
+    def expected_initial_loss(self) -> float | None:
+        """Cross-entropy per token before training, in nats; None: unknown.
+
+        `doctor` compares it with the measured one. The default is ln V, the loss of equal probabilities.
+        """
+        return math.log(self.config.vocab_size)
 
     def prepare(self, data: "TextData") -> None:
         """Compute what gradient descent does not learn, such as n-gram counts, from the training text.

@@ -5,6 +5,7 @@ gradient descent. `CountBigram` counts pairs, which gives the table that gradien
 both to be worth its time. They have the interface of `lit_gpt.model.GPT`: `hidden`, `head` and `forward`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -70,6 +71,10 @@ class NeuralBigram(Bigram):
         super().__init__(config)
         self.table = nn.Embedding(self.vocab_size, self.vocab_size)
 
+    def expected_initial_loss(self) -> float:
+        """ln V, and half of the variance of the logits: the mean of log-sum-exp over N(0, 1)."""
+        return math.log(self.vocab_size) + 0.5
+
     def hidden(self, input_ids: Tensor, **context: Any) -> Tensor:
         """Logits after each token, (B, T, V)."""
         return self.table(input_ids)
@@ -84,6 +89,9 @@ class CountBigram(Bigram):
         """All counts are 0: every token is equally likely."""
         super().__init__(config)
         self.register_buffer("counts", torch.zeros(self.vocab_size, self.vocab_size, dtype=torch.int64))
+
+    def expected_initial_loss(self) -> None:
+        """Unknown: the text is counted before training begins."""
 
     def count(self, tokens: np.ndarray) -> None:
         """Set the counts to those of a text with token ids (n,): each token with the one after it."""

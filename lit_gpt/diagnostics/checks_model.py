@@ -1,0 +1,201 @@
+"""Checks of the network and its loss: initial loss, logits, gradients, and whether it can learn."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from lit_gpt.diagnostics.result import NotApplicableError, Outcome, check, failed, judged, listed, passed
+from lit_gpt.diagnostics.subject import Batch, Subject, one_target, places
+from lit_gpt.loss import IGNORE_INDEX
+
+#: The test of overfitting: its steps of AdamW, their learning rate, and the most rows and tokens.
+STEPS, LR, MAX_ROWS, MAX_TOKENS = 150, 1e-2, 4, 256
+
+
+@check("first loss", "--model.config.init, or the reduction of the loss")
+def first_loss(subject: Subject) -> Outcome:
+    """A network that knows nothing has a loss of ln V, V the size of the vocabulary. Far above: initial weights too
+    large, or a sum instead of a mean. Far below: it sees what it is to predict.
+    """
+    with subject.untouched():
+        promised = subject.promised_loss()
+        if promised is None:
+            raise NotApplicableError("what this network's first loss should be is unknown")
+        loss = float(subject.loss(subject.batch))
+    right = abs(loss - promised) <= max(0.4, 0.1 * promised)
+    return judged(right, f"{loss:.3f} nats per token, {promised:.3f} expected")
+
+
+@check("logits", "leave the softmax before the loss out")
+def logits(subject: Subject) -> Outcome:
+    """A cross-entropy takes logits. Given probabilities, its loss cannot fall below ln(1 + (V - 1) / e), and gradients
+    nearly vanish.
+    """
+    with subject.stirred():
+        found = subject.logits(subject.batch)
+    if found is None:
+        raise NotApplicableError("no log_softmax or logsumexp of the loss has a row for every target")
+    total = found.float().sum(-1)  # (N,)
+    probabilities = bool((found >= 0).all()) and bool(((total - 1).abs() < 1e-2).all())
+    low, high = float(found.min()), float(found.max())
+    return judged(not probabilities, f"inputs of the softmax are {low:.3g} to {high:.3g}, sums near {total.mean():.3g}")
+
+
+@check("unscored targets", "ignore_index=-100, and divide by the number of scored targets")
+def unscored_targets(subject: Subject) -> Outcome:
+    """-100 marks pads and prompts. If they count, the loss is a mean over tokens that mean nothing, and differs with
+    the padding.
+    """
+    targets = subject.batch["targets"]
+    scored = targets != IGNORE_INDEX
+    half = scored & (scored.flatten().cumsum(0).view_as(scored) % 3 == 0)  # every third one
+    parts = [torch.where(part, targets, IGNORE_INDEX) for part in (half, scored & ~half)]
+    if not half.any():
+        raise NotApplicableError("a row of training has fewer than three scored targets")
+    with subject.stirred(), torch.no_grad():
+        whole, *losses = (float(subject.loss({**subject.batch, "targets": t})) for t in (targets, *parts))
+    share = float(half.sum() / scored.sum())
+    expected = share * losses[0] + (1 - share) * losses[1]
+    detail = f"{whole:.4f} for all targets, {expected:.4f} from two parts of them"
+    return judged(math.isfinite(whole) and abs(whole - expected) < 1e-3 * max(1.0, abs(expected)), detail)
+
+
+@check("probabilities", "normalise in head(), or in token_scores() of the module")
+def probabilities(subject: Subject) -> Outcome:
+    """Perplexity is a claim about probabilities. A mixture or a cache that gives more than 1 in total makes any loss
+    look low.
+    """
+    module = subject.need_own()
+    V = module.config.vocab_size
+    if V > 3000:
+        raise NotApplicableError(f"the vocabulary of {V:,} is too large to score each token")
+    ids = subject.batch["input_ids"][:1, :4].expand(V, -1).contiguous()  # (V, 4), all rows the same
+    targets = torch.full_like(ids, IGNORE_INDEX)
+    targets[:, -1] = torch.arange(V, device=ids.device)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    with subject.stirred(), torch.no_grad():
+        module.eval()
+        batch = {"input_ids": ids, "targets": targets, "attention_mask": mask}
+        nats, _ = module.token_scores({**batch, "document_ids": torch.zeros_like(ids)})
+        total = float((-nats[:, -1].double()).exp().sum())
+    return judged(abs(total - 1) < 1e-3, f"probabilities of all {V:,} tokens after one context sum to {total:.6f}")
+
+
+@check("gradients", "detach(), no_grad() and requires_grad in the network (on purpose: then ignore this line)")
+def gradients(subject: Subject) -> Outcome:
+    """A parameter without a gradient keeps its random weights: a detached part, a layer that is not used, or one that
+    is frozen by mistake.
+    """
+    subject.need_learning()
+    frozen = [name for name, p in subject.module.named_parameters() if not p.requires_grad]
+    with subject.stirred():
+        subject.loss(subject.batch, train=True).backward()
+        trained = [(name, p.grad) for name, p in subject.module.named_parameters() if p.requires_grad]
+        none = [name for name, grad in trained if grad is None or not grad.any()]
+    parts = [f"{len(frozen)} frozen: {listed(frozen)}"] if frozen else []
+    parts += [f"{len(none)} without a gradient: {listed(none)}"] if none else []
+    return failed("; ".join(parts)) if parts else passed(f"all {len(trained)} parameters have one")
+
+
+@check(
+    "overfits one batch",
+    "the network, the loss and what is between them; --config configs/debug/overfit.yaml runs it at length",
+)
+def overfits(subject: Subject) -> Outcome:
+    """A network that cannot learn a few rows by heart cannot learn a text: the shortest test of network, loss and
+    gradient together.
+    """
+    subject.need_learning()
+    T = subject.batch["input_ids"].size(1)
+    batch = {name: value[: max(1, min(MAX_ROWS, MAX_TOKENS // T))] for name, value in subject.batch.items()}
+    alone = _sees_one_token(subject, batch)
+    limit = _entropy(batch, alone) + 0.3
+    with subject.untouched():
+        # A table of logits gets further by one step the larger the rate is, and there is nothing to unbalance.
+        rate = 10 * LR if alone else LR
+        optimizer = torch.optim.AdamW([p for p in subject.module.parameters() if p.requires_grad], rate)
+        first = loss = subject.loss(batch)
+        for _step in range(STEPS):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss = subject.loss(batch)
+            if loss < limit:
+                break
+    detail = f"{float(first):.3f} to {float(loss):.3f} nats in at most {STEPS} steps, below {limit:.2f} expected"
+    return judged(float(loss) < limit, detail + " of a network that sees one token" * alone)
+
+
+def _entropy(batch: Batch, alone: bool) -> float:
+    """The lowest loss of the batch: near 0, or for a network that sees a token ``alone``, the bigrams' entropy."""
+    ids, targets = batch["input_ids"], batch["targets"]
+    scored = targets != IGNORE_INDEX
+    seen = ids[scored] if alone else _first_context(ids, batch)[scored]
+    pairs = torch.stack((seen, targets[scored]))
+    _, index, both = pairs.unique(dim=1, return_inverse=True, return_counts=True)
+    _, group, each = seen.unique(return_inverse=True, return_counts=True)
+    return float(-(both[index] / each[group]).log().mean())
+
+
+def _first_context(ids: Tensor, batch: Batch) -> Tensor:
+    """A number for each context: equal where all earlier tokens of the document, and the token itself, are equal."""
+    place = torch.arange(ids.size(1), device=ids.device)
+    number = torch.zeros_like(ids)
+    documents = batch.get("document_ids", torch.zeros_like(ids))
+    contexts: dict[tuple[int, ...], int] = {}
+    for r in range(len(ids)):
+        for t in place.tolist():
+            start = int((documents[r, : t + 1] == documents[r, t]).nonzero()[0])
+            number[r, t] = contexts.setdefault(tuple(ids[r, start : t + 1].tolist()), len(contexts))
+    return number
+
+
+def _sees_one_token(subject: Subject, batch: Batch) -> bool:
+    """Whether the loss of a target depends on its input token alone, as in a bigram model."""
+    t = places(batch)[-1]
+    before = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
+    before[0, :t] = True
+    with subject.stirred():
+        return t > 0 and subject.moved(one_target(batch, 0, t), before) == 0
+
+
+@check("finite numbers", "--trainer.precision, the value that masks attention, and eps of norms")
+def finite(subject: Subject) -> Outcome:
+    """A NaN spreads to every weight in one step. It comes from rows without any visible token, or from numbers that a
+    small float cannot hold.
+    """
+    precision, batch = str(subject.options.get("precision") or "32-true"), subject.batch
+    wrong = []
+    empty = {name: value.clone() for name, value in batch.items()}
+    empty["targets"][-1] = IGNORE_INDEX
+    if "attention_mask" in empty:
+        empty["attention_mask"][-1] = False
+    if "document_ids" in empty:
+        empty["document_ids"][-1] = -1
+    dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float16 if precision.startswith("16") else None
+    cases = [("", batch)] + ([("with an empty row", empty)] if len(batch["targets"]) > 1 else [])
+    for case, rows in cases:
+        with subject.untouched():
+            with torch.autocast(subject.module.device.type, dtype, enabled=dtype is not None):
+                loss = subject.loss(rows, train=True)
+            if loss.requires_grad:
+                loss.backward()
+            bad = [
+                n for n, p in subject.module.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
+            ]
+        if not loss.isfinite() or bad:
+            wrong.append(f"loss {float(loss)} {case}".strip() + (f", gradients of {listed(bad)}" if bad else ""))
+    return failed(f"in {precision}: " + "; ".join(wrong)) if wrong else passed(f"loss and gradients in {precision}")
+
+
+@check("targets within the logits", "--model.config.vocab_size, left out: the tokenizer's")
+def ids_in_range(subject: Subject) -> Outcome:
+    """An id that the embedding or the logits do not have stops a run on a CPU and destroys its memory on a GPU."""
+    with subject.untouched():
+        found = subject.logits(subject.batch) if subject.own is None else None
+    V = subject.own.config.vocab_size if subject.own is not None else found.size(-1) if found is not None else None
+    if V is None:
+        raise NotApplicableError("the vocabulary of this module is unknown")
+    tokens = max(subject.tokens, subject.text.vocab_size or 0)
+    return judged(tokens <= V, f"{tokens:,} ids in the data, {V:,} in the network")

@@ -1,0 +1,103 @@
+"""The verb ``doctor``: its table, its exit status, JSON, and classes of a user's own."""
+
+import ast
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from datamodules.errors import UserError
+from lit_gpt.cli.arguments import with_packaged_configs
+from lit_gpt.commands.doctor import DoctorCLI, main
+from lit_gpt.diagnostics.doctor import table
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+CPU = ["--trainer.accelerator", "cpu"]
+TINY = [
+    *("--model.config.block_size", "16", "--model.config.n_layer", "1", "--model.config.n_head", "2"),
+    *("--model.config.n_embd", "16", "--trainer.max_steps", "6", "--data.tokens_per_step", "128", *CPU),
+]
+
+
+@pytest.fixture(autouse=True)
+def _there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_sound_config_is_a_table_without_failures(
+    text: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    main(["--config", "configs/char.yaml", *TINY, "--trainer.max_steps", "60", "--data.source", str(text)])
+    shown = capsys.readouterr().out
+    assert re.search(r"^pass +first loss +[\d.]+ nats per token, [\d.]+ expected$", shown, re.MULTILINE)
+    assert re.search(r"^n/a +documents +rows are not packed", shown, re.MULTILINE)
+    assert "FAIL" not in shown
+    assert shown.strip().endswith("checks failed")
+    assert not (tmp_path / "logs").exists(), "it writes nothing"
+
+
+def test_a_failure_is_status_1_and_json_has_all_of_it(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A warmup that is longer than the whole run, though it is not longer than the short one."""
+    with pytest.raises(SystemExit) as left:
+        main([*TINY, "--data.source", str(text), "--model.optimizer.warmup", "50", "--json"])
+    assert left.value.code == 1
+    found = json.loads(capsys.readouterr().out)
+    failed = [result for result in found if result["state"] == "FAIL"]
+    assert [result["check"] for result in failed] == ["schedule"]
+    assert "still rising" in failed[0]["measured"]
+    assert all(set(result) == {"check", "state", "measured", "why", "option"} for result in found)
+
+
+def test_what_cannot_begin_is_one_sentence() -> None:
+    with pytest.raises(UserError, match=r"gone\.txt"):
+        main([*TINY, "--data.source", "gone.txt"])
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The classes of docs/extending.md."""
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    code = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "mine.py").write_text("\n\n".join(code), encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    del sys.modules["mine"]
+
+
+@pytest.mark.usefixtures("mine")
+def test_classes_of_ones_own_pass() -> None:
+    arguments = ["--model", "mine.LitCalmGRU", "--data", "mine.SumsWithOdds", "--trainer.max_steps", "40"]
+    found = DoctorCLI([*arguments, "--model.optimizer.lr", "0.01", *CPU]).results
+    assert not [result for result in found if result.state == "FAIL"], table(found)
+    assert sum(result.state == "pass" for result in found) > 25
+
+
+@pytest.mark.usefixtures("mine")
+def test_a_gru_that_ignores_documents_is_named(text: Path) -> None:
+    data = ["--data", "HeadlinesDataModule", "--data.source", str(text), "--data.tokenizer", "char"]
+    found = DoctorCLI(
+        ["--model", "mine.LitGRU", *data, "--data.tokens_per_step", "256", "--trainer.max_steps", "6", *CPU]
+    )
+    assert [result.check for result in found.results if result.state == "FAIL"] == ["documents"], table(found.results)
+
+
+def test_training_imports_no_diagnostics() -> None:
+    for path in (ROOT / "lit_gpt").rglob("*.py"):
+        if path.parent.name in ("diagnostics", "commands"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not [name for name in names if str(name).startswith("lit_gpt.diagnostics")], path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_no_false_alarm_on_a_shipped_config(path: Path) -> None:
+    below = ["--config", str(ROOT / "configs" / "char.yaml")] if path.parent.name == "debug" else []
+    found = DoctorCLI(with_packaged_configs([*below, "--config", str(path), *CPU])).results
+    assert not [result for result in found if result.state == "FAIL"], table(found)
