@@ -61,4 +61,5 @@ TINY = [
     *("--model.config.n_embd", "16", "--trainer.max_steps", "6", "--trainer.val_check_interval", "3"),
     *("--trainer.log_every_n_steps", "1", "--data.tokens_per_step", "128", "--trainer.accelerator", "cpu"),
     *("--trainer.devices", "1", "--samples.max_new_tokens", "5"),
+    *("--tensorboard.every_n_validations", "0"),  # charts take as long as the rest of such a run
 ]

@@ -42,8 +42,11 @@ def test_config_builds(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch Profiler default schedule", "ignore::UserWarning:torch.*profiler")
-@pytest.mark.parametrize("steps", [2, pytest.param(20, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    ("path", "steps"),
+    [pytest.param(path, 2, id=path.stem) for path in CONFIGS if path.parent.name != "reproductions"]
+    + [pytest.param(path, 20, id=f"{path.stem}-20", marks=pytest.mark.slow) for path in CONFIGS],
+)
 def test_config_runs_when_shrunk(path: Path, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     if steps == 2:  # the time goes into tokenizers

@@ -45,7 +45,7 @@ def test_help_names_every_verb_and_imports_nothing_heavy(tmp_path: Path) -> None
 
 def test_the_help_of_fit_says_where_the_options_of_network_and_data_are(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, found in (
-        (("--help",), "--model.help LitGPT. Data: --data.help CharDataModule."),
+        (("--help",), "--model.help LitGPT (or LitExtendedGPT, LitBigram)."),
         (("--model.help", "LitGPT"), "Normalise queries and keys"),
         (("--data.help", "CharDataModule"), "--data.tokens_per_step"),
     ):

@@ -191,7 +191,8 @@ def finish(child: int, name: str = "done", seconds: float = 60.0) -> Done:
             os.waitpid(child, 0)
             raise WrongError(f"hangs: more than {seconds:.0f} s")
         time.sleep(0.005)
-    texts = (Path(f"../{name}.{stream}").read_text(errors="replace") for stream in ("out", "err"))
+    files = [Path(f"../{name}.{stream}") for stream in ("out", "err")]  # there are none yet if it was killed at once
+    texts = (file.read_text(errors="replace") if file.exists() else "" for file in files)
     return Done(os.waitstatus_to_exitcode(ended[1]), *texts)
 
 

@@ -104,6 +104,11 @@ class RunCheckpoints(Checkpoint):
         return self.best.get(str(self.monitor))
 
     @property
+    def owed(self) -> bool:
+        """Whether the run begins with a validation that was due at the step that is resumed."""
+        return self._owed
+
+    @property
     def best_model_path(self) -> str:
         """The path of the best checkpoint, for Lightning's ``ckpt_path="best"``."""
         return str(self.folder / "best.ckpt")

@@ -17,6 +17,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from datamodules.files import append, write_atomically, writing
 from lit_gpt.callbacks.tensorboard_logger import RunTensorBoard
 
+#: How the names of metrics begin that a validation logs.
+VALIDATION = ("val/", "train_eval/")
+
 
 class MetricsCSV(Logger):
     """Appends to ``metrics.csv`` in the run's folder. (Lightning's CSVLogger deletes the file of a resumed run.)
@@ -65,14 +68,21 @@ class MetricsCSV(Logger):
             append(self.path, _text([[row.get(name, "") for name in self.columns]]), _text([self.columns]))
 
     @rank_zero_only
-    def rewind(self, step: int) -> None:
-        """Drop rows after ``step``, which a resumed run writes again, and damaged rows, whose numbers are printed."""
+    def rewind(self, step: int, validates: bool = False) -> None:
+        """Drop rows after ``step``, which a resumed run writes again, and damaged rows, whose numbers are printed.
+
+        Args:
+            step: The step that is resumed.
+            validates: Whether the run begins with the validation of that step, and writes its row again too.
+        """
         rows = self._rows()
         damaged = [str(n) for n, line in enumerate(self._lines(), 1) if not self._is_row(line) and line != self.columns]
         if damaged:
-            kept = self.path.replace(self.path.with_name(f"{self.path.name}.damaged"))
-            print(f"{self.path}: damaged rows are dropped (lines {', '.join(damaged)}); the file as it was is {kept}")
-        self._rewrite([row for row in rows if int(row[0]) <= step])
+            copy = self.path.replace(self.path.with_name(f"{self.path.name}.damaged"))
+            print(f"{self.path}: damaged rows are dropped (lines {', '.join(damaged)}); the file as it was is {copy}")
+        again = [i for i, name in enumerate(self.columns) if validates and name.startswith(VALIDATION)]
+        kept = [row for row in rows if not (int(row[0]) == step and any(row[i] for i in again))]
+        self._rewrite([row for row in kept if int(row[0]) <= step])
 
     def curve(self, name: str) -> list[tuple[int, float]]:
         """Steps and values of a metric, from the complete rows of the file."""
@@ -90,9 +100,11 @@ class MetricsCSV(Logger):
         """All lines of the file, split at commas. A last line without a newline was cut short and becomes an empty
         list.
         """
-        if not self.path.is_file():
+        try:
+            content = self.path.read_bytes()
+        except (FileNotFoundError, IsADirectoryError):
             return []
-        *lines, rest = re.split("\r?\n", self.path.read_bytes().decode("utf-8", errors="replace"))
+        *lines, rest = re.split("\r?\n", content.decode("utf-8", errors="replace"))
         return [_split(line) for line in lines] + ([[]] if rest else [])
 
     def _rewrite(self, rows: list[list[str]]) -> None:

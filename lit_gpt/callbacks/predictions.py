@@ -72,7 +72,8 @@ class WritePredictions(Callback):
         """Write the file, in one go."""
         write_atomically(self.path, lambda file: file.writelines(self._lines()))
         scored = sum(map(len, self._documents.values()))
-        print(f"wrote {len(self._documents)} documents, {scored} tokens to {self.path}")
+        path = self.path.relative_to(Path.cwd()) if self.path.is_relative_to(Path.cwd()) else self.path
+        print(f"wrote {len(self._documents)} documents, {scored} tokens to {path}")
 
     def _lines(self) -> Iterator[bytes]:
         return (_line(document, tokens) for document, tokens in sorted(self._documents.items()))

@@ -18,12 +18,13 @@ from weakref import WeakSet
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.errors import UserError
 from datamodules.files import remove_leftovers, write_text
 from lit_gpt.callbacks.metrics_csv import MetricsCSV
-from lit_gpt.callbacks.tensorboard_logger import RunTensorBoard
+from lit_gpt.callbacks.tensorboard_logger import RunTensorBoard, hide_after
 from lit_gpt.integrity import checkpoint_to_resume
 
 Settings: TypeAlias = dict[str, Any]
@@ -332,4 +333,6 @@ class RunFolder(Callback):
         write_text(self.folder / CONFIG, self.config)
         for logger in trainer.loggers if trainer.ckpt_path else ():
             if isinstance(logger, MetricsCSV | RunTensorBoard):
-                logger.rewind(trainer.global_step)
+                logger.rewind(trainer.global_step, any(getattr(x, "owed", False) for x in trainer.checkpoint_callbacks))
+            elif isinstance(logger, TensorBoardLogger):
+                hide_after(logger, trainer.global_step)

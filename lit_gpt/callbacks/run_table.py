@@ -91,13 +91,13 @@ def run_table(text: TextFacts | None, network: NetworkFacts, run: RunSize, sourc
 
 
 def _text_rows(text: TextFacts | None, source: str) -> dict[str, str]:
-    names = ("source", "documents", "characters", "tokens", "vocabulary", "bytes a token", "validation in training")
+    names = ("source", "documents", "characters", "tokens", "vocabulary", "bytes a token", "also in training")
     if text is None:
         return dict.fromkeys(names, UNKNOWN) | {"source": source}
     sizes_of = {what: _by_split(text.splits, what) for what in ("documents", "chars", "tokens")}
     shared = [
-        f"{share:.2%} of its {what}"
-        for share, what in ((text.shared_text, "stretches of 50 characters"), (text.shared_documents, "documents"))
+        f"{share:.2%} of validation's {what}"
+        for share, what in ((text.shared_text, "50-character pieces"), (text.shared_documents, "documents"))
         if share is not None
     ]
     vocabulary, density = f"{text.vocab_size:,}", f"{text.bytes_per_token:.2f}"
@@ -161,13 +161,13 @@ def _memory(memory: sizes.Memory | None) -> str:
     if memory is None:
         return UNKNOWN
     state = memory.weights + memory.gradients + memory.optimizer
-    parts = f"{gigabytes(state)} weights, gradients and optimizer state"
-    return f"{gigabytes(memory.total)} a process: {parts}, the rest activations"
+    parts = f"{readable(state)} weights, gradients and optimizer state"
+    return f"{readable(memory.total)} a process: {parts}, the rest activations"
 
 
-def gigabytes(size: int) -> str:
-    """Bytes in GB, with three digits at most."""
-    return f"{size / 1e9:.{2 if size < 1e10 else 0}f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
+def readable(size: int) -> str:
+    """Bytes in MB or GB, with about three digits."""
+    return f"{size / 1e6:.3g} MB" if size < 1e9 else f"{size / 1e9:.{2 if size < 1e10 else 0}f} GB"
 
 
 # ---- of a Trainer

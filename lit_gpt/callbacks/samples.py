@@ -83,6 +83,8 @@ class SampleText(Callback):
         )[0]
         if trainer.progress_bar_callback:
             trainer.progress_bar_callback.print(f"sample: {text!r}")
+        # A validation that failed after its sample is done again in the resumed run.
+        self._table = [row for row in self._table if row[0] < trainer.global_step]
         self._table.append([trainer.global_step, self.prompt + text])
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV):  # whole, so that a resumed run leaves out the steps that it repeats

@@ -43,4 +43,4 @@ class PrintScoredText(Callback):
         stored, current = self.fingerprints.get("data"), data.fingerprints.get("data")
         if stored is None:
             return "and the checkpoint does not say what it was trained on"
-        return "as in the run" if stored == current else "which is not the run's text, or not split as there"
+        return "as in the run" if stored == current else "not the text and split of the run"

@@ -32,8 +32,6 @@ from lit_gpt.sizes import count_parameters
 from lit_gpt.version import __version__
 
 MAX_TIME = "--trainer.max_time"
-#: Steps after the first one whose time says how long the rest takes.
-TIMED_STEPS = 9
 #: The share of validations in a run's time above which the end of the run says so.
 MUCH_VALIDATION = 1 / 3
 Kind = TypeVar("Kind", bound=Callback)
@@ -52,8 +50,6 @@ class RunSummary(Callback):
         self.seed = seed
         self.folder = Path()
         self._began = False
-        self._first_step = 0
-        self._first_seconds = 0.0  # of training, until that step's end
         self._earlier_summary: dict[str, Any] = {}
         self._origin: dict[str, Any] = {}
 
@@ -65,33 +61,12 @@ class RunSummary(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the network's table, and write a first summary, which ``--resume auto`` reads."""
         self._began = True
-        self._first_step = trainer.global_step + 1
         self._origin = {"versions": _versions(), "started_in": self._earlier_summary.get("started_in", _started_in())}
         _checkpoints(trainer).after_save = [lambda: self._write(trainer, pl_module, finished=False)]
         if trainer.is_global_zero:
             facts, device = data_of(trainer).text_facts, device_name(pl_module.device)
             Console().print(run_table(facts, network_facts(trainer, pl_module), run_size(trainer, device)))
         self._write(trainer, pl_module, finished=False)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Print the time left, once, after ten steps. The first step is not counted: it is the slowest."""
-        if trainer.fit_loop._should_accumulate() or not trainer.is_global_zero:
-            return
-        timed = trainer.global_step - self._first_step
-        seconds = next((speed.so_far()[1] for speed in _of(trainer, Throughput)), 0.0)
-        if timed == 0:
-            self._first_seconds = seconds
-        elif timed == TIMED_STEPS:
-            self._print_time_left(trainer, (seconds - self._first_seconds) / timed)
-
-    def _print_time_left(self, trainer: Trainer, step_seconds: float) -> None:
-        steps = trainer.estimated_stepping_batches - trainer.global_step
-        if 0 < steps < float("inf") and step_seconds > 0:
-            line = f"{time_left(steps * step_seconds)} left for {steps:,.0f} steps, without validations"
-            bar = trainer.progress_bar_callback
-            bar.print(line) if bar else print(line, flush=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the validation's metrics now. Callbacks before RunCheckpoints may need them."""
@@ -149,7 +124,8 @@ class RunSummary(Callback):
         print("next:")
         model = _generating(pl_module)
         if model is not None and data_of(trainer).tokenizer is not None:
-            path = shlex.quote(str(checkpoints.folder / ("last.ckpt" if value is None else "best.ckpt")))
+            # a run's folder stands for its best checkpoint, and makes a line that fits 80 columns
+            path = shlex.quote(str(checkpoints.folder / "last.ckpt" if value is None else folder))
             print(f"  python -m lit_gpt generate --ckpt_path {path}{model}{_prompt_option(data_of(trainer))}")
         print(f"  tensorboard --logdir {shlex.quote(str(folder.parent.parent))}", flush=True)
 
@@ -177,14 +153,6 @@ def _validation_lines(trainer: Trainer) -> list[str]:
         f"validations took {validations / whole:.0%} of the time: for fewer, raise --trainer.val_check_interval; for "
         "shorter ones, set --trainer.limit_val_batches"
     ]
-
-
-def time_left(seconds: float) -> str:
-    """A duration in words, such as "about 3 minutes"."""
-    if seconds < 90:
-        whole = max(round(seconds), 1)
-        return f"about {whole} second{'s' * (whole > 1)}"
-    return f"about {seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"about {seconds / 3600:.1f} hours"
 
 
 def _pace(trainer: Trainer) -> dict[str, Any]:
@@ -260,7 +228,8 @@ def device_name(device: torch.device) -> str:
     """The device's name, with the number of threads of a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{device.type} {platform.machine()}, {threads} thread{'s' * (threads > 1)}"
 
 
 def _checkpoints(trainer: Trainer) -> RunCheckpoints:

@@ -28,6 +28,9 @@ SECTIONS = {
 }
 #: The subfolder of the settings and final metrics, which make a row of TensorBoard's tab HParams.
 SETTINGS = "hparams"
+FOLDERS = (*SPLITS, SETTINGS)
+#: The splits that a validation scores.
+OF_VALIDATIONS = ("train_eval", "val")
 
 
 class RunTensorBoard(TensorBoardLogger):
@@ -45,12 +48,12 @@ class RunTensorBoard(TensorBoardLogger):
         self.folder = folder
         self.settings = dict(settings or {})
         self._writers: dict[str, SummaryWriter] = {}
-        self._purge_step: int | None = None
+        self._purge_steps: dict[str, int] = {}
 
     def writer(self, split: str) -> SummaryWriter:
         """The writer of a split's subfolder, which is created when it is first asked for. Only rank 0 may ask."""
         if split not in self._writers:
-            self._writers[split] = _Writer(str(self.folder / split), purge_step=self._purge_step)
+            self._writers[split] = _Writer(str(self.folder / split), purge_step=self._purge_steps.get(split))
         return self._writers[split]
 
     @property
@@ -82,11 +85,16 @@ class RunTensorBoard(TensorBoardLogger):
             writer.add_scalar(name, value, step)
 
     @rank_zero_only
-    def rewind(self, step: int) -> None:
-        """Hide what was logged after ``step`` in earlier event files: a new file can ask for that."""
+    def rewind(self, step: int, validates: bool = False) -> None:
+        """Hide what was logged after ``step`` in earlier event files: a new file can ask for that.
+
+        Args:
+            step: The step that is resumed.
+            validates: Whether the run begins with the validation of that step, so that its metrics are hidden too.
+        """
         self._close()
-        self._purge_step = step + 1
-        for split in (*SPLITS, SETTINGS):
+        self._purge_steps = {split: step if validates and split in OF_VALIDATIONS else step + 1 for split in FOLDERS}
+        for split in FOLDERS:
             if any((self.folder / split).glob("*tfevents*")):
                 self.writer(split)
 
@@ -110,6 +118,13 @@ class RunTensorBoard(TensorBoardLogger):
 def writer_of(logger: TensorBoardLogger, split: str) -> SummaryWriter:
     """The writer of a split. A TensorBoardLogger of Lightning has one for all."""
     return logger.writer(split) if isinstance(logger, RunTensorBoard) else logger.experiment
+
+
+def hide_after(logger: TensorBoardLogger, step: int) -> None:
+    """What `RunTensorBoard.rewind` does, for a TensorBoardLogger of Lightning."""
+    writer = logger.experiment
+    writer.purge_step = step + 1
+    writer.close()  # the next event opens a new file
 
 
 def chart_of(name: str) -> tuple[str, str]:
@@ -155,7 +170,8 @@ class EventFile:
 
     def __init__(self, folder: Path, every_seconds: float = 5.0) -> None:
         self.folder, self.every_seconds = folder, every_seconds
-        name = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(self._numbers)}"
+        # TensorBoard reads the files of a folder in the order of their names.
+        name = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(self._numbers):06d}"
         self.path = folder / f"events.out.tfevents.{name}"
         self._buffer = io.BytesIO()
         self._records = RecordWriter(self._buffer)

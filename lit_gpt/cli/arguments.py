@@ -1,6 +1,7 @@
 """Reads a command line and its config files before they are parsed. Nothing heavy is imported."""
 
 import itertools
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,8 @@ def value_of(key: str, arguments: list[str]) -> Any:
     for name, value in pairs(arguments):
         if name == f"--{key}":
             result = value
-        elif name in CONFIG and Path(value).is_file():
-            loaded = load_yaml(Path(value))
-            result = loaded.get(key, result) if isinstance(loaded, dict) else result
+        elif name in CONFIG:
+            result = config_in(value).get(key, result)
     return result
 
 
@@ -34,13 +34,32 @@ def data_of_configs(arguments: list[str]) -> dict[str, Any]:
     """The ``data`` of all config files. A later file overrides an earlier one."""
     merged: dict[str, Any] = {}
     for name, value in pairs(arguments):
-        if name in CONFIG and Path(value).is_file():
-            loaded = load_yaml(Path(value))
-            data = loaded.get("data") if isinstance(loaded, dict) else None
+        if name in CONFIG:
+            data = config_in(value).get("data")
             data = {"class_path": data} if isinstance(data, str) else dict(data or {})
             options = {**(merged.get("init_args") or {}), **(data.pop("init_args", None) or {})}
             merged |= {**data, "init_args": options}
     return merged
+
+
+def config_in(value: str) -> dict[str, Any]:
+    """The keys of a value of --config: of a file, or of YAML or JSON that is typed. Empty for any other value."""
+    loaded = None
+    if not is_path(value):
+        with suppress(yaml.YAMLError):
+            loaded = yaml.safe_load(value)
+    elif Path(value).is_file():
+        loaded = load_yaml(Path(value))
+        if not isinstance(loaded, dict):
+            raise UserError(f"config {value!r} has no keys: write a line such as `name: test` into it.")
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def is_path(value: str) -> bool:
+    """Whether a value of --config is the path of something that exists."""
+    with suppress(OSError):  # a name of more than 255 characters
+        return Path(value).exists()
+    return False
 
 
 def load_yaml(path: Path) -> Any:
@@ -73,7 +92,7 @@ def with_packaged_configs(arguments: list[str]) -> list[str]:
 
 
 def _existing_or_packaged(config: str) -> str:
-    if Path(config).exists():
+    if is_path(config) or config_in(config):
         return config
     packaged = _packaged(config)
     if packaged is None and Path(config).suffix in (".yaml", ".yml", ".json"):

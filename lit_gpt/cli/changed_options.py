@@ -25,7 +25,7 @@ def changed_options(config: Namespace, defaults: Namespace) -> dict[str, Any]:
     options, plain = _flat(config), _flat(defaults)
     changed = {k: v for k, v in options.items() if k == "seed" or v != plain.get(k)}
     ends = Counter(end for name in changed for end in _ends(name))
-    return {next(end for end in _ends(name) if ends[end] == 1): value for name, value in changed.items()}
+    return {next((end for end in _ends(name) if ends[end] == 1), name): value for name, value in changed.items()}
 
 
 def _flat(config: Namespace) -> dict[str, Any]:

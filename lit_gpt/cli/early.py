@@ -7,18 +7,18 @@ checks later.
 import shlex
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from datamodules.errors import UserError
-from lit_gpt.cli.arguments import CONFIG, load_yaml, pairs, with_packaged_configs
+from lit_gpt.cli.arguments import CONFIG, config_in, is_path, pairs, with_packaged_configs
 from lit_gpt.cli.options import (
     CLASSES,
     COMMON,
     GROUPS,
     OPTIONS_OF_ONE_VERB,
+    VERBS_LIKE_FIT,
     options_of_class,
     options_of_function,
     options_of_other_classes,
@@ -27,7 +27,7 @@ from lit_gpt.cli.options import (
 from lit_gpt.cli.suggest import unknown_option
 
 #: Parts of an option's name that jsonargparse adds for classes.
-CLASS_KEYS = ("class_path", "dict_kwargs")
+CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 #: The functions of the verbs that are no more than that; of a verb with verbs below it, one for each.
 FUNCTIONS: dict[str, str | dict[str, str]] = {
     "generate": "generate",
@@ -35,6 +35,8 @@ FUNCTIONS: dict[str, str | dict[str, str]] = {
     "export": "export",
     "tokenizer": {"train": "train", "eval": "evaluate", "export": "export"},
 }
+#: The verbs that build a model and data from classes. Any other one checks its options itself.
+VERBS_WITH_CLASSES = (*VERBS_LIKE_FIT, "validate", "test", "predict")
 OTHERS = ("help", "print_config")
 #: Options without parts.
 VALUES_ALONE = tuple(name for name in COMMON if name not in GROUPS)
@@ -59,14 +61,14 @@ def check(verb: str, arguments: list[str]) -> None:
         return  # the help is printed, whatever else is typed
     if verb in FUNCTIONS:
         _check_function(verb, arguments)
-    else:
+    elif verb in VERBS_WITH_CLASSES:
         _check_classes(verb, with_packaged_configs(arguments))
 
 
 def _check_classes(verb: str, arguments: list[str]) -> None:
-    """For the verbs that build a model and data from classes: fit, validate, test, predict and data."""
+    """For the verbs that build a model and data from classes."""
     # `validate`, `test` and `predict` take the data's class from the checkpoint.
-    classes: dict[str, str | None] = {"model": None, "data": None if verb in ("fit", "data") else ""}
+    classes: dict[str, str | None] = {"model": None, "data": None if verb in VERBS_LIKE_FIT else ""}
     for given in _given(arguments):
         if given.name.removesuffix(".class_path") in classes:
             classes[given.name.partition(".")[0]] = _class_in(given.value)
@@ -113,8 +115,8 @@ def _unknown(verb: str, given: Given, known: list[str], others: dict[str, list[s
 def _given(arguments: list[str]) -> Iterator[Given]:
     """The options in the order in which they count, with the keys of config files in the place of each file."""
     for name, value in pairs(arguments):
-        if name in CONFIG and Path(value).is_file():
-            yield from _keys(load_yaml(Path(value)), "", value)
+        if name in CONFIG:
+            yield from _keys(config_in(value), "", value if is_path(value) else "--config")
         elif name.startswith("--") and " " not in name:
             yield Given(_plain(name[2:]), None if value.startswith("--") else value or None, None)
 
@@ -155,7 +157,7 @@ def _exists(verb: str, name: str, classes: dict[str, str | None]) -> bool:
 
 
 def _groups_of_other_verbs(verb: str) -> list[str]:
-    own = "fit" if verb == "data" else verb
+    own = "fit" if verb in VERBS_LIKE_FIT else verb
     return [key for other, keys in OPTIONS_OF_ONE_VERB.items() if other != own for key in keys]
 
 

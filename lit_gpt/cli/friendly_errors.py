@@ -83,7 +83,7 @@ def friendly_error(report: str, line: CommandLine | None = None) -> str:
         found = re.search(pattern, report)
         if found:
             return line.unknown(_dotted(prefix, found), found.groupdict().get("value"))
-    for sentence in (_wrong_class, _lacking, _wrong_group, _wrong_value, _other):
+    for sentence in (_wrong_class, _lacking, _wrong_group, _wrong_value, _other, _reason_in_union):
         if text := sentence(report, prefix, line):
             return text
     return " ".join(part.strip() for part in report.splitlines() if part.strip()).rstrip(".!") + "."
@@ -198,11 +198,19 @@ def _other(report: str, prefix: str, line: CommandLine) -> str | None:
     if found := re.search(r"argument (?:-\w/)?--([\w.]+)(?:/-\w)?: expected one argument", report):
         typed = [option.lstrip("-") for option, value in pairs(line.arguments) if not value or value.startswith("--")]
         option = next((option for option in typed if option.startswith(found[1])), found[1])
-        return f"option --{option} has no value: write one after it."
+        return f"option --{option} has no value: write {'auto' if option == 'resume' else 'one'} after it."
     if found := re.search(r"required: (?P<keys>[\w., ]+)", report):
         keys = [f"--{key.strip().split('.')[-1]}" for key in found["keys"].split(",")]
         return f"{' and '.join(keys)} must be given."
     return None
+
+
+def _reason_in_union(report: str, prefix: str, line: CommandLine) -> str | None:
+    """The sentence of the class that refused its values, where None would have been accepted too."""
+    found = re.search(r"Union subtypes.*?Errors:\s+- (.*?)\n\s*Given value type:", report, re.DOTALL)
+    parts = re.split(r"\n\s*- ", found[1]) if found else []
+    reasons = [part for part in parts if not part.startswith("Expected a <class 'NoneType'>")]
+    return friendly_error(reasons[0], line) if len(reasons) == 1 else None
 
 
 def _alone(word: str, line: CommandLine) -> str:
@@ -215,6 +223,8 @@ def _alone(word: str, line: CommandLine) -> str:
         return f"{word!r} stands alone: write {option}." if name in line.known else line.unknown(name, value)
     if word.endswith(".txt") and "data.source" in line.known:
         return f"{word!r} stands alone: give it as --data.source {word}."
+    if "ckpt_path" in line.known and (word.endswith(".ckpt") or "/" in word):
+        return f"{word!r} stands alone: give it as --ckpt_path {word}."
     return f"{word!r} stands alone: put its option before it."
 
 

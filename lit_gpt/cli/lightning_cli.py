@@ -76,6 +76,8 @@ def _methods() -> tuple[type, ...]:
 #: Classes that --model and --data accept by their short names, because they are imported here.
 DATAMODULES = (CharDataModule, BPEDataModule, HeadlinesDataModule)
 MODULES = (LitGPT, *_methods(), LitBigram)
+#: Default options, by preset and classes.
+_DEFAULTS: dict[tuple[str | None, ...], Namespace] = {}
 Matmul = Literal["highest", "high", "medium"]
 
 
@@ -95,6 +97,8 @@ class LitCLI(LightningCLI):
         verb: fit, validate, test or predict. Only this verb's parser is built.
         arguments: The command line after the verb.
     """
+
+    typed_verb = ""  # where it is another than the verb of Lightning's
 
     def __init__(self, verb: str, arguments: list[str]) -> None:
         quieten_lightning()
@@ -161,7 +165,7 @@ class LitCLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(*args, **kwargs)
         if self.verb in ("validate", "test"):
             parser.set_defaults({"verbose": False})  # Lightning's table of the metrics that RunProgress has printed
-        arrange(parser, self.verb)
+        arrange(parser, self.typed_verb or self.verb)
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -250,7 +254,7 @@ class LitCLI(LightningCLI):
         keys = [key.replace(".init_args.", ".") for key in vars(parsed[self.verb].as_flat())]
         known = [key for key in keys if key not in self._options_of_other_verbs()]
         classes = {"model": _names(MODULES), "data": _names(DATAMODULES)}
-        return CommandLine(arguments, known, other_options(chosen), classes, self.verb)
+        return CommandLine(arguments, known, other_options(chosen), classes, self.typed_verb or self.verb)
 
     # ---- checkpoints
 
@@ -392,8 +396,11 @@ class LitCLI(LightningCLI):
 
     def _changed(self) -> dict[str, Any]:
         config = self.config[self.verb]
-        classes = [f"--{slot}={config[slot].class_path}" for slot in ("model", "data")]
-        return changed_options(config, self._parsed(classes)[self.verb])
+        classes = tuple(f"--{slot}={config[slot].class_path}" for slot in ("model", "data"))
+        key = (self.preset, *classes)
+        if key not in _DEFAULTS:  # a fifth of a second, once a process
+            _DEFAULTS[key] = self._parsed([*classes])[self.verb]
+        return changed_options(config, _DEFAULTS[key])
 
     def _callbacks(self) -> list[Callback]:
         config = self.config[self.verb]

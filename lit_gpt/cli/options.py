@@ -19,6 +19,8 @@ CLASSES = {
         "HeadlinesDataModule": "datamodules.headlines.HeadlinesDataModule",
     },
 }
+#: The verbs that take the options of fit.
+VERBS_LIKE_FIT = ("fit", "data", "doctor")
 #: Options that only one verb has. A config file may hold those of every verb.
 OPTIONS_OF_ONE_VERB = {
     "fit": (
@@ -43,12 +45,13 @@ MORE = {
     "test": ("verbose",),
     "predict": ("return_predictions",),
     "data": ("batches", "rows", "verify"),
+    "doctor": ("json",),
 }
 
 
 def options_of_verb(verb: str) -> list[str]:
-    """Dotted names of the options of fit, validate, test, predict or data, without those of model and data."""
-    own = OPTIONS_OF_ONE_VERB.get("fit" if verb == "data" else verb, ())
+    """Dotted names of the options of a verb that builds a model and data, without those of model and data."""
+    own = OPTIONS_OF_ONE_VERB.get("fit" if verb in VERBS_LIKE_FIT else verb, ())
     names = [*own, *COMMON, *MORE.get(verb, ())]
     return [option for name in names for option in (_expanded(name, GROUPS[name]) if name in GROUPS else [name])]
 

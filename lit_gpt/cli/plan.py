@@ -18,16 +18,15 @@ from rich.table import Table
 from datamodules.batches import StepSize
 from datamodules.planning import known_facts, known_store, planned_step, vocab_size_of_options
 from datamodules.prepare import load_tokenizer_of
-from datamodules.text_facts import TextFacts
 from datamodules.tokens import token_dtype
 from lit_gpt import sizes
 from lit_gpt.callbacks.run_table import (
     UNKNOWN,
     NetworkFacts,
     RunSize,
-    gigabytes,
     memory_of,
     network_of,
+    readable,
     run_table,
 )
 from lit_gpt.callbacks.throughput import PEAK_FLOPS
@@ -44,6 +43,9 @@ PEAK_FLOPS_32 = {"T4": 8.1e12, "RTX 4090": 82.6e12, "A100": 156e12, "H100": 494e
 UTILISATION = 0.4
 #: Tokens of the table of hours where the run's number of tokens is unknown.
 A_BILLION = 10**9
+UNITS = {"MB": 1e6, "GB": 1e9}
+#: Short names of the Trainer's precisions.
+PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 #: A micro-batch is assumed to have as many rows where the data is of an unknown kind.
 ASSUMED_ROWS = 1
 
@@ -83,7 +85,8 @@ class Plan:
         self._complete(store if self.text else None, data)
         self.processes = _processes(config.trainer)
         self.device = _device_type(config.trainer.accelerator)
-        self.precision = str(config.trainer.precision or "32-true")
+        precision = str(config.trainer.precision or "32")
+        self.precision = PRECISIONS.get(precision, precision)
         self.source = _name(getattr(data, "source", UNKNOWN))
         self.block_size = int(getattr(getattr(module, "config", None), "block_size", 1))
         self.step = planned_step(data, self.block_size, self.processes)
@@ -168,10 +171,11 @@ class Plan:
         )
         run = self.run_size()
         console.print(run_table(self.text, network, run, f"{self.source} (not prepared yet)"))
-        console.print("memory of a process in GB, by rows of a micro-batch", highlight=False)
-        console.print(_memory_table(memories, rows if self.step else None))
-        known = "the run" if run.tokens is not None else "a billion tokens, as the run's are unknown,"
-        console.print(f"time of {known} at {UTILISATION:.0%} of the peak in {run.precision}", highlight=False)
+        unit = _unit(memories)
+        console.print(f"memory of a process in {unit}, by rows of a micro-batch", highlight=False)
+        console.print(_memory_table(memories, rows if self.step else None, UNITS[unit]))
+        what = "the run" if run.tokens is not None else "a billion tokens (the run's are unknown)"
+        console.print(f"time for {what} at an MFU of {UTILISATION:.0%}, {run.precision}", highlight=False)
         console.print(_hours_table(network.flops_per_token, run))
         for line in (*self.disk_lines(run), *self.notes, "a plan: nothing was trained, prepared or downloaded"):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -184,12 +188,12 @@ class Plan:
         kept = (run.steps or 0) // every if every else 0
         unknown = " and one for every {every} steps" * bool(every and run.steps is None)
         files = f"best.ckpt, last.ckpt{f' and {kept} kept files' * bool(kept)}{unknown.format(every=every)}"
-        yield f"disk: {gigabytes((2 + kept) * size)} for {files}, {gigabytes(size)} each"
-        yield f"disk: {_store_size(self.text)} for the tokens"
-
-
-def _store_size(text: TextFacts | None) -> str:
-    return UNKNOWN if text is None else gigabytes(text.total("tokens") * token_dtype(text.vocab_size).itemsize)
+        yield f"disk: {readable((2 + kept) * size)} for {files}, {readable(size)} each"
+        if self.text is None:
+            yield "disk: the size of the tokens is unknown before the text is prepared"
+        else:
+            size = self.text.total("tokens") * token_dtype(self.text.vocab_size).itemsize
+            yield f"disk: {readable(size)} for the tokens, {token_dtype(self.text.vocab_size).itemsize} bytes each"
 
 
 def _processes(trainer: Namespace) -> int:
@@ -223,14 +227,19 @@ def _table(*names: str) -> Table:
     return table
 
 
-def _memory_table(memories: dict[int, sizes.Memory | None], chosen: int | None) -> Table:
-    """Memory by micro-batch. The run's own is marked."""
+def _unit(memories: dict[int, sizes.Memory | None]) -> str:
+    largest = max((memory.total for memory in memories.values() if memory), default=0)
+    return "GB" if largest >= UNITS["GB"] else "MB"
+
+
+def _memory_table(memories: dict[int, sizes.Memory | None], chosen: int | None, unit: float) -> Table:
+    """Memory by micro-batch, in units of so many bytes. The run's own is marked."""
     kinds = ["weights", "gradients", "optimizer", "activations", "logits"]
     kinds += ["heap"] * any(memory and memory.heap for memory in memories.values())
     table = _table("rows", *kinds, "total")
     for rows, memory in memories.items():
         values = [getattr(memory, kind) for kind in kinds] + [memory.total] if memory else []
-        cells = [f"{value / 1e9:,.2f}" for value in values] or [UNKNOWN] * (len(kinds) + 1)
+        cells = [f"{value / unit:,.2f}" for value in values] or [UNKNOWN] * (len(kinds) + 1)
         table.add_row(f"{rows:,}{' here' * (rows == chosen)}", *cells)
     return table
 

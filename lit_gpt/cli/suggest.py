@@ -65,7 +65,8 @@ def suggestion(
     fix = next(_meant(name.replace("-", "_").lower(), known, others), None)
     if fix is None or fix.startswith("--"):
         return fix and fix.replace("{}", value or "").rstrip()
-    return f"--{fix} {value}" if value else f"--{fix}"
+    value = VALUES.get(fix, {}).get((value or "").lower(), value)
+    return value if value and value.startswith("--") else f"--{fix} {value}" if value else f"--{fix}"
 
 
 def _meant(name: str, known: list[str], others: Mapping[str, Iterable[str]]) -> Iterator[str]:

@@ -21,6 +21,7 @@ OPTIONS: dict[str, str | tuple[str, ...]] = {
     "num_iterations": "trainer.max_steps",
     "learning_rate": "model.optimizer.lr",
     "max_lr": "model.optimizer.lr",
+    "lr_decay_iters": "trainer.max_steps",
     "min_lr": "--model.optimizer.final_lr FRACTION_OF_THE_PEAK",
     "optimizer": "model.optimizer.kind",
     "optim": "model.optimizer.kind",
@@ -94,6 +95,7 @@ OPTIONS: dict[str, str | tuple[str, ...]] = {
     "dataset_name": "data.source",
     "data_dir": "data.source",
     "data_path": "data.source",
+    "data.path": "data.source",
     "text": ("data.source", "prompt"),
     "text_file": "data.source",
     "corpus": "data.source",
@@ -126,8 +128,8 @@ OPTIONS: dict[str, str | tuple[str, ...]] = {
     "fp16": "--trainer.precision 16-mixed",
     "amp": "--trainer.precision 16-mixed",
     # the run: its folder, its logs, its checkpoints
-    "output_dir": ("logs_dir", "out"),
-    "out_dir": ("logs_dir", "out"),
+    "output_dir": ("logs_dir", "out", "ckpt_path"),
+    "out_dir": ("logs_dir", "out", "ckpt_path"),
     "output": ("out", "predictions.path", "logs_dir"),
     "out": ("predictions.path", "logs_dir"),
     "save_dir": "logs_dir",
@@ -151,6 +153,8 @@ OPTIONS: dict[str, str | tuple[str, ...]] = {
     "save_interval": "checkpoint.every_n_steps",
     "save_every": "checkpoint.every_n_steps",
     "save_steps": "checkpoint.every_n_steps",
+    "always_save_checkpoint": "--checkpoint.every_n_steps STEPS",
+    "save_total_limit": "--checkpoint.keep_every_n_steps STEPS, or leave it out: best.ckpt and last.ckpt are kept",
     "checkpoint": "ckpt_path",
     "checkpoint_path": "ckpt_path",
     "ckpt": "ckpt_path",
@@ -171,6 +175,12 @@ OPTIONS: dict[str, str | tuple[str, ...]] = {
 }
 #: A value of an option, and the one that it means. A text that begins with ``--`` is the whole suggestion.
 VALUES: dict[str, dict[str, str]] = {
+    "verb": {
+        **dict.fromkeys(("train", "pretrain", "finetune"), "fit"),
+        **dict.fromkeys(("sample", "chat"), "generate"),
+        **dict.fromkeys(("eval", "evaluate"), "validate"),
+        "prepare": "data",
+    },
     "preset": {
         "gpt": "gpt2",
         "nanogpt": "gpt2",
@@ -202,6 +212,7 @@ VALUES: dict[str, dict[str, str]] = {
         **dict.fromkeys(("bfloat16", "bf16_mixed"), "bf16-mixed"),
         **dict.fromkeys(("fp32", "float32", "full"), "32-true"),
     },
+    "model.init_from": {"resume": "--resume auto", "scratch": "--model.init_from null"},
     "trainer.logger": {
         "wandb": "WandbLogger",
         **dict.fromkeys(("tensorboard", "csv"), "true"),

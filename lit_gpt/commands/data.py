@@ -25,6 +25,8 @@ COLUMNS = 80
 class DataCLI(LitCLI):
     """The command line of ``fit``. Only its data and the model's block size are used."""
 
+    typed_verb = "data"
+
     def __init__(self, arguments: list[str]) -> None:
         super().__init__("fit", arguments)
 

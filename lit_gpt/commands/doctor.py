@@ -39,7 +39,6 @@ class DoctorCLI(LitCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         config = self.config[subcommand]
         options = dict(vars(config.trainer))
-        options["whole_steps"] = config.trainer.max_steps if config.trainer.max_steps > 0 else None
         small = shrunk(config)
         if "model.init_args.sampled_softmax" in small:  # it makes a loss an estimate, which no two batches share
             small["model.init_args.sampled_softmax"] = 0
@@ -59,8 +58,8 @@ def main(arguments: list[str]) -> None:
     results = DoctorCLI(with_packaged_configs(arguments)).results
     as_json = "--json" in arguments
     print(json.dumps([asdict(result) for result in results], indent=1) if as_json else table(results))
-    failures = sum(result.state == "FAIL" for result in results)
+    failures, passed = (sum(result.state == state for result in results) for state in ("FAIL", "pass"))
     if not as_json:
-        print(f"\n{failures or 'none'} of {len(results)} checks failed")
+        print(f"\n{failures} failed, {passed} passed, {len(results) - failures - passed} not applicable")
     if failures:
         sys.exit(1)

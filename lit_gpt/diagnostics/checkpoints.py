@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import UserError
-from lit_gpt.checkpoint import KEY, file_of, load, read
+from lit_gpt.checkpoint import KEY, MODULES, file_of, load, read
 from lit_gpt.cli.run_data import OWN_CLASSES, is_described, usable_options
 from lit_gpt.commands.generate import usable_device
-from lit_gpt.diagnostics.scores import likeliest, token_name
+from lit_gpt.diagnostics.scores import device_of, likeliest, token_name
 from lit_gpt.generate import TextModel
 from lit_gpt.loss import IGNORE_INDEX, score
 
@@ -25,15 +25,20 @@ _LOGITS = 2**23
 
 
 @torch.inference_mode()
-def predictions_of(folder: Path) -> dict[str, Any]:
+def predictions_of(folder: Path, model_class: str | None = None) -> dict[str, Any]:
     """Loss by position, the frequencies of tokens and one place's likeliest tokens, as plain values.
+
+    Args:
+        folder: The run's.
+        model_class: The dotted path of a LightningModule of the user's own, for the runs that it trained.
 
     Raises:
         UserError: There is no checkpoint, or it needs a class that no file may choose.
     """
     path = file_of(folder)
-    model = load(path, usable_device("auto"))
-    batches = list(_batches(read(path, mmap=True)[KEY]["data"], model))
+    stored = read(path, mmap=True)[KEY]
+    model = load(path, usable_device("auto"), None if stored["module"] in MODULES else model_class)
+    batches = list(_batches(stored["data"], model))
     parts = [_scored(model.net, batch) for batch in batches]
     before, nats, targets, expected = map(list, zip(*parts, strict=True))
     if not bool(torch.cat(nats).isfinite().all()):
@@ -69,9 +74,8 @@ def _scored(net: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor,
     """Of the N scored targets of a batch: the tokens before each, nats and id, (N,), and the sum of all predicted
     probabilities, (V,).
     """
-    device = next(iter(net.state_dict().values())).device
-    ids, targets = batch["input_ids"].to(device), batch["targets"].to(device)  # (B, T)
-    documents = batch["document_ids"].to(device) if "document_ids" in batch else None
+    on_device = {name: value.to(device_of(net)) for name, value in batch.items()}
+    ids, targets, documents = on_device["input_ids"], on_device["targets"], on_device.get("document_ids")  # (B, T)
     hidden, scored = net.hidden(ids, document_ids=documents), targets != IGNORE_INDEX  # (B, T, C), (B, T)
     nats, _ = score(hidden, net.head, net.head_weights(), targets, net.config.vocab_size)
     few = max(_LOGITS // net.config.vocab_size, 1)
@@ -111,8 +115,7 @@ def _next(model: TextModel, batch: dict[str, Tensor]) -> dict[str, Any]:
     """The likeliest tokens after the beginning of the validation text, and the true one."""
     length = max(int((batch["targets"][0, :_CONTEXT] != IGNORE_INDEX).sum()), 1)
     ids, truth = batch["input_ids"][:1, :length], int(batch["targets"][0, length - 1])
-    device = next(iter(model.net.state_dict().values())).device
-    (best,) = likeliest(model.net(ids.to(device))[:, -1])
+    (best,) = likeliest(model.net(ids.to(device_of(model.net)))[:, -1])
     name = lambda i: token_name(model.tokenizer, i)  # noqa: E731
     return {
         "after": "".join(map(name, ids[0].tolist())),

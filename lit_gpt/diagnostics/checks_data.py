@@ -1,5 +1,6 @@
 """Checks of text, tokenizer and batches."""
 
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from datamodules import TextDataModule
 from datamodules.corpus_stats import document_lengths, overlap, token_counts
-from lit_gpt.diagnostics.result import NotApplicableError, Outcome, check, failed, judged, passed
+from lit_gpt.diagnostics.result import NotApplicableError, Outcome, check
 from lit_gpt.diagnostics.subject import Batch, Subject
 from lit_gpt.loss import IGNORE_INDEX
 
@@ -21,7 +22,7 @@ MOST_SHARED_DOCUMENTS, MOST_SHARED_SHINGLES, MOST_SHARED_ROWS = 0.05, 0.25, 0.05
 MOST_REPEATED, MOST_UNKNOWN = 0.3, 0.01
 
 
-@check("targets are shifted once", "targets = ids[1:], input_ids = ids[:-1] in the dataset")
+@check("targets shifted once", "targets = ids[1:], input_ids = ids[:-1] in the dataset")
 def shifted_once(subject: Subject) -> Outcome:
     """targets[i] is the token after input_ids[i]. Unshifted, the network learns to copy its input and the loss goes to
     zero; shifted twice, it never sees the token before.
@@ -33,12 +34,10 @@ def shifted_once(subject: Subject) -> Outcome:
         raise NotApplicableError("no row has two scored targets side by side")
     share = float((targets[:, :-1] == ids[:, 1:])[inside].float().mean())
     same = float((targets == ids)[:, :-1][inside].float().mean())
-    return judged(share > 0.99, f"{share:.1%} of targets are the next input, {same:.1%} the input itself")
+    return share > 0.99, f"{share:.1%} of targets are the next input, {same:.1%} the input itself"
 
 
-@check(
-    "pads and prompts are not scored", "targets of -100 where attention_mask is False; --data.mask_first for prompts"
-)
+@check("pads are not scored", "targets of -100 where attention_mask is False; --data.mask_first for prompts")
 def pads_unscored(subject: Subject) -> Outcome:
     """A pad that is scored is the easiest token of all: the loss looks low, and the network learns to write pads."""
     rows = subject.rows
@@ -49,8 +48,8 @@ def pads_unscored(subject: Subject) -> Outcome:
     prompts = masked and kind == "windows" and bool(scored[:, :masked].any())
     detail = f"{scored.float().mean():.1%} of targets are scored, {pads.float().mean():.1%} of positions are pads"
     if wrong or prompts:
-        return failed(f"{detail}; {wrong:.1%} of the pads are scored" + ("; so are prompts" if prompts else ""))
-    return passed(detail)
+        return False, f"{detail}; {wrong:.1%} of the pads are scored" + ("; so are prompts" if prompts else "")
+    return True, detail
 
 
 def _constant_tail(ids: Tensor) -> Tensor:
@@ -74,10 +73,10 @@ def rows_differ(subject: Subject) -> Outcome:
     if len(ids) < 8:
         raise NotApplicableError(f"an epoch has {len(ids)} rows")
     different = len(ids.unique(dim=0))
-    return judged(different >= (1 - MOST_REPEATED) * len(ids), f"{different} of {len(ids)} rows of an epoch differ")
+    return different >= (1 - MOST_REPEATED) * len(ids), f"{different} of {len(ids)} rows of an epoch differ"
 
 
-@check("validation text is new", "split by documents or by place; --data.val_source; remove duplicates")
+@check("new validation text", "split by documents or by place; --data.val_source; remove duplicates")
 def validation_is_new(subject: Subject) -> Outcome:
     """Text that was trained on is known. A split at random places of one text, or one with duplicates, makes
     validation as good as training, and says nothing.
@@ -91,7 +90,7 @@ def validation_is_new(subject: Subject) -> Outcome:
         raise NotApplicableError("val_source is the training text, so what is validated is memory")
     shared = overlap(data.stores["train"], data.stores["val"], data.tokenizer)
     documents, shingles = shared.documents or 0.0, shared.shingles or 0.0
-    return judged(
+    return (
         documents <= MOST_SHARED_DOCUMENTS and shingles <= MOST_SHARED_SHINGLES,
         f"{documents:.1%} of its documents and {shingles:.1%} of its stretches of 50 characters are in train too",
     )
@@ -99,22 +98,13 @@ def validation_is_new(subject: Subject) -> Outcome:
 
 def _rows_are_new(subject: Subject) -> Outcome:
     """The same for data without token stores: rows of validation that are rows of training."""
-    val = _validation_rows(subject)
-    known = {bytes(row.numpy().tobytes()) for row in subject.rows["input_ids"]}
-    share = float(np.mean([bytes(row.numpy().tobytes()) in known for row in val]))
-    return judged(share <= MOST_SHARED_ROWS, f"{share:.1%} of {len(val)} validation rows are training rows")
-
-
-def _validation_rows(subject: Subject) -> Tensor:
-    try:
-        loader: Any = subject.data.val_dataloader()
-    except Exception as error:  # Lightning's own, where there is none
-        raise NotApplicableError("there is no validation split") from error
-    loader = loader[0] if isinstance(loader, list | tuple) else loader
-    batches = [batch["input_ids"] for batch in islice(loader, 20)]
+    batches = [batch["input_ids"] for batch in islice(subject.val_loader(), 20)]
     if not batches:
         raise NotApplicableError("there is no validation split")
-    return torch.cat([b for b in batches if b.shape[1:] == batches[0].shape[1:]])
+    val = torch.cat([b for b in batches if b.shape[1:] == batches[0].shape[1:]])
+    known = {bytes(row.numpy().tobytes()) for row in subject.rows["input_ids"]}
+    share = float(np.mean([bytes(row.numpy().tobytes()) in known for row in val]))
+    return share <= MOST_SHARED_ROWS, f"{share:.1%} of {len(val)} validation rows are training rows"
 
 
 @check("tokenizer", "--data.tokenizer, or normalisation in the tokenizer's settings")
@@ -125,26 +115,31 @@ def round_trip(subject: Subject) -> Outcome:
     tokenizer = subject.text.tokenizer
     if tokenizer is None:
         raise NotApplicableError("the data has no tokenizer")
-    text = _sample(subject)
-    ids = list(tokenizer.encode(text))
-    back = tokenizer.decode(ids)
-    if back == text:
-        return passed(f"{len(text):,} characters come back, {len(text) / max(len(ids), 1):.2f} a token")
-    at = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back)))
-    return failed(f"{text[max(0, at - 8) : at + 8]!r} comes back as {back[max(0, at - 8) : at + 8]!r}")
+    tokens = characters = 0
+    for text in _samples(subject):
+        ids = list(tokenizer.encode(text))
+        back = tokenizer.decode(ids)
+        if back != text:
+            pairs = enumerate(zip(text, back, strict=False))
+            at = max(0, next((i for i, (a, b) in pairs if a != b), min(len(text), len(back))) - 8)
+            return False, f"{text[at : at + 16]!r} comes back as {back[at : at + 16]!r}"
+        tokens, characters = tokens + len(ids), characters + len(text)
+        if characters >= SAMPLE:
+            break
+    return True, f"{characters:,} characters come back, {characters / max(tokens, 1):.2f} a token"
 
 
-def _sample(subject: Subject) -> str:
+def _samples(subject: Subject) -> Iterator[str]:
     """Some of the training text; where that is unknown, text with all kinds of characters that the tokenizer takes."""
     data, tokenizer = subject.data, subject.text.tokenizer
     if isinstance(data, TextDataModule):
-        pieces = (piece.text for piece in data.opened_sources()[0].pieces(SAMPLE))
-        return next(pieces)[:SAMPLE]
+        yield from (piece.text[:SAMPLE] for piece in data.opened_sources()[0].pieces(SAMPLE))
+        return
     try:
         tokenizer.encode(ANY_TEXT)
-        return ANY_TEXT
+        yield ANY_TEXT
     except Exception:  # it names a character that it does not know, which is fine
-        return tokenizer.decode(subject.rows["input_ids"][0].tolist())
+        yield tokenizer.decode(subject.rows["input_ids"][0].tolist())
 
 
 @check("vocabulary", "--data.vocab_size, or a tokenizer trained on this text")
@@ -155,7 +150,7 @@ def vocabulary(subject: Subject) -> Outcome:
     unknown = getattr(tokenizer, "unk_id", None)
     unknown = getattr(tokenizer, "unk_token_id", None) if unknown is None else unknown
     share = float(counts[unknown] / counts.sum()) if unknown is not None and unknown < len(counts) else 0.0
-    return judged(share <= MOST_UNKNOWN, f"{used:,} of {len(counts):,} ids occur in train, {share:.2%} are unknown")
+    return share <= MOST_UNKNOWN, f"{used:,} of {len(counts):,} ids occur in train, {share:.2%} are unknown"
 
 
 def _counts(subject: Subject) -> np.ndarray:
@@ -186,7 +181,7 @@ def eos(subject: Subject) -> Outcome:
     short = isinstance(data, TextDataModule) and "train" in data.stores and _short_documents(data, targets.size(1))
     if scored == 0 and not (ends or short):
         raise NotApplicableError("no document ends in the rows that were looked at")
-    return judged(scored > 0 and hidden <= 0.1 * scored, f"{scored} scored in {len(targets)} rows, {hidden} not scored")
+    return scored > 0 and hidden <= 0.1 * scored, f"{scored} scored in {len(targets)} rows, {hidden} not scored"
 
 
 def _short_documents(data: TextDataModule, T: int) -> bool:
@@ -201,10 +196,10 @@ def _without_eos(data: Any, T: int) -> Outcome:
     count = data.stores["train"].counts.documents
     if not _short_documents(data, T):
         raise NotApplicableError(f"{count} long documents are joined, and the tokenizer has no EOS token")
-    return failed(f"{count:,} documents, shorter than a row, and no EOS token between them")
+    return False, f"{count:,} documents, shorter than a row, and no EOS token between them"
 
 
-@check("evaluation covers the split", "drop_last=False in the validation loader; --trainer.limit_val_batches 1.0")
+@check("whole validation", "drop_last=False in the validation loader; --trainer.limit_val_batches 1.0")
 def coverage(subject: Subject) -> Outcome:
     """Whole batches only, or the first targets of each row only, leave text out of the metric: figures stop being
     comparable between batch sizes.
@@ -212,8 +207,6 @@ def coverage(subject: Subject) -> Outcome:
     data = subject.data
     if not isinstance(data, TextDataModule) or "val" not in data.stores:
         raise NotApplicableError("the size of this data's validation split is unknown")
-    loader: Any = data.val_dataloader()
-    loader = loader[0] if isinstance(loader, list | tuple) else loader
-    scored = sum(int((batch["targets"] != IGNORE_INDEX).sum()) for batch in loader)
+    scored = sum(int((batch["targets"] != IGNORE_INDEX).sum()) for batch in subject.val_loader())
     wanted = data.scored_text("val").tokens
-    return judged(scored == wanted, f"{scored:,} of {wanted:,} tokens of the validation split are scored")
+    return scored == wanted, f"{scored:,} of {wanted:,} tokens of the validation split are scored"

@@ -1,11 +1,12 @@
 """Checks of the network and its loss: initial loss, logits, gradients, and whether it can learn."""
 
 import math
+from collections import Counter
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
 
-from lit_gpt.diagnostics.result import NotApplicableError, Outcome, check, failed, judged, listed, passed
+from lit_gpt.diagnostics.result import NotApplicableError, Outcome, check, listed
 from lit_gpt.diagnostics.subject import Batch, Subject, one_target, places
 from lit_gpt.loss import IGNORE_INDEX
 
@@ -24,7 +25,7 @@ def first_loss(subject: Subject) -> Outcome:
             raise NotApplicableError("what this network's first loss should be is unknown")
         loss = float(subject.loss(subject.batch))
     right = abs(loss - promised) <= max(0.4, 0.1 * promised)
-    return judged(right, f"{loss:.3f} nats per token, {promised:.3f} expected")
+    return right, f"{loss:.3f} nats per token, {promised:.3f} expected"
 
 
 @check("logits", "leave the softmax before the loss out")
@@ -39,7 +40,7 @@ def logits(subject: Subject) -> Outcome:
     total = found.float().sum(-1)  # (N,)
     probabilities = bool((found >= 0).all()) and bool(((total - 1).abs() < 1e-2).all())
     low, high = float(found.min()), float(found.max())
-    return judged(not probabilities, f"inputs of the softmax are {low:.3g} to {high:.3g}, sums near {total.mean():.3g}")
+    return not probabilities, f"logits from {low:.3g} to {high:.3g}; their sum is {total.mean():.3g} on average"
 
 
 @check("unscored targets", "ignore_index=-100, and divide by the number of scored targets")
@@ -57,8 +58,8 @@ def unscored_targets(subject: Subject) -> Outcome:
         whole, *losses = (float(subject.loss({**subject.batch, "targets": t})) for t in (targets, *parts))
     share = float(half.sum() / scored.sum())
     expected = share * losses[0] + (1 - share) * losses[1]
-    detail = f"{whole:.4f} for all targets, {expected:.4f} from two parts of them"
-    return judged(math.isfinite(whole) and abs(whole - expected) < 1e-3 * max(1.0, abs(expected)), detail)
+    detail = f"{whole:.4f} nats for all targets at once, {expected:.4f} from two parts of them"
+    return math.isfinite(whole) and abs(whole - expected) < 1e-3 * max(1.0, abs(expected)), detail
 
 
 @check("probabilities", "normalise in head(), or in token_scores() of the module")
@@ -79,7 +80,7 @@ def probabilities(subject: Subject) -> Outcome:
         batch = {"input_ids": ids, "targets": targets, "attention_mask": mask}
         nats, _ = module.token_scores({**batch, "document_ids": torch.zeros_like(ids)})
         total = float((-nats[:, -1].double()).exp().sum())
-    return judged(abs(total - 1) < 1e-3, f"probabilities of all {V:,} tokens after one context sum to {total:.6f}")
+    return abs(total - 1) < 1e-3, f"probabilities of all {V:,} tokens after one context sum to {total:.6f}"
 
 
 @check("gradients", "detach(), no_grad() and requires_grad in the network (on purpose: then ignore this line)")
@@ -95,7 +96,7 @@ def gradients(subject: Subject) -> Outcome:
         none = [name for name, grad in trained if grad is None or not grad.any()]
     parts = [f"{len(frozen)} frozen: {listed(frozen)}"] if frozen else []
     parts += [f"{len(none)} without a gradient: {listed(none)}"] if none else []
-    return failed("; ".join(parts)) if parts else passed(f"all {len(trained)} parameters have one")
+    return (False, "; ".join(parts)) if parts else (True, f"all {len(trained)} parameters have one")
 
 
 @check(
@@ -123,32 +124,23 @@ def overfits(subject: Subject) -> Outcome:
             loss = subject.loss(batch)
             if loss < limit:
                 break
+        found = subject.logits(batch) if subject.own is None else None
+        if found is not None:  # without label smoothing, which keeps a loss high
+            loss = torch.minimum(loss, F.cross_entropy(found.float(), batch["targets"].flatten()))
     detail = f"{float(first):.3f} to {float(loss):.3f} nats in at most {STEPS} steps, below {limit:.2f} expected"
-    return judged(float(loss) < limit, detail + " of a network that sees one token" * alone)
+    return float(loss) < limit, detail + " of a network that sees one token" * alone
 
 
 def _entropy(batch: Batch, alone: bool) -> float:
     """The lowest loss of the batch: near 0, or for a network that sees a token ``alone``, the bigrams' entropy."""
     ids, targets = batch["input_ids"], batch["targets"]
-    scored = targets != IGNORE_INDEX
-    seen = ids[scored] if alone else _first_context(ids, batch)[scored]
-    pairs = torch.stack((seen, targets[scored]))
-    _, index, both = pairs.unique(dim=1, return_inverse=True, return_counts=True)
-    _, group, each = seen.unique(return_inverse=True, return_counts=True)
-    return float(-(both[index] / each[group]).log().mean())
-
-
-def _first_context(ids: Tensor, batch: Batch) -> Tensor:
-    """A number for each context: equal where all earlier tokens of the document, and the token itself, are equal."""
-    place = torch.arange(ids.size(1), device=ids.device)
-    number = torch.zeros_like(ids)
     documents = batch.get("document_ids", torch.zeros_like(ids))
-    contexts: dict[tuple[int, ...], int] = {}
-    for r in range(len(ids)):
-        for t in place.tolist():
-            start = int((documents[r, : t + 1] == documents[r, t]).nonzero()[0])
-            number[r, t] = contexts.setdefault(tuple(ids[r, start : t + 1].tolist()), len(contexts))
-    return number
+    pairs = list[tuple[tuple[int, ...], int]]()
+    for r, t in (targets != IGNORE_INDEX).nonzero().tolist():
+        start = t if alone else int((documents[r, : t + 1] == documents[r, t]).nonzero()[0])
+        pairs.append((tuple(ids[r, start : t + 1].tolist()), int(targets[r, t])))
+    both, contexts = Counter(pairs), Counter(context for context, _ in pairs)
+    return -sum(n * math.log(n / contexts[context]) for (context, _), n in both.items()) / max(len(pairs), 1)
 
 
 def _sees_one_token(subject: Subject, batch: Batch) -> bool:
@@ -186,10 +178,14 @@ def finite(subject: Subject) -> Outcome:
             ]
         if not loss.isfinite() or bad:
             wrong.append(f"loss {float(loss)} {case}".strip() + (f", gradients of {listed(bad)}" if bad else ""))
-    return failed(f"in {precision}: " + "; ".join(wrong)) if wrong else passed(f"loss and gradients in {precision}")
+    return (
+        (False, f"in {precision}: " + "; ".join(wrong))
+        if wrong
+        else (True, f"loss and gradients are finite in {precision}")
+    )
 
 
-@check("targets within the logits", "--model.config.vocab_size, left out: the tokenizer's")
+@check("ids within the logits", "--model.config.vocab_size, left out: the tokenizer's")
 def ids_in_range(subject: Subject) -> Outcome:
     """An id that the embedding or the logits do not have stops a run on a CPU and destroys its memory on a GPU."""
     with subject.untouched():
@@ -198,4 +194,4 @@ def ids_in_range(subject: Subject) -> Outcome:
     if V is None:
         raise NotApplicableError("the vocabulary of this module is unknown")
     tokens = max(subject.tokens, subject.text.vocab_size or 0)
-    return judged(tokens <= V, f"{tokens:,} ids in the data, {V:,} in the network")
+    return tokens <= V, f"{tokens:,} ids in the data, {V:,} in the network"

@@ -1,30 +1,20 @@
 """Checks of the optimizer, its groups and its schedule."""
 
-from collections import Counter
 from typing import Any
 
 import torch
+from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from torch import Tensor, nn
 
 from lit_gpt.diagnostics.foreign import loss_of
-from lit_gpt.diagnostics.result import NotApplicableError, Outcome, check, failed, judged, listed, passed
+from lit_gpt.diagnostics.result import NotApplicableError, Outcome, check, listed
 from lit_gpt.diagnostics.subject import Batch, Subject
 from lit_gpt.loss import IGNORE_INDEX
 
 #: The most steps of a schedule that are computed, and the highest rate at its end that counts as an end.
 STEPS, HIGHEST_END = 20_000, 0.2
-
-
-@check("optimizer groups", "the parameter groups in configure_optimizers")
-def groups(subject: Subject) -> Outcome:
-    """A parameter in no group is never trained; one in two groups moves twice."""
-    subject.need_learning()
-    counts = Counter(id(p) for o in subject.optimizers for group in o.param_groups for p in group["params"])
-    trained = {id(p) for p in subject.module.parameters() if p.requires_grad}
-    missing, twice = subject.names(trained - counts.keys()), subject.names({i for i, n in counts.items() if n > 1})
-    parts = [f"{len(missing)} in none: {listed(missing)}"] if missing else []
-    parts += [f"{len(twice)} in several: {listed(twice)}"] if twice else []
-    return failed("; ".join(parts)) if parts else passed(f"{len(trained)} parameters, each in one group")
+#: A run of fewer steps is a look at something, such as a profile, and its schedule does not matter.
+SHORTEST = 50
 
 
 @check("weight decay", "--model.optimizer.weight_decay and group_weight_decay, or a group without decay for vectors")
@@ -38,12 +28,12 @@ def weight_decay(subject: Subject) -> Outcome:
     asked = subject.own is not None and subject.own.optimizer_config.group_weight_decay.get("vectors", 0)
     wrong = [] if asked else subject.names({i for i in vectors if decays.get(i)})
     if wrong:
-        return failed(f"{len(wrong)} vectors decay: {listed(wrong)}")
+        return False, f"{len(wrong)} vectors decay: {listed(wrong)}"
     surprises = _not_as_said(subject, decays)
     if surprises:
-        return failed(f"with gradients of 0, these move otherwise than their group says: {listed(surprises)}")
+        return False, f"with gradients of 0, these move otherwise than their group says: {listed(surprises)}"
     decayed = sum(1 for decay in decays.values() if decay)
-    return passed(f"{decayed} parameters decay, {len(decays) - decayed} do not, {len(vectors)} of them vectors")
+    return True, f"{decayed} parameters decay, {len(decays) - decayed} do not, {len(vectors)} of them vectors"
 
 
 def _groups(subject: Subject) -> list[dict[str, Any]]:
@@ -54,7 +44,7 @@ def _not_as_said(subject: Subject, decays: dict[int, float]) -> list[str]:
     """Parameters that move without a decay, or do not with one, in a step of a new optimizer with gradients of 0."""
     wrong = []
     with subject.untouched():
-        optimizer = _new_optimizer(subject)[0]
+        optimizer = _init_optimizers_and_lr_schedulers(subject.module)[0][0]
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
         named = [(n, p, p.detach().clone()) for n, p in subject.module.named_parameters() if id(p) in rates]
         for _, p, _ in named:
@@ -68,18 +58,6 @@ def _not_as_said(subject: Subject, decays: dict[int, float]) -> list[str]:
     return wrong
 
 
-def _new_optimizer(subject: Subject) -> tuple[torch.optim.Optimizer, Any, bool]:
-    """A new optimizer of the module, its schedule or None, and whether that counts steps (not epochs)."""
-    made: Any = subject.module.configure_optimizers()
-    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], list | tuple):  # optimizers, schedules
-        made = {"optimizer": made[0][0], "lr_scheduler": made[1][0] if made[1] else None}
-    made = made[0] if isinstance(made, list | tuple) else made
-    made = made if isinstance(made, dict) else {"optimizer": made}
-    schedule = made.get("lr_scheduler")
-    options = schedule if isinstance(schedule, dict) else {"scheduler": schedule}
-    return made["optimizer"], options["scheduler"], options.get("interval", "epoch") == "step"
-
-
 @check(
     "tied weights",
     "assign the parameter itself, and after to(device) or load_state_dict again; --model.config.tied_head",
@@ -88,13 +66,16 @@ def tied(subject: Subject) -> Outcome:
     """A head that should share the embedding's weights but holds a copy has twice the parameters, and the two drift
     apart.
     """
-    seen: list[tuple[str, nn.Parameter]] = []
-    copies = []
-    for name, p in subject.module.named_parameters():
-        twins = [n for n, q in seen if p.ndim > 1 and q.shape == p.shape and torch.equal(p, q) and p.std() > 0]
-        copies += [f"{name} copies {twin}" for twin in twins]
-        seen.append((name, p))
-    shared = len(list(subject.module.named_parameters(remove_duplicate=False))) - len(seen)
+    named = dict(subject.module.named_parameters())
+    tables = {id(m.weight) for m in subject.module.modules() if isinstance(m, nn.Embedding)}
+    # Equal layers are no fault: nn.TransformerEncoder makes copies of one. Only the copy of an embedding is.
+    copies = [
+        f"{name} copies {table}"
+        for table, q in named.items()
+        for name, p in named.items()
+        if id(q) in tables and p is not q and p.shape == q.shape and torch.equal(p, q) and p.std() > 0
+    ]
+    shared = len(list(subject.module.named_parameters(remove_duplicate=False))) - len(named)
     if subject.own is not None and getattr(subject.own.config, "tied_head", False):
         net = subject.own.net
         tables = {p.data_ptr() for m in net.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
@@ -102,7 +83,7 @@ def tied(subject: Subject) -> Outcome:
         # A head that is computed from several tables is no parameter.
         if any(isinstance(w, nn.Parameter) and w.data_ptr() not in tables for w in heads):
             copies.append("tied_head is true, and the head has other weights")
-    return failed(listed(copies)) if copies else passed(f"{shared} shared parameters, and no two are copies")
+    return (False, listed(copies)) if copies else (True, f"{shared} shared parameters, and no two are copies")
 
 
 @check("accumulation", "divide the sum by the scored targets of the whole step, as LitLanguageModel does")
@@ -111,6 +92,8 @@ def accumulation(subject: Subject) -> Outcome:
     short rows more.
     """
     subject.need_learning()
+    if subject.own is None and (subject.options.get("accumulate_grad_batches") or 1) == 1:
+        raise NotApplicableError("this run accumulates no gradients: accumulate_grad_batches is 1")
     batch = _uneven(subject)
     half = len(batch["targets"]) // 2
     if half == 0:
@@ -124,7 +107,7 @@ def accumulation(subject: Subject) -> Outcome:
     worst = max(
         (float((a - b).norm() / a.norm().clamp(min=1e-12)) for a, b in zip(whole, sums, strict=True)), default=0
     )
-    return judged(worst < 1e-2, f"gradients of one batch and of two halves differ by {worst:.2g} of their norm")
+    return worst < 1e-2, f"gradients of one batch and of two halves differ by {worst:.2g} of their norm"
 
 
 def _uneven(subject: Subject) -> Batch:
@@ -165,46 +148,61 @@ def schedule(subject: Subject) -> Outcome:
     never gets there; one made for fewer trains at a rate of 0.
     """
     subject.need_learning()
-    rates, steps = _rates(subject)
-    peak, last = max(rates), rates[-1]
-    end = f"rate at the last of {steps} steps: {last / peak:.3f} of its peak"
-    rises = len(rates) > 2 and rates[-1] > rates[-2] * (1 + 1e-9)
-    falls = len(rates) > 2 and rates[-1] < rates[-2] * (1 - 1e-9)
+    rates, every = _rates(subject)
+    peak, last, steps = max(rates), rates[-1], len(rates)
+    before = rates[-1 - every] if steps > every + 1 else last
+    end = f"learning rate at the last of {steps:,} steps: {last / max(peak, 1e-12):.3f} of its peak"
     idle = sum(rate <= 0 for rate in rates)
-    if rises:
-        return failed(f"{end}, and still rising: warmup is longer than the run")
+    if last > before * (1 + 1e-9):
+        return False, f"{end}, and still rising: warmup is longer than the run"
     if idle > max(1, 0.02 * steps):
-        return failed(f"{end}; it is 0 in {idle} steps")
+        return False, f"{end}; it is 0 in {idle:,} steps"
     own = subject.own.optimizer_config if subject.own is not None else None
     if own is not None and own.schedule != "constant" and "." not in own.kind:
         highest = own.final_lr + 0.02 + 2 / max(1.0, own.decay_fraction * steps)
-        return judged(last / peak <= highest, f"{end}, {own.final_lr:g} expected")
-    return judged(not (falls and last > HIGHEST_END * peak), end + ("" if falls else ": constant at the end"))
+        return last / peak <= highest, f"{end}, {own.final_lr:g} expected"
+    falls = last < before * (1 - 1e-9)
+    by_epoch = "; it changes once an epoch: interval is not 'step'" * (every > 1)
+    return not (falls and last > HIGHEST_END * peak), end + ("" if falls else ", constant at the end") + by_epoch
 
 
 def _rates(subject: Subject) -> tuple[list[float], int]:
-    """The learning rate at each step of the whole run, and the number of steps."""
-    trainer, loop = subject.trainer, subject.trainer.fit_loop.epoch_loop
-    usual, module = loop.max_steps, subject.module
+    """The learning rate at each step of the whole run, and after how many steps the schedule advances. A run that is
+    given in epochs is followed at the size of the small one, in which the warmup of ours is a share of the steps.
+    """
+    trainer, loop, options = subject.trainer, subject.trainer.fit_loop, subject.options
+    usual, module, whole = (loop.epoch_loop.max_steps, loop.max_epochs), subject.module, subject.run.of.whole
+    asked, epochs = max(options.get("max_steps") or -1, -1), options.get("max_epochs") or -1
+    if asked < 0 and subject.own is None and (whole or epochs < 0):
+        raise NotApplicableError("max_steps of the whole run is not given")
     config = {name: value for name, value in vars(module).items() if name == "optimizer_config"}
     with subject.untouched():
-        try:
-            loop.max_steps = subject.options.get("whole_steps") or usual
-            if subject.own is not None and subject.run.setup.whole is not None:
-                subject.own.optimizer_config = subject.run.setup.whole()[0].optimizer_config
-            steps = int(trainer.estimated_stepping_batches)
-            optimizer, schedule, by_step = _new_optimizer(subject)
+        try:  # a schedule may ask for the number of steps at each of them
+            if asked > 0 or (epochs > 0 and not whole):
+                loop.epoch_loop.max_steps, loop.max_epochs = asked, epochs
+            if asked > 0 and subject.own is not None and whole is not None:
+                subject.own.optimizer_config = whole()[0].optimizer_config
+            return _followed(subject, int(trainer.estimated_stepping_batches))
         finally:
-            loop.max_steps = usual
+            loop.epoch_loop.max_steps, loop.max_epochs = usual
             vars(module).update(config)
-    if schedule is None or isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+
+
+def _followed(subject: Subject, steps: int) -> tuple[list[float], int]:
+    """See `_rates`; for a number of steps."""
+    trainer, ((optimizer, *_), schedules) = subject.trainer, _init_optimizers_and_lr_schedulers(subject.module)
+    if not schedules or schedules[0].reduce_on_plateau:
         raise NotApplicableError("no schedule changes the learning rate by itself")
-    if not 1 < steps <= STEPS:
+    schedule, by_step = schedules[0].scheduler, schedules[0].interval == "step"
+    every = 1 if by_step else max(1, int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
+    if 0 < (subject.options.get("max_steps") or -1) < SHORTEST:
+        raise NotApplicableError(f"a run of {steps} steps is too short to train anything")
+    if not 1 < steps <= STEPS or (subject.run.of.whole is not None and not by_step):
         raise NotApplicableError(f"a run of {steps:,} steps has no schedule that can be followed here")
-    every, rates = 1 if by_step else max(1, int(trainer.num_training_batches)), list[float]()
+    rates = list[float]()
     for step in range(1, steps + 1):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()  # without gradients it does nothing
         if step % every == 0:
-            schedule.step()
-    return rates, steps
+            schedule.step()  # type: ignore[call-arg]
+    return rates, every

@@ -3,32 +3,41 @@
 import math
 import os
 import resource
-from statistics import median
+from collections import Counter
+from statistics import mean, median
 from typing import Any
 
-import numpy as np
 import torch
+from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor
 
-from lit_gpt.diagnostics.result import AFTER_RUN, NotApplicableError, Outcome, check, failed, judged, listed, passed
+from datamodules.batches import StepSize
+from datamodules.planning import planned_step
+from lit_gpt.callbacks.run_table import memory_of
+from lit_gpt.diagnostics.result import AFTER_RUN, NotApplicableError, Outcome, check, listed
 from lit_gpt.diagnostics.subject import Subject
 from lit_gpt.integrity import WithoutInitialisation
+from lit_gpt.language_model import LitLanguageModel
 from lit_gpt.loss import IGNORE_INDEX
+from lit_gpt.optim import build_optimizer
 
 
-@check("every parameter moves", "its group, its learning rate, requires_grad, and detach() in the network", AFTER_RUN)
+@check(
+    "every parameter moves",
+    "the parameter groups in configure_optimizers, learning rates, and detach() in the network",
+    AFTER_RUN,
+)
 def moves(subject: Subject) -> Outcome:
-    """A parameter that a run leaves alone is a part that is not trained."""
+    """A parameter that a run leaves alone is a part that is not trained; it may be in no group of the optimizer."""
     subject.need_learning()
     initial, final = subject.run.initial, subject.run.final
-    names = [name for name, p in subject.module.named_parameters() if p.requires_grad]
-    still = [name for name in names if torch.equal(initial[name], final[name])]
-    steps = subject.run.steps
-    return judged(not still, f"{len(names) - len(still)} of {len(names)} moved in {steps} steps" + _tail(still))
-
-
-def _tail(names: list[str]) -> str:
-    return f"; not {listed(names)}" if names else ""
+    parameters = {name: p for name, p in subject.module.named_parameters() if p.requires_grad}
+    grouped = {id(p) for optimizer in subject.optimizers for group in optimizer.param_groups for p in group["params"]}
+    still = [name for name in parameters if torch.equal(initial[name], final[name])]
+    missing = [name for name, p in parameters.items() if id(p) not in grouped]
+    detail = f"{len(parameters) - len(still)} of {len(parameters)} parameters moved in {subject.run.steps} steps"
+    detail += f"; not {listed(still)}" * bool(still) + f"; in no group: {listed(missing)}" * bool(missing)
+    return not (still or missing), detail
 
 
 @check("loss falls", "--model.optimizer.lr and warmup, if every other line passes", AFTER_RUN)
@@ -39,48 +48,47 @@ def loss_falls(subject: Subject) -> Outcome:
     subject.need_learning()
     run = subject.run
     unigram, bigram = _baselines(subject)
-    known = f"unigram {unigram:.3f}, bigram {bigram:.3f}"
-    detail = f"{run.first_val:.3f} to {run.last_val:.3f} on validation rows in {run.steps} steps; {known}"
+    known = f"unigrams have {unigram:.3f}, bigrams {bigram:.3f}"
+    detail = f"{run.first_val:.3f} to {run.last_val:.3f} nats on validation rows in {run.steps} steps; {known}"
     if run.last_val < unigram:
-        return passed(f"{detail}: beaten" if run.last_val < bigram else f"{detail}: the unigram is beaten")
-    return judged(run.last_val < run.first_val + 0.02, f"{detail}: not beaten yet")
+        return True, detail
+    return run.last_val < run.first_val + 0.02, f"{detail}; neither is beaten yet"
 
 
 def _baselines(subject: Subject) -> tuple[float, float]:
     """Nats per token of validation rows under the unigrams and the bigrams of training rows."""
-    train, val = subject.rows, subject.run.val_batch
-    V = subject.tokens + 1
-    ids, targets = _pairs(train)
-    unigrams = np.bincount(targets, minlength=V) + 0.5
-    unigrams = unigrams / unigrams.sum()
-    counts: dict[int, int] = dict(zip(*np.unique(ids * V + targets, return_counts=True), strict=True))
-    seen = np.bincount(ids, minlength=V)
-    x, y = _pairs(val)
-    x, y = np.minimum(x, V - 1), np.minimum(y, V - 1)
-    strength = 5.0  # pseudo-counts, spread as the unigrams are
-    both = np.array([counts.get(key, 0) for key in x * V + y])
-    bigrams = (both + strength * unigrams[y]) / (seen[x] + strength)
-    return float(-np.log(unigrams[y]).mean()), float(-np.log(bigrams).mean())
+    train, val = _pairs(subject.rows), _pairs(subject.run.val_batch)
+    pairs, first, last = Counter(train), Counter(x for x, _ in train), Counter(y for _, y in train)
+    unigrams = [(last[y] + 0.5) / (len(train) + 0.5 * (subject.tokens + 1)) for _, y in val]
+    # Five pseudo-counts, spread as the unigrams are.
+    bigrams = [(pairs[x, y] + 5 * p) / (first[x] + 5) for (x, y), p in zip(val, unigrams, strict=True)]
+    return -mean(map(math.log, unigrams)), -mean(map(math.log, bigrams))
 
 
-def _pairs(batch: dict[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    scored = batch["targets"].cpu() != IGNORE_INDEX
-    return batch["input_ids"].cpu()[scored].numpy(), batch["targets"].cpu()[scored].numpy()
+def _pairs(batch: dict[str, Tensor]) -> list[tuple[int, int]]:
+    scored = batch["targets"] != IGNORE_INDEX
+    return list(zip(batch["input_ids"][scored].tolist(), batch["targets"][scored].tolist(), strict=True))
 
 
-@check("evaluation mode", "F.dropout(x, p, self.training), and no self.train() in validation_step", AFTER_RUN)
+@check(
+    "evaluation mode",
+    "F.dropout(x, p, self.training), no self.train() in validation_step and no self.eval() in training_step",
+    AFTER_RUN,
+)
 def evaluation_mode(subject: Subject) -> Outcome:
-    """With dropout on, an evaluation is too high and differs each time."""
+    """With dropout on, a validation loss is too high and differs each time. With dropout off, a training overfits."""
     first, second = subject.run.evaluation, subject.run.evaluate()
     if not first.batches:
         raise NotApplicableError("there is no validation")
+    if not subject.run.trains:
+        return False, "the module is in eval mode while it trains, so without dropout"
     if first.training:
-        return failed(f"in train mode: {listed(sorted(first.training))}")
+        return False, f"in train mode: {listed(sorted(first.training))}"
     differing = [name for name, value in first.metrics.items() if not _same(value, second.metrics.get(name))]
     values = ", ".join(f"{name} {value:.4f}" for name, value in list(first.metrics.items())[:2])
     if differing:
-        return failed(f"{differing[0]} is {first.metrics[differing[0]]:.5f}, then {second.metrics[differing[0]]:.5f}")
-    return passed(f"the same twice: {values or 'no metric is logged'}")
+        return False, f"{differing[0]} is {first.metrics[differing[0]]:.5f}, then {second.metrics[differing[0]]:.5f}"
+    return True, f"the same twice: {values or 'no metric is logged'}"
 
 
 def _same(a: float, b: float | None) -> bool:
@@ -96,11 +104,11 @@ def evaluated_weights(subject: Subject) -> Outcome:
     if name is None:
         raise NotApplicableError("validation logs no metric")
     before, after = initial.metrics[name], final.metrics[name]
-    return judged(before != after, f"{name} is {before:.5f} before the run and {after:.5f} after it")
+    return before != after, f"{name} is {before:.5f} before the run and {after:.5f} after it"
 
 
 @check(
-    "evaluation is a mean over tokens",
+    "mean over tokens",
     "sum nats and tokens, and divide once, as lit_gpt.metrics.TokenMetrics does",
     AFTER_RUN,
 )
@@ -108,20 +116,31 @@ def mean_over_tokens(subject: Subject) -> Outcome:
     """Rows and batches have different numbers of scored targets. A mean of their means, or one that leaves some out,
     changes with the batch size.
     """
-    module, found = subject.need_own(), subject.run.evaluation
-    if "val/loss" not in found.metrics:
-        raise NotApplicableError("validation logs no val/loss")
-    nats, tokens = 0.0, 0
-    module.eval()
+    found = subject.run.evaluation
+    name = next((name for name in found.metrics if name in ("val/loss", "val_loss")), None)
+    if name is None:
+        raise NotApplicableError("validation logs neither val/loss nor val_loss")
+    if None in found.nats:
+        raise NotApplicableError("no log_softmax of the evaluation has a row for every target")
+    nats = found.nats if subject.own is None else _own_nats(subject)
+    counts = [int((batch["targets"] != IGNORE_INDEX).sum()) for batch in found.batches]
+    expected, logged = sum(nats) / max(sum(counts), 1), found.metrics[name]
+    means = [expected]
+    if subject.own is None:  # self.log weighs batches by their rows, as Lightning does everywhere
+        rows = [len(batch["targets"]) for batch in found.batches]
+        means += [sum(n * r / max(c, 1) for n, r, c in zip(nats, rows, counts, strict=True)) / sum(rows)]
+    right = any(abs(mean - logged) < 2e-4 * max(1.0, abs(mean)) for mean in means)
+    return right, f"{name} is {logged:.5f} nats, and {expected:.5f} from {sum(counts):,} tokens one by one"
+
+
+def _own_nats(subject: Subject) -> list[float]:
+    """Nats of each batch of the evaluation, scored once more."""
+    module, nats = subject.need_own(), list[float]()
     with subject.untouched(), torch.no_grad():
-        for batch in found.batches:
+        for batch in subject.run.evaluation.batches:
             module.eval()
-            scores, _ = module.token_scores(batch)
-            nats += float(scores.double().sum())
-            tokens += int((batch["targets"] != IGNORE_INDEX).sum())
-    expected, logged = nats / max(tokens, 1), found.metrics["val/loss"]
-    right = abs(expected - logged) < 1e-3 * max(1.0, abs(expected))
-    return judged(right, f"val/loss {logged:.5f}, {expected:.5f} from {tokens:,} tokens one by one")
+            nats.append(float(module.token_scores(move_data_to_device(batch, module.device))[0].double().sum()))
+    return nats
 
 
 @check("checkpoint", "buffers and attributes that the network needs must be in state_dict", AFTER_RUN)
@@ -133,7 +152,7 @@ def checkpoint(subject: Subject) -> Outcome:
     loaded = run.loaded_loss()
     size = run.saved.stat().st_size / 1e6
     detail = f"loss {run.loss_at_save:.6f} when it was saved, {loaded:.6f} from the file of {size:.1f} MB"
-    return judged(abs(loaded - run.loss_at_save) < 1e-5 * max(1.0, abs(loaded)), detail)
+    return abs(loaded - run.loss_at_save) < 1e-5 * max(1.0, abs(loaded)), detail
 
 
 @check("resume", "a loader with state_dict, and what else the module keeps between steps", AFTER_RUN)
@@ -148,9 +167,9 @@ def resume(subject: Subject) -> Outcome:
     other = run.resumed()
     differing = [name for name, value in run.final.items() if not torch.equal(value, other[name])]
     detail = f"{len(run.final) - len(differing)} of {len(run.final)} tensors are equal after {run.steps} steps"
-    if subject.module.device.type != "cpu" and differing:
+    if run.device != "cpu" and differing:
         raise NotApplicableError(f"{detail}; on a GPU the order of sums may differ")
-    return judged(not differing, f"{detail}, of which a second run did the last {run.steps - run.saved_step}")
+    return not differing, f"{detail}, of which a second run did the last {run.steps - run.saved_step}"
 
 
 @check("time of a step", "--data.num_workers, or tokens that are prepared once", AFTER_RUN)
@@ -162,39 +181,50 @@ def time_of_a_step(subject: Subject) -> Outcome:
     step, wait = median(run.step_seconds[2:] or run.step_seconds), median(run.wait_seconds[2:] or [0.0])
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     detail = f"{1e3 * step:.0f} ms, and {1e3 * wait:.1f} ms for its data; {memory:.1f} GB of memory"
-    return judged(wait < 0.05 or wait < step, detail)
+    return wait < 0.05 or wait < step, detail
 
 
-@check("size of the whole run", "--model.config.n_layer, n_embd and block_size", AFTER_RUN)
+@check("size of the whole run", "--model.config.n_layer, n_embd, block_size and --data.micro_batch_size", AFTER_RUN)
 def whole_size(subject: Subject) -> Outcome:
     """A run that does not fit the memory ends at its first step, and one that takes months is not started."""
-    module, whole = subject.need_own(), subject.run.setup.whole
-    if whole is None:
+    subject.need_own()
+    if subject.run.of.whole is None:
         raise NotApplicableError("this is the whole set-up")
-    large, data = whole()
-    large.config.vocab_size = large.config.vocab_size or module.config.vocab_size
+    large, data = subject.run.of.whole()
+    assert isinstance(large, LitLanguageModel)
+    large.complete_config(subject.text)  # the vocabulary of the small one's tokenizer, where that is trained
+    if "compile" in large.options:
+        large.options["compile"] = False
     with torch.device("meta"), WithoutInitialisation():
-        net = large.build_network()
-    parameters = net.num_parameters()
-    needed, room = 16 * parameters, _memory(module.device)  # float32: weights, gradients and two moments
-    detail = f"{parameters:,} parameters, {needed / 1e9:.2f} GB with gradients and moments, of {room / 1e9:.0f} GB"
-    return judged(needed < room, detail + _outlook(subject, net, data))
+        large.configure_model()
+    step = planned_step(data, large.config.block_size, 1)
+    if step is None:
+        raise NotApplicableError("the batch size of this data is unknown before it is read")
+    learned = [build_optimizer(large.net, large.optimizer_config)] if subject.learns else []
+    precision, device = str(subject.trainer.precision), subject.run.device
+    needed = memory_of(large, learned, step, precision, device)
+    if needed is None:
+        raise NotApplicableError("the memory of this network cannot be computed")
+    room = _memory_of_device(subject.trainer.strategy.root_device)
+    detail = f"{large.net.num_parameters():,} parameters with {large.config.vocab_size:,} tokens; a step takes"
+    detail += f" {needed.total / 1e9:.2f} of {room / 1e9:.0f} GB with {step.micro} rows at a time"
+    return needed.total < room, detail + _outlook(subject, large, step)
 
 
-def _memory(device: torch.device) -> int:
+def _memory_of_device(device: torch.device) -> int:
     """Bytes of memory of a device."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _outlook(subject: Subject, net: Any, data: Any) -> str:
+def _outlook(subject: Subject, large: LitLanguageModel, step: StepSize) -> str:
     """How long the whole run takes at the operations per second of the short one, if the network counts them."""
-    run, steps = subject.run, subject.options.get("whole_steps")
-    T = net.config.block_size
-    tokens = getattr(data, "tokens_per_step", None) or 32 * T
-    each, ours = net.flops_per_token(T), subject.need_own().net.flops_per_token(subject.rows["targets"].size(1))
-    if not (steps and each and ours and run.step_seconds):
+    run, steps = subject.run, subject.options.get("max_steps") or -1
+    each = large.flops_per_token(step.block_size)
+    ours = subject.need_own().flops_per_token(subject.rows["targets"].size(1))
+    if steps < 0 or not (each and ours and run.step_seconds):
         return ""
     speed = ours * run.targets_per_batch / median(run.step_seconds)
-    return f"; {steps * tokens * each / speed / 3600:.2g} h here at the {speed / 1e9:.1f} GFLOP/s of the small one"
+    hours = steps * step.tokens * each / speed / 3600
+    return f"; {hours:.2g} hours at the {speed / 1e9:.1f} GFLOP/s of the small one"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lit_gpt.diagnostics.runs import Run
-from lit_gpt.diagnostics.settings import Setting, spread
+from lit_gpt.diagnostics.settings import Setting, mean, spread
 
 #: Points of all curves of one metric together, so that a page stays below 2 MB.
 _POINTS = 4000
@@ -32,7 +32,7 @@ def _line(number: int, runs: Sequence[Run], points: int) -> dict[str, Any]:
         steps = _shared_steps(runs, name)
         chunks = _chunks(steps, points)
         group = groups.setdefault(chunks, {**_axes(runs, [chunk[-1] for chunk in chunks]), "values": {}, "spread": {}})
-        values = [[_mean(run.metrics[name], chunk) for chunk in chunks] for run in runs]
+        values = [[mean(run.metrics[name][step] for step in chunk) for chunk in chunks] for run in runs]
         if len(runs) == 1:
             group["values"][name] = [_short(value) for value in values[0]]
             continue
@@ -53,16 +53,11 @@ def _chunks(steps: list[int], points: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(steps[i : i + size]) for i in range(0, len(steps), max(size, 1)))
 
 
-def _mean(values: dict[int, float], steps: Sequence[int]) -> float | None:
-    known = [value for step in steps if math.isfinite(value := values[step])]
-    return math.fsum(known) / len(known) if known else None
-
-
 def _axes(runs: Sequence[Run], steps: list[int]) -> dict[str, Any]:
     """The three axes; null where a run does not tell its tokens or its seconds."""
     tokens = [runs[0].tokens_at(step) for step in steps]
     clocks = [[run.seconds_at(step) for run in runs] for step in steps]
-    seconds = [None if None in times else sum(filter(None, times)) / len(times) for times in clocks]
+    seconds = [None if None in times else mean(times) for times in clocks]
     return {
         "steps": steps,
         "tokens": None if None in tokens else [round(value) for value in tokens if value is not None],

@@ -9,11 +9,13 @@ one function in a ``checks_*.py`` file here.
 
 import io
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from datamodules.errors import UserError
 from lit_gpt.callbacks.resume import ExactResume, random_state, set_random_state
 from lit_gpt.diagnostics import checks_context, checks_data, checks_model, checks_optimizer, checks_run
 from lit_gpt.diagnostics.result import AFTER_RUN, AT_START, Result, described
@@ -23,6 +25,7 @@ __all__ = ["FILES", "Setup", "examine", "table"]
 
 #: The files of the checks.
 FILES = (checks_data, checks_model, checks_context, checks_optimizer, checks_run)
+STATES = ("FAIL", "pass", "not applicable")
 RUN = "a short run ends", "What stops a run of a few steps stops the whole one.", "what the message names"
 
 
@@ -44,13 +47,17 @@ def examine(setup: Setup, only: Iterable[str] | None = None) -> list[Result]:
 
 def _examine(setup: Setup, folder: Path, chosen: list) -> list[Result]:
     examination = Examination(setup, folder, chosen)
-    module, data = setup.objects()
     try:
+        module, data = setup.objects()
         setup.trainer(folder, ExactResume(), examination, limit_val_batches=0).fit(module, data)
     except Exception as error:
-        if examination.subject is None:
+        if isinstance(error, UserError) and examination.subject is None:
             raise
-        return [*examination.results, Result(RUN[0], "FAIL", described(error), *RUN[1:])]
+        if examination.subject is None:
+            raise UserError(f"the run cannot begin ({described(error)}): mend what the message names.") from error
+        # What stops the run stops most checks too: it is said once.
+        results = [result for result in examination.results if result.measured != described(error)]
+        return [*results, Result(RUN[0], "FAIL", described(error), *RUN[1:])]
     subject = examination.subject
     assert subject is not None
     subject.run.end()
@@ -59,12 +66,15 @@ def _examine(setup: Setup, folder: Path, chosen: list) -> list[Result]:
 
 
 def table(results: list[Result]) -> str:
-    """A line for each check, and below a failure why it matters and what to change."""
-    width = max(len(result.check) for result in results)
+    """The checks in 80 columns, failures first. Below a failure stand why it matters and what to change."""
+    width = max((len(result.check) for result in results), default=0) + 7
     lines = []
-    for result in sorted(results, key=lambda result: ("FAIL", "pass", "not applicable").index(result.state)):
-        state = "n/a" if result.state == "not applicable" else result.state
-        lines.append(f"{state:<5} {result.check:<{width}}  {result.measured}")
-        if result.state == "FAIL":
-            lines += [f"      {'':<{width}}  {result.why}", f"      {'':<{width}}  Change: {result.option}."]
+    for result in sorted(results, key=lambda result: STATES.index(result.state)):
+        state = "n/a" if result.state == STATES[-1] else result.state
+        below = [result.why, f"Change: {result.option}."] if result.state == "FAIL" else []
+        for first, text in [(f"{state:<5} {result.check}", result.measured), *(("", text) for text in below)]:
+            start = f"{first:<{width}} "
+            lines += textwrap.wrap(
+                text, 80, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False
+            )
     return "\n".join(lines)

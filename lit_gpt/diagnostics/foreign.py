@@ -1,10 +1,8 @@
 """What doctor can know of a LightningModule that is not ours: its logits, found where a softmax takes them."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -47,15 +45,3 @@ def loss_of(output: Any) -> Tensor:
     if not isinstance(loss, Tensor):
         raise TypeError(f"training_step returned {type(loss).__name__} instead of a loss")
     return loss
-
-
-def silenced(module: LightningModule) -> Callable[[], None]:
-    """Let ``self.log`` do nothing, as ``training_step`` is called outside of a run; returns what undoes it."""
-    for name in ("log", "log_dict"):
-        vars(module)[name] = lambda *args, **kwargs: None
-
-    def undo() -> None:
-        for name in ("log", "log_dict"):
-            vars(module).pop(name, None)
-
-    return undo

@@ -3,16 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 State = Literal["pass", "FAIL", "not applicable"]
-
-
-class Outcome(NamedTuple):
-    """What a check says of one training set-up."""
-
-    state: State
-    measured: str
+#: What a check says of a training set-up: whether it is right, and what was measured.
+Outcome = tuple[bool, str]
 
 
 @dataclass(frozen=True)
@@ -44,21 +39,6 @@ AT_START: list[Check] = []
 AFTER_RUN: list[Check] = []
 
 
-def passed(measured: str) -> Outcome:
-    """The set-up is right in this respect."""
-    return Outcome("pass", measured)
-
-
-def failed(measured: str) -> Outcome:
-    """Something is wrong."""
-    return Outcome("FAIL", measured)
-
-
-def judged(right: bool, measured: str) -> Outcome:
-    """A pass if ``right``, otherwise a failure, with the same numbers."""
-    return passed(measured) if right else failed(measured)
-
-
 def check(name: str, option: str, checks: list[Check] = AT_START) -> Callable[[Any], Check]:
     """Make a function of a `Subject` a check of the table; its docstring says why it matters.
 
@@ -76,12 +56,12 @@ def check(name: str, option: str, checks: list[Check] = AT_START) -> Callable[[A
         @wraps(function)
         def run(subject: Any) -> Result:
             try:
-                state, measured = function(subject)
+                right, measured = function(subject)
             except NotApplicableError as reason:
                 return Result(name, "not applicable", str(reason), why, option)
             except Exception as error:  # whatever is wrong with the set-up
-                state, measured = "FAIL", described(error)
-            return Result(name, state, measured, why, option)
+                right, measured = False, described(error)
+            return Result(name, "pass" if right else "FAIL", measured, why, option)
 
         vars(run)["check"] = name
         checks.append(run)

@@ -4,17 +4,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities import move_data_to_device
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from lit_gpt.callbacks.resume import ExactResume
-from lit_gpt.diagnostics.result import AT_START, Result
+from lit_gpt.diagnostics.foreign import LogitsFound
+from lit_gpt.diagnostics.result import AT_START, NotApplicableError, Result
 from lit_gpt.diagnostics.subject import ROWS, Batch, Subject
+from lit_gpt.language_model import LitLanguageModel
 
 Build = Callable[[], tuple[LightningModule, LightningDataModule]]
 #: Steps of the recorded run, and batches of an evaluation.
@@ -33,7 +37,7 @@ class Setup:
 
     Attributes:
         build: Makes a new module and its datamodule.
-        options: Options of the Trainer. ``whole_steps``: the steps of the whole run, where ``build`` makes a small one.
+        options: Options of the Trainer for the whole run.
         whole: Makes the module and data of the whole run, if ``build`` makes small ones.
     """
 
@@ -57,53 +61,20 @@ class Setup:
         return Trainer(**{**run, **kept, **quiet, **fixed, **more}, callbacks=list(callbacks))
 
 
-class Examination(Callback):
-    """Examines a module at the start of its training, and records the run.
+class Evaluation(Callback):
+    """An evaluation, watched.
 
     Attributes:
-        subject: What is examined, once training has begun.
-        results: Of the checks at the start.
+        metrics: What it logged.
+        batches: Its batches, of the first loader.
+        nats: Of each batch, from the logits that a module which is none of ours had; None where they were not found.
+        training: Names of the layers that ran in train mode.
     """
 
-    def __init__(self, setup: Setup, folder: Path, checks: list[Any]) -> None:
-        self.setup_, self.folder, self.checks = setup, folder, checks
-        self.subject: Subject | None = None
-        self.results: list[Result] = []
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Run the checks of a fresh module."""
-        self.subject = subject = Subject(trainer, pl_module, self.setup_.options)
-        subject.run = self.record = Record(self.setup_, self.folder, subject)
-        self.results = [check(subject) for check in AT_START if check in self.checks]
-        self.record.begin()
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note when the batch was there."""
-        self.record.batch_arrived()
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Note when the step was done, and save the middle one."""
-        self.record.step_done(trainer, batch)
-
-
-@dataclass
-class Evaluation:
-    """What an evaluation gave: metrics, its batches, and the modules that were in train mode."""
-
-    metrics: dict[str, float]
-    batches: list[Batch]
-    training: set[str]
-
-
-class Watch(Callback):
-    """Notes the batches of an evaluation, and every module that runs in train mode during it."""
-
     def __init__(self) -> None:
-        self.batches: list[Batch] = []
-        self.training: set[str] = set()
-        self.hooks: list[Any] = []
+        self.metrics = dict[str, float]()
+        self.batches, self.nats = list[Batch](), list[float | None]()
+        self.training, self.hooks = set[str](), list[Any]()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch every layer."""
@@ -118,12 +89,27 @@ class Watch(Callback):
 
         return note
 
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *loader: int
+    ) -> None:
+        """Look for logits from here on."""
+        if not isinstance(pl_module, LitLanguageModel):
+            self.mode = LogitsFound(batch["targets"].numel())
+            self.mode.__enter__()
+
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *loader: int
     ) -> None:
         """Keep the batch of the first loader."""
-        if not any(loader):
-            self.batches.append(batch)
+        if not isinstance(pl_module, LitLanguageModel):
+            self.mode.__exit__(None, None, None)
+        if any(loader):
+            return
+        self.batches.append(batch)
+        if not isinstance(pl_module, LitLanguageModel):
+            logits, targets = self.mode.logits(), batch["targets"].flatten()
+            nats = None if logits is None else float(F.cross_entropy(logits.float(), targets, reduction="sum"))
+            self.nats.append(nats)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop watching."""
@@ -131,68 +117,78 @@ class Watch(Callback):
             hook.remove()
 
 
-class Record:
-    """What a short run did, and what can be asked of it afterwards.
+class Examination(Callback):
+    """Examines a module at the start of its training, records the run, and answers questions about it afterwards.
 
     Attributes:
+        subject: What is examined, once training has begun.
+        results: Of the checks at the start.
         initial: All tensors before the run.
         final: All tensors after it.
         saved: The checkpoint of the middle of the run, None if there is none.
+        trains: Whether the module was in train mode in every step.
     """
 
-    def __init__(self, setup: Setup, folder: Path, subject: Subject) -> None:
-        self.setup, self.folder, self.subject = setup, folder, subject
+    def __init__(self, setup: Setup, folder: Path, checks: list[Any]) -> None:
+        self.of, self.folder, self.checks = setup, folder, checks
+        self.subject: Subject | None = None
+        self.results: list[Result] = []
         self.initial, self.final = dict[str, Tensor](), dict[str, Tensor]()
         self.step_seconds, self.wait_seconds = list[float](), list[float]()
         self.saved: Path | None = None
         self.steps = self.saved_step = self.targets_per_batch = 0
-        self.first_val = self.last_val = self.loss_at_save = float("nan")
-        self._clock = time.perf_counter()
+        self.trains = True
 
-    def begin(self) -> None:
-        """The run begins now."""
-        self.initial = self._state()
-        self.val_batch = self._validation_batch()
-        self.first_val = self._loss()
-        self._clock = time.perf_counter()
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Run the checks of a fresh module."""
+        self.subject = subject = Subject(trainer, pl_module, self.of.options)
+        subject.run = self
+        self.results = [check(subject) for check in AT_START if check in self.checks]
+        self.initial, self.device = _state(pl_module), pl_module.device.type
+        self.val_batch = self._validation_batch(subject)
+        self.first_val = self.loss()
+        self.clock = time.perf_counter()
 
-    def batch_arrived(self) -> None:
-        """The data of a step is there."""
-        now = time.perf_counter()
-        self.wait_seconds.append(now - self._clock)
-        self._clock = now
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note when the batch was there."""
+        self.wait_seconds.append(time.perf_counter() - self.clock)
+        self.clock = time.perf_counter()
 
-    def step_done(self, trainer: Trainer, batch: Batch) -> None:
-        """A step, or one micro-batch of it, is done."""
-        self.targets_per_batch = batch["targets"].numel()
-        self.step_seconds.append(time.perf_counter() - self._clock)
-        self.steps = trainer.global_step
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note when the step, or a micro-batch of it, was done, and save the middle one."""
+        self.step_seconds.append(time.perf_counter() - self.clock)
+        self.targets_per_batch, self.steps = batch["targets"].numel(), trainer.global_step
+        self.trains = self.trains and pl_module.training
         if self.saved is None and self.steps == max(1, int(trainer.max_steps) // 2):
             self.saved, self.saved_step = self.folder / "half.ckpt", self.steps
             trainer.save_checkpoint(self.saved)
-            self.loss_at_save = self._loss()
-        self._clock = time.perf_counter()
+            self.loss_at_save = self.loss()
+        self.clock = time.perf_counter()
 
     def end(self) -> None:
         """The run is over."""
-        self.final, self.last_val = self._state(), self._loss()
+        self.final, self.last_val = _state(self.known.module), self.loss()
 
-    def _state(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self.subject.module.state_dict().items()}
+    @property
+    def known(self) -> Subject:
+        """The subject, once training has begun."""
+        assert self.subject is not None
+        return self.subject
 
-    def _validation_batch(self) -> Batch:
+    def _validation_batch(self, subject: Subject) -> Batch:
         """Some rows of validation; of training, where there is no validation."""
-        try:
-            loader: Any = self.subject.data.val_dataloader()
-            loader = loader[0] if isinstance(loader, list | tuple) else loader
-            batch = next(islice(loader, 1))
-        except Exception:  # Lightning's own, where a datamodule has none
-            batch = self.subject.batches[-1]
-        return {name: value[: 2 * ROWS].to(self.subject.module.device) for name, value in batch.items()}
+        loader = subject.val_loader() if is_overridden("validation_step", subject.module) else []
+        batch = next(iter(loader), None)
+        self.has_validation = batch is not None
+        rows = {n: v[: 2 * ROWS] for n, v in (batch or subject.batches[-1]).items() if isinstance(v, Tensor)}
+        return move_data_to_device(rows, subject.module.device)
 
-    def _loss(self) -> float:
-        with self.subject.untouched(), torch.no_grad():
-            return float(self.subject.loss(self.val_batch))
+    def loss(self) -> float:
+        """The loss of some rows of validation."""
+        with self.known.untouched(), torch.no_grad():
+            return float(self.known.loss(self.val_batch))
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -201,32 +197,39 @@ class Record:
 
     def evaluate(self, state: dict[str, Tensor] | None = None) -> Evaluation:
         """An evaluation of the final weights, or of others, by ``Trainer.validate``."""
-        module = self.subject.module
+        if not self.has_validation:
+            raise NotApplicableError("there is no validation")
+        module, data = self.known.module, self.known.data
         module.load_state_dict(state or self.final)
-        watch, trainer = Watch(), self.subject.trainer
+        watch = Evaluation()
+        # Inference mode hides the log_softmax inside of a cross_entropy.
+        short = self.of.trainer(self.folder, watch, inference_mode=False)
         try:
-            logged = self.setup.trainer(self.folder, watch).validate(module, self.subject.data, verbose=False)
+            logged = short.validate(module, data, verbose=False)
         finally:
             module.load_state_dict(self.final)
-            module.trainer = self.subject.data.trainer = trainer
-        metrics = {name: float(value) for metrics in logged for name, value in metrics.items()}
-        return Evaluation(metrics, watch.batches, watch.training)
+            module.trainer = data.trainer = self.known.trainer
+        watch.metrics = {name: float(value) for metrics in logged for name, value in metrics.items()}
+        return watch
 
     def resumed(self) -> dict[str, Tensor]:
         """All tensors at the end of another run that resumes from the checkpoint."""
-        module, data = self.setup.objects()
-        trainer = self.setup.trainer(self.folder, ExactResume())
-        trainer.fit(module, data, ckpt_path=self.saved, weights_only=False)
-        return module.state_dict()
+        module, data = self.of.objects()
+        self.of.trainer(self.folder, ExactResume()).fit(module, data, ckpt_path=self.saved, weights_only=False)
+        return _state(module)
 
     def loaded_loss(self) -> float:
         """The loss of the weights in the checkpoint, read into the module as it is at its start."""
         assert self.saved is not None
-        stored = torch.load(self.saved, map_location=self.subject.module.device, weights_only=False)["state_dict"]
-        module = self.subject.module
+        module = self.known.module
+        stored = torch.load(self.saved, map_location=module.device, weights_only=False)["state_dict"]
         try:
             module.load_state_dict(self.initial)
             module.load_state_dict(stored)
-            return self._loss()
+            return self.loss()
         finally:
             module.load_state_dict(self.final)
+
+
+def _state(module: LightningModule) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}

@@ -2,27 +2,30 @@
 
 import csv
 import json
-import math
-from bisect import bisect_left
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import yaml
 
 from datamodules.errors import UserError
 from datamodules.files import expanded
+from lit_gpt.diagnostics.shown import printable
 
 #: What makes a folder a run's.
 FILES = ("config.yaml", "summary.json", "metrics.csv", "checkpoints")
 #: A config.yaml that `fit` wrote has 200 settings at most. A file may claim more, or repeat itself without end.
 _MOST_SETTINGS, _DEEPEST = 1000, 8
+#: Digits of the largest seed, 2**32 - 1.
+_LONGEST_SEED = 10
 _JSON = json.JSONEncoder(default=str)
-#: Of steps, tokens and the like: JavaScript's integers are exact to here.
-_LARGEST = 2**53
+#: Of steps, tokens and the like: JavaScript's integers are exact to here. Of metrics: their squares can be summed.
+_LARGEST, _LARGEST_METRIC = 2**53, 1e100
 #: What parsing a damaged file may raise.
 _DAMAGE = (ValueError, TypeError, ArithmeticError, LookupError, RecursionError, OSError)
 Value = TypeVar("Value")
@@ -55,7 +58,7 @@ class Run:
     @property
     def seed(self) -> str:
         """The seed, or an empty text."""
-        return str(self.settings.get("seed_everything", self.summary.get("seed", "")))
+        return printable(str(self.settings.get("seed_everything", self.summary.get("seed", ""))))[:_LONGEST_SEED]
 
     @property
     def steps(self) -> int:
@@ -83,25 +86,18 @@ class Run:
 
     def seconds_at(self, step: int) -> float | None:
         """Seconds of training until a step, validations left out. None: unknown."""
-        clock = self._clock
-        at = bisect_left(clock, (step, 0.0))
-        if at == len(clock) or step == 0:
-            return 0.0 if step == 0 and clock else None
-        (before, start), (after, end) = clock[at - 1] if at else (0, 0.0), clock[at]
-        return start + (end - start) * (step - before) / (after - before)
+        steps, seconds = self._clock
+        return float(np.interp(step, steps, seconds)) if len(steps) > 1 and step <= steps[-1] else None
 
     @cached_property
-    def _clock(self) -> list[tuple[int, float]]:
+    def _clock(self) -> tuple[np.ndarray, np.ndarray]:
         """Steps and the seconds until them: ``train/step_seconds`` is a mean since the last time it was logged."""
-        result, last, total = [], 0, 0.0
-        for step, seconds in sorted(self.metrics.get("train/step_seconds", {}).items()):
-            if step > last:
-                total += seconds * (step - last)
-                last = step
-                result.append((step, total))
-        if self.steps > last and (whole := self.number("training_seconds")):
-            result.append((self.steps, max(whole, total)))
-        return result
+        means = self.metrics.get("train/step_seconds", {})
+        steps = [0, *sorted(step for step in means if step > 0 and means[step] >= 0)]  # not NaN
+        seconds = [0.0, *accumulate(means[step] * (step - before) for before, step in pairwise(steps))]
+        if self.steps > steps[-1] and (whole := self.number("training_seconds")):
+            steps, seconds = [*steps, self.steps], [*seconds, max(whole, seconds[-1])]
+        return np.array(steps), np.array(seconds)
 
 
 def find_runs(places: list[str]) -> list[Run]:
@@ -110,10 +106,12 @@ def find_runs(places: list[str]) -> list[Run]:
     Raises:
         UserError: A folder does not exist or holds no run.
     """
+    if not places:
+        raise UserError("report needs a folder of runs: give one, such as logs.")
     folders: dict[Path, Path] = {}
     for place in places:
         path = expanded(place)
-        if not path.is_dir():
+        if not place or not path.is_dir():
             raise UserError(f"{place!r} is no folder: give a run's, such as logs/NAME/version_0, or a folder of runs.")
         found = _runs_in(path)
         if not found:
@@ -127,23 +125,32 @@ def find_runs(places: list[str]) -> list[Run]:
 
 
 def _name(parts: Sequence[str]) -> str:
-    return str(Path(*parts)).encode("utf-8", "backslashreplace").decode()
+    return printable(str(Path(*parts)))
 
 
 def _runs_in(folder: Path) -> list[Path]:
-    """The folder itself, or else the runs in it, up to three folders deep; version_10 comes after version_9."""
-    if folder.match("version_*") or any((folder / name).exists() for name in FILES):
+    """The folder itself, or else the runs in it, up to three folders deep, with numbers in their order: n_embd64 comes
+    before n_embd128, and version_9 before version_10.
+    """
+    if _is_run(folder):
         return [folder]
-    files = [file for depth in ("*", "*/*", "*/*/*") for name in FILES for file in folder.glob(f"{depth}/{name}")]
-    empty = [path for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}version_*") if path.is_dir()]
-    return sorted({*(file.parent for file in files), *empty}, key=lambda path: (path.parent, len(path.name), path.name))
+    inside = [path for depth in ("*", "*/*", "*/*/*") for path in folder.glob(depth) if _is_run(path)]
+    return sorted(inside, key=lambda path: [_with_numbers(part) for part in path.parts])
+
+
+def _with_numbers(name: str) -> list[Any]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def _is_run(path: Path) -> bool:
+    return path.is_dir() and (path.match("version_*") or any((path / name).exists() for name in FILES))
 
 
 def read_run(folder: Path, name: str) -> Run:
     """Read a run's files."""
     run = Run(folder, name)
     run.settings = _read(run, "config.yaml", _settings, {})
-    run.summary = _read(run, "summary.json", _object, {})
+    run.summary = _read(run, "summary.json", lambda text: _mapping(json.loads(text)), {})
     run.metrics = _read(run, "metrics.csv", lambda text: _metrics(text, run.notes), {})
     if (folder / "samples.jsonl").is_file():
         run.samples = _read(run, "samples.jsonl", _samples, [])
@@ -155,8 +162,6 @@ def _read(run: Run, name: str, parse: Callable[[str], Value], default: Value) ->
         return parse((run.folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
         run.notes.append(f"no {name}")
-    except UnicodeDecodeError:
-        run.notes.append(f"{name} is not UTF-8")
     except (*_DAMAGE, yaml.YAMLError, csv.Error) as error:
         run.notes.append(f"{name} cannot be read ({' '.join(str(error).split())[:160]})")
     return default
@@ -165,9 +170,7 @@ def _read(run: Run, name: str, parse: Callable[[str], Value], default: Value) ->
 def _settings(text: str) -> dict[str, str]:
     """Settings with dotted names. Tags that would create objects are an error of the safe loader."""
     loaded = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    if not isinstance(loaded, dict):
-        raise ValueError("it holds no settings")
-    return dict(islice(_flat(loaded), _MOST_SETTINGS))
+    return dict(islice(_flat(_mapping(loaded)), _MOST_SETTINGS))
 
 
 def _flat(values: dict[Any, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
@@ -180,10 +183,9 @@ def _flat(values: dict[Any, Any], prefix: str = "", depth: int = 0) -> Iterator[
             yield name.replace(".init_args", ""), shown
 
 
-def _object(text: str) -> dict[str, Any]:
-    value = json.loads(text)
+def _mapping(value: Any) -> dict[Any, Any]:
     if not isinstance(value, dict):
-        raise ValueError("it holds no object")
+        raise ValueError("it holds no names with values")
     return value
 
 
@@ -214,10 +216,9 @@ def _add_row(metrics: Metrics, header: list[str], row: list[str]) -> bool:
         return False
     for name, number in numbers.items():
         if name != "epoch":
-            metrics.setdefault(name, {})[step] = number if math.isfinite(number) else math.nan
+            metrics.setdefault(name, {})[step] = number if abs(number) < _LARGEST_METRIC else float("nan")
     return True
 
 
 def _samples(text: str) -> list[tuple[int, str]]:
-    lines = [json.loads(line) for line in text.splitlines() if line]
-    return [(int(line["step"]), str(line["text"])) for line in lines if isinstance(line, dict) and len(line) == 2]
+    return [(int(line["step"]), str(line["text"])) for line in map(json.loads, text.splitlines())]

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -24,14 +23,15 @@ class ScoredToken:
 
     Attributes:
         id: Its id.
-        nats: Its cross-entropy in nats. None: it is the first, with nothing before it.
-        rank: 0 is the model's first choice. None as for ``nats``.
-        likeliest: Ids and probabilities of the likeliest tokens at its place, likeliest first.
+        nats: Its cross-entropy in nats.
+        rank: 0 is the model's first choice.
+        likeliest: Ids and probabilities of the likeliest tokens at its place, likeliest first. Empty: it is the first
+            token and not scored, because nothing is before it.
     """
 
     id: int
-    nats: float | None = None
-    rank: int | None = None
+    nats: float = 0.0
+    rank: int = 0
     likeliest: tuple[tuple[int, float], ...] = ()
 
 
@@ -45,19 +45,23 @@ def score_tokens(model: TextModel, ids: list[int]) -> list[ScoredToken]:
     if len(ids) > _LONGEST:
         raise UserError(f"the text has {len(ids):,} tokens: give a part of it, of at most {_LONGEST:,}.")
     eos = model.tokenizer.eos_id
-    tokens = torch.tensor([ids if eos is None else [eos, *ids]], device=_device(model))  # (1, N + 1)
+    tokens = torch.tensor([ids if eos is None else [eos, *ids]], device=device_of(model.net))  # (1, N + 1)
     inputs, targets = tokens[:, :-1], tokens[:, 1:]  # (1, N)
     scored = [] if eos is not None else [ScoredToken(id=i) for i in ids[:1]]
     for begin, new, end in _windows(targets.size(1), model.net.config.block_size):
         hidden = model.net.hidden(inputs[:, begin:end])[:, new - begin :]  # (1, n, C)
         scored += _scored(model.net, hidden, targets[:, new:end])
-    if not all(math.isfinite(token.nats or 0.0) for token in scored):
+    if not any(token.likeliest for token in scored):
+        raise UserError("the text is one token, which has nothing before it to be predicted from: give a longer one.")
+    if not all(math.isfinite(token.nats) for token in scored):
         raise UserError("the model's predictions are not finite: give an earlier checkpoint of its run.")
     return scored
 
 
-def _device(model: TextModel) -> torch.device:
-    return next(chain(model.net.parameters(), model.net.buffers())).device  # a table of counts has no parameters
+def device_of(net: Any) -> torch.device:
+    """A network's device; a table of counts has no parameters."""
+    device: torch.device = next(iter(net.state_dict().values())).device
+    return device
 
 
 def _windows(tokens: int, block_size: int) -> Iterator[tuple[int, int, int]]:

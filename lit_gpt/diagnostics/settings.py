@@ -4,16 +4,21 @@ import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 from lit_gpt.diagnostics.runs import Run
+from lit_gpt.diagnostics.shown import printable
 
-#: Settings that do not make a run another experiment.
-_LEFT_OUT = ("seed_everything", "name", "logs_dir", "data.cache_dir", "data.num_workers", "weights_only")
-_LEFT_OUT_GROUPS = ("progress.", "samples.")
+#: Beginnings of settings that do not make a run another experiment.
+_LEFT_OUT = (
+    *("seed_everything", "name", "logs_dir", "data.cache_dir", "data.num_workers", "weights_only", "progress."),
+    *("samples.", "trainer.logger", "trainer.log_every_n_steps", "trainer.enable_", "trainer.default_root_dir"),
+    *("trainer.max_time", "resume", "ckpt_path"),  # when a run was interrupted, and that it went on
+)
 #: Facts of summary.json that are listed where they differ. A run with another text is another setting.
 _FACTS = ("device", "precision", "processes")
-_NONE = "\u2013"
+UNKNOWN = "\u2013"
 _TEXT = {"data": "text and splits (hash)", "tokenizer": "tokenizer (hash)"}
 
 
@@ -33,10 +38,19 @@ class Spread(NamedTuple):
 
 def spread(values: Iterable[float | None]) -> Spread | None:
     """Of the values that are known and finite. None: there are none."""
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    if not known:
-        return None
-    return Spread(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
+    known = _known(values)
+    deviation = statistics.stdev(known) if len(known) > 1 else None
+    return Spread(statistics.fmean(known), deviation, len(known)) if known else None
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that are known and finite. None: there are none."""
+    known = _known(values)
+    return statistics.fmean(known) if known else None
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None and math.isfinite(value)]
 
 
 @dataclass
@@ -87,11 +101,7 @@ def _key(run: Run) -> object:
 
 
 def _compared(run: Run) -> dict[str, str]:
-    return {
-        name: value
-        for name, value in run.settings.items()
-        if name not in _LEFT_OUT and not name.startswith(_LEFT_OUT_GROUPS)
-    }
+    return {name: value for name, value in run.settings.items() if not name.startswith(_LEFT_OUT)}
 
 
 def _hash(run: Run, name: str) -> str:
@@ -109,13 +119,10 @@ def _folded(name: str, group: list[Run]) -> Setting:
 
 def _names(groups: list[list[Run]]) -> list[str]:
     """The name of the runs' folder where no other setting has it, or else the first run's."""
-    parents = [{run.folder.absolute().parent.name for run in group} for group in groups]
-    result: list[str] = []
-    for group, own in zip(groups, parents, strict=True):
-        alone = len(own) == 1 and sum(bool(own & other) for other in parents) == 1
-        name = next(iter(own)) if alone else group[0].name
-        result.append(name)
-    return result
+    parents = [{printable(run.folder.absolute().parent.name) for run in group} for group in groups]
+    all_parents = [name for own in parents for name in own]
+    alone = [len(own) == 1 and all_parents.count(min(own)) == 1 for own in parents]
+    return [min(own) if one else group[0].name for group, own, one in zip(groups, parents, alone, strict=True)]
 
 
 def differences(settings: list[Setting]) -> dict[str, list[str]]:
@@ -125,7 +132,7 @@ def differences(settings: list[Setting]) -> dict[str, list[str]]:
     """
     facts = [_facts(setting) for setting in settings]
     names = dict.fromkeys(name for values in facts for name in values)
-    table = {name: [values.get(name, _NONE) for values in facts] for name in names}
+    table = {name: [values.get(name, UNKNOWN) for values in facts] for name in names}
     return {name: values for name, values in table.items() if len(set(values)) > 1 and not _of_a_class(name, table)}
 
 
@@ -134,21 +141,23 @@ def _of_a_class(name: str, table: dict[str, list[str]]) -> bool:
     values = table[name]
     classes = table.get(f"{name.split('.', maxsplit=1)[0]}.class_path", values)
     agree = len(set(zip(values, classes, strict=True))) == len(set(classes))
-    return len(set(values) - {_NONE}) == 1 and agree and len(set(classes)) > 1 and "class_path" not in name
+    return len(set(values) - {UNKNOWN}) == 1 and agree and len(set(classes)) > 1 and "class_path" not in name
 
 
 def _facts(setting: Setting) -> dict[str, str]:
     """Settings, hashes and versions of the folded runs. Runs of one setting may differ in the last: ``a | b``."""
-    runs = setting.runs
-    facts: dict[str, str] = _compared(runs[0])
-    facts |= {shown: _joined(_hash(run, name) for run in runs) for name, shown in _TEXT.items()}
-    facts |= {name: _joined(str(run.summary.get(name, "")) for run in runs) for name in _FACTS}
-    versions = [run.summary.get("versions") for run in runs]
-    known = [version for version in versions if isinstance(version, dict)]
-    names = sorted({str(name) for version in known for name in version})
-    facts |= {f"version of {name}": _joined(str(version.get(name, "")) for version in known) for name in names}
-    return {name: value for name, value in facts.items() if value}
+    told = [_told(run) for run in setting.runs]
+    values = {name: [facts[name] for facts in told if facts.get(name)] for name in chain(*told)}
+    return {name: " | ".join(dict.fromkeys(known)) for name, known in values.items() if known}
 
 
-def _joined(values: Iterable[str]) -> str:
-    return " | ".join(dict.fromkeys(value for value in values if value))
+def _told(run: Run) -> dict[str, str]:
+    versions = run.summary.get("versions")
+    return {
+        **_compared(run),
+        **{shown: _hash(run, name) for name, shown in _TEXT.items()},
+        **{name: str(run.summary.get(name, "")) for name in _FACTS},
+        **(
+            {f"version of {name}": str(value) for name, value in versions.items()} if isinstance(versions, dict) else {}
+        ),
+    }

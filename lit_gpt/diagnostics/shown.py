@@ -1,6 +1,8 @@
 """Tokens as people read them: parts of one character are shown together, and control characters are escaped."""
 
-import unicodedata
+from itertools import accumulate
+
+import regex  # type: ignore[import-untyped]
 
 _JOINER = "\u200d"
 _RETURN = "\u23ce\n"  # the sign, and the line end itself
@@ -9,40 +11,28 @@ _RETURN = "\u23ce\n"  # the sign, and the line end itself
 def cells(pieces: list[bytes]) -> list[tuple[str, list[int]]]:
     """Group the tokens of a text into whole characters: what is shown, and the positions of the tokens.
 
-    A mark that combines with the character before it stays with it.
+    A character is what a reader takes for one (a grapheme cluster): a letter with its accents, an emoji of several
+    parts.
     """
+    data = b"".join(pieces)
+    characters = regex.findall(r"\X", data.decode("utf-8", "surrogateescape"))
+    ends = {0, *accumulate(len(character.encode("utf-8", "surrogateescape")) for character in characters)}
     result: list[tuple[str, list[int]]] = []
-    rest = b""
-    tokens: list[int] = []
-    for position, piece in enumerate(pieces):
-        rest, tokens = rest + piece, [*tokens, position]
-        if _is_whole(rest) or position == len(pieces) - 1:
-            text = rest.decode("utf-8", errors="replace")
-            before, members = result.pop() if result and _joins(result[-1][0], text) else ("", [])
-            result.append((before + text, members + tokens))
-            rest, tokens = b"", []
-    return [("".join(map(_visible, text)), tokens) for text, tokens in result]
-
-
-def _is_whole(piece: bytes) -> bool:
-    try:
-        piece.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _joins(before: str, text: str) -> bool:
-    """Whether a text continues the character before it: a combining mark, or a part of an emoji or a flag."""
-    last, first = before[-1:], text[:1]
-    if not last or not first or last.isspace():
-        return False
-    is_modifier = first == _JOINER or "\U0001f3fb" <= first <= "\U0001f3ff"
-    is_flag = all("\U0001f1e6" <= c <= "\U0001f1ff" for c in (last, first))
-    return unicodedata.category(first).startswith("M") or is_modifier or last == _JOINER or is_flag
+    begin, tokens = 0, []
+    for position, end in enumerate(accumulate(map(len, pieces))):
+        tokens.append(position)
+        if end in ends:
+            result.append(("".join(map(_visible, data[begin:end].decode("utf-8", "replace"))), tokens))
+            begin, tokens = end, []
+    return result
 
 
 def _visible(character: str) -> str:
     if character == "\n":
         return _RETURN
-    return character if character.isprintable() or character == _JOINER else character.encode("unicode_escape").decode()
+    return character if character == _JOINER else printable(character)
+
+
+def printable(text: str) -> str:
+    """A text whose control characters and lone surrogates are escaped, so that none acts on a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

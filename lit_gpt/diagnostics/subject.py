@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from lit_gpt.callbacks.resume import random_state, set_random_state
-from lit_gpt.diagnostics.foreign import LogitsFound, loss_of, silenced
+from lit_gpt.diagnostics.foreign import LogitsFound, loss_of
 from lit_gpt.diagnostics.result import NotApplicableError
 from lit_gpt.language_model import LitLanguageModel, check_batch
 from lit_gpt.loss import IGNORE_INDEX
@@ -24,6 +24,7 @@ Batch = dict[str, Tensor]
 BATCHES, ROWS = 40, 4
 #: From so many ids on, two rows pass through the network, as most of the time goes into their logits.
 LARGE_VOCABULARY = 10_000
+LOGGING = ("log", "log_dict")
 
 
 class Subject:
@@ -35,7 +36,7 @@ class Subject:
         text: The same, with a default for each optional member.
         trainer: The Trainer whose run has just begun.
         options: The Trainer's options in the configuration.
-        run: What the short run recorded (see `lit_gpt.diagnostics.run.Record`), for the checks that follow it.
+        run: What the short run recorded (see `lit_gpt.diagnostics.run.Examination`), for the checks that follow it.
     """
 
     def __init__(self, trainer: Trainer, module: LightningModule, options: dict[str, Any]) -> None:
@@ -58,6 +59,14 @@ class Subject:
             batches = list(itertools.islice(self.data.train_dataloader(), BATCHES))
         check_batch(batches[0] if batches else None)
         return batches
+
+    def val_loader(self) -> Any:
+        """The first loader of validation; empty if there is none."""
+        try:
+            loader: Any = self.data.val_dataloader()
+        except Exception:  # Lightning's own or a UserError, where a datamodule has none
+            return []
+        return [*loader, []][0] if isinstance(loader, list | tuple) else loader
 
     @cached_property
     def rows(self) -> Batch:
@@ -93,10 +102,9 @@ class Subject:
 
     @property
     def learns(self) -> bool:
-        """Whether gradient descent changes any weight. It does not in a model of counts."""
-        return any(
-            group["lr"] > 0 or group.get("initial_lr", 0) > 0 for o in self.optimizers for group in o.param_groups
-        )
+        """Whether gradient descent is to change any weight. It is not in a model of counts, which is one of ours."""
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        return self.own is None or any(max(group["lr"], group.get("initial_lr", 0)) > 0 for group in groups)
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -121,12 +129,15 @@ class Subject:
         """Afterwards weights, gradients, modes, counters and random states are as they were."""
         tensors = {name: value.clone() for name, value in _tensors(self.module)}
         modes = {module: module.training for module in self.module.modules()}
-        random, undo = random_state(), silenced(self.module)
+        random = random_state()
         attributes = {n: copy.copy(v) for n, v in vars(self.module).items() if n.startswith("_") and _is_plain(v)}
+        for name in LOGGING:  # training_step is called outside of a run
+            vars(self.module)[name] = lambda *args, **kwargs: None
         try:
             yield
         finally:
-            undo()
+            for name in LOGGING:
+                vars(self.module).pop(name, None)
             vars(self.module).update(attributes)
             set_random_state(random)
             self.module.zero_grad(set_to_none=True)
@@ -151,6 +162,7 @@ class Subject:
         """The training loss of a batch, a mean over its scored targets, with the same dropout at every call."""
         if not self.module.automatic_optimization:
             raise NotApplicableError("manual optimization: training_step itself changes the weights")
+        batch = move_data_to_device(batch, self.module.device)  # a run that has ended leaves the module on the CPU
         self.module.train(train)
         torch.manual_seed(0)
         with torch.enable_grad():

@@ -1,4 +1,16 @@
-"""``sweep``: prints one ``fit`` command for each combination of some settings, for a shell or a cluster's queue."""
+r"""usage: python -m lit_gpt sweep --set OPTION=VALUE,VALUE [--set ...] [options of fit]
+
+Print one fit command a line for each combination of values, named so that report folds the seeds. Nothing is trained
+here: run the lines with a shell (python -m lit_gpt sweep ... | sh), two at a time
+(... | xargs -d '\n' -n 1 -P 2 sh -c), or in a queue.
+
+options:
+  --set OPTION=VALUE,VALUE  Values of an option of fit. A comma inside brackets, braces or quotes does not separate, so
+                            these are two values: --set model.optimizer.betas=[0.9,0.95],[0.9,0.99]
+  --config CONFIG           A configuration of fit, such as configs/char.yaml.
+  --name NAME               How the runs' names begin; by default the configuration's name.
+All other options are fit's (python -m lit_gpt fit --help) and are put on every line.
+"""
 
 import re
 import shlex
@@ -9,25 +21,11 @@ from typing import Any
 from datamodules.errors import UserError
 from lit_gpt.cli.arguments import value_of, with_packaged_configs
 
-_HELP = """usage: python -m lit_gpt sweep --set OPTION=VALUE,VALUE [--set ...] [options of fit]
-
-Print one fit command a line for each combination of values, named so that report folds the seeds. Nothing is trained
-here: run the lines with a shell (python -m lit_gpt sweep ... | sh), two at a time
-(... | xargs -d '\\n' -n 1 -P 2 sh -c), or in a queue.
-
-options:
-  --set OPTION=VALUE,VALUE  Values of an option of fit. A comma inside brackets, braces or quotes does not separate:
-                            --set model.optimizer.betas=[0.9,0.95],[0.9,0.99] are two values.
-  --config CONFIG           A configuration of fit, such as configs/char.yaml.
-  --name NAME               How the runs' names begin; by default the configuration's name.
-All other options are fit's (python -m lit_gpt fit --help) and are put on every line.
-"""
-
 
 def main(arguments: list[str]) -> None:
     """Print the commands."""
     if {"-h", "--help"} & set(arguments):
-        print(_HELP, end="")
+        print(str(__doc__).strip())
         return
     sets, common = _split(arguments)
     for line in _one_of_each_value(sets, common):
@@ -49,6 +47,10 @@ def _split(arguments: list[str]) -> tuple[dict[str, list[str]], list[str]]:
         option, equals, values = text.removeprefix("--").partition("=")
         if not (option and equals and all(found := values_of(values))):
             raise UserError(f"--set {text!r} names no values: write --set model.config.n_embd=128,384.")
+        if option in sets or len(set(found)) < len(found):
+            raise UserError(
+                f"--set {text!r} repeats an option or a value: give all its values in one --set, once each."
+            )
         sets[option] = found
     if not sets:
         raise UserError("sweep needs settings to vary: add --set model.config.n_embd=128,384.")
@@ -56,7 +58,7 @@ def _split(arguments: list[str]) -> tuple[dict[str, list[str]], list[str]]:
 
 
 def values_of(text: str) -> list[str]:
-    """Split at the commas that are outside of brackets, braces and quotes."""
+    """Split at the commas that are outside of brackets, braces and quotes. Quotes around a whole value are dropped."""
     values, depth, quote = [""], 0, ""
     for character in text:
         quote = "" if character == quote else quote or (character if character in "\"'" else "")
@@ -65,7 +67,9 @@ def values_of(text: str) -> list[str]:
             values.append("")
         else:
             values[-1] += character
-    return values
+    if quote or depth:
+        raise UserError(f"--set ...={text} opens a quote or bracket without an end: close it, or put quotes around it.")
+    return [re.sub(r"""^(["'])((?:(?!\1).)*)\1$""", r"\2", value) for value in values]
 
 
 def commands(sets: dict[str, list[str]], common: list[str]) -> Iterator[list[str]]:
@@ -75,7 +79,7 @@ def commands(sets: dict[str, list[str]], common: list[str]) -> Iterator[list[str
     for values in product(*sets.values()):
         chosen = dict(zip(sets, values, strict=True))
         name = "-".join([str(base), *(f"{_short(option, named)}{chosen[option]}" for option in named)])
-        options = [part for option, value in chosen.items() for part in _flag(option, value)]
+        options = [f"--{option}={value}" for option, value in chosen.items()]  # a value may begin with a dash
         yield [*common, *options, "--name", re.sub(r"[^\w.+=-]+", "_", name).strip("_")]
 
 
@@ -83,11 +87,6 @@ def _one_of_each_value(sets: dict[str, list[str]], common: list[str]) -> Iterato
     """Few commands in which every value occurs: to parse one takes about half a second."""
     for i in range(max(map(len, sets.values()))):
         yield from commands({option: [values[min(i, len(values) - 1)]] for option, values in sets.items()}, common)
-
-
-def _flag(option: str, value: str) -> list[str]:
-    """A value that begins with a dash must be joined to its option."""
-    return [f"--{option}={value}"] if value.startswith("-") else [f"--{option}", value]
 
 
 def _short(option: str, others: list[str]) -> str:

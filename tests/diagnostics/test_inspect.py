@@ -134,7 +134,7 @@ def test_every_kind_of_model_is_scored(kind: str, tmp_path: Path, capsys: Captur
     data = data_of(tmp_path / "p.html")
     model = load(path, model=LitOwn if own else None)
     expected = direct(model, LETTERS.encode(TEXT))
-    assert data["tokens"][0][1:3] == [None, None]
+    assert data["tokens"][0][1] is None
     assert [token[1] for token in data["tokens"][1:]] == pytest.approx([nats for nats, _ in expected], abs=2e-4)
     assert [token[2] for token in data["tokens"][1:]] == [rank for _, rank in expected]
     rows = [line.split() for line in out.splitlines()[2:]]
@@ -159,7 +159,7 @@ def test_a_long_text_has_half_a_context_before_each_token() -> None:
     ids = torch.randint(4, (30,), generator=torch.Generator().manual_seed(0)).tolist()
     scored = score_tokens(model, ids)
     assert [token.id for token in scored] == ids
-    assert scored[0].nats is None
+    assert not scored[0].likeliest
     # The first window reads tokens 0 to 7. Each later one ends 4 tokens further and scores its last 4 targets.
     for place, token in enumerate(scored[1:], 1):
         end = 8 if place <= 8 else min(8 + 4 * math.ceil((place - 8) / 4), 29)
@@ -202,6 +202,12 @@ def test_parts_of_a_character_are_one_cell() -> None:
     assert "\\u202e" in shown  # it would turn the rest of the page around
     assert "\\x1b" in shown
     assert "\u23ce\n" in shown
+
+
+def test_a_cell_is_what_a_reader_takes_for_one_character() -> None:
+    hangul, hindi, cut = "\u1112\u1161\u11ab", "\u0928\u093f", "\u00e9".encode()[:1]
+    found = cells([b"", *(c.encode() for c in hangul + hindi), cut, b"a", cut])
+    assert found == [("", [0]), (hangul, [1, 2, 3]), (hindi, [4, 5]), ("\ufffd", [6]), ("a", [7]), ("\ufffd", [8])]
 
 
 def test_odd_text_is_escaped_on_the_page_and_in_the_terminal() -> None:
@@ -250,21 +256,29 @@ def test_at_shows_the_likeliest_and_the_true_token(checkpoint: Path, capsys: Cap
         (["--text", "a"], "the text is one token, which has nothing before it"),
         ([], "give --text TEXT or --file PATH"),
         (["--text", "a", "--file", "b"], "give --text TEXT or --file PATH"),
-        (["--file", "nowhere.txt"], "--file nowhere.txt does not exist"),
-        (["--file", "latin.txt"], "--file latin.txt is not UTF-8"),
-        (["--file", "empty.txt"], "--file empty.txt is empty"),
+        (["--file", "nowhere.txt"], "there is no file, folder or source 'nowhere.txt'"),
+        (["--file", "latin.txt"], "latin.txt is not UTF-8"),
+        (["--file", "empty.txt"], "empty.txt is empty"),
         (["--text", "abc", "--at", "0"], "--at 0 is no scored token of this text: give 1 to 2"),
         (["--text", "abc", "--at", "3"], "--at 3 is no scored token of this text: give 1 to 2"),
+        (["--text", "abc", "--at", "-1"], "--at -1 is no scored token of this text: give 1 to 2"),
+        (["--text", "abc", "--at", "1", "--out", "p.html"], "leave it out, because the page shows every place"),
         (["--text", "abc", "--out", "latin.txt"], "latin.txt is there already and is no page"),
         (["--text", "abc", "--device", "nonsense"], "device 'nonsense' cannot be used"),
-        (["--txt", "abc"], "'txt' is unknown: did you mean text"),
+        (["--txt", "abc"], "--txt is unknown: did you mean --text"),
     ],
 )
 def test_a_wrong_call_is_one_sentence(
-    arguments: list[str], message: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    message: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("latin.txt").write_bytes(b"a\xe9")
     Path("empty.txt").touch()
     with pytest.raises(UserError, match=message):
         run("inspect", ["--ckpt_path", str(checkpoint / "letters.ckpt"), *arguments])
+    assert not capsys.readouterr().out

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from datamodules.errors import UserError
+from lit_gpt import LitGPT
+from lit_gpt.checkpoint import KEY
 from lit_gpt.commands import run
 from lit_gpt.diagnostics.report import data_wait
 from lit_gpt.diagnostics.runs import Run, find_runs
 from lit_gpt.diagnostics.settings import best_step, differences, settings_of
+from lit_gpt.model import GPT
 from tests.diagnostics.conftest import Write, csv_of
 
 Capture = pytest.CaptureFixture[str]
@@ -45,7 +49,8 @@ def test_seeds_are_folded_and_other_settings_are_not(write: Write, tmp_path: Pat
     assert [setting["name"] for setting in data["settings"]] == ["a (seeds 1, 2, 4)", "b", "c"]
     losses = [3.9, 4.0, 4.2]
     mean, deviation = statistics.fmean(losses), statistics.stdev(losses)
-    last = next(row for row in data["rows"] if row[:3] == [0, "last 20", "val"])
+    last, place = data["rows"][1], data["rows"][0][:3]
+    assert (place, last[:3]) == ([0, "last 20", "train"], [0, "", "val"])
     assert last[3] == f"{mean:.4f} ± {deviation:.4f}"
     folded = next(line for line in data["lines"] if line["run"] is None)
     curve = next(curve for curve in folded["curves"] if "val/loss" in curve["values"])
@@ -66,7 +71,10 @@ def test_a_repeated_seed_and_an_unfinished_run_are_not_in_the_mean(write: Write,
     assert [run.name for run in setting.others] == ["a/version_0", "a/version_3"]
     run("report", [str(folders[0].parents[1]), "--table"])
     remarks = [line for line in capsys.readouterr().out.splitlines() if line.startswith("a/version")]
-    assert remarks == ["a/version_0: not in the mean", "a/version_3: unfinished, step 10; not in the mean"]
+    assert remarks == [
+        "a/version_0: not in the mean: a later run has its seed",
+        "a/version_3: unfinished, step 10; not in the mean: other runs came further",
+    ]
 
 
 def test_runs_of_the_same_name_have_longer_names(write: Write, tmp_path: Path) -> None:
@@ -113,6 +121,46 @@ def test_the_share_of_waiting_is_weighted_by_time(write: Write) -> None:
     assert data_wait(one(folder)) == pytest.approx((10 * 0.5 + 30 * 0.1) / 40)
 
 
+def test_what_only_interrupts_or_prints_makes_no_other_setting(write: Write) -> None:
+    trainer = {"logger": False, "log_every_n_steps": 5, "enable_progress_bar": False, "max_time": "00:01"}
+    runs = [one(write("a/version_0", 1)), one(write("a/version_1", 2, config={"trainer": trainer}))]
+    assert len(settings_of(runs)) == 1
+    assert len(settings_of([*runs, one(write("a/version_2", 3, config={"trainer": {"precision": "bf16"}}))])) == 2
+
+
+def test_numbers_in_names_are_in_their_order(write: Write, tmp_path: Path) -> None:
+    for name in ("a-n_embd128/version_0", "a-n_embd64/version_10", "a-n_embd64/version_9", "b/version_0"):
+        write(name)
+    names = [found.name for found in find_runs([str(tmp_path / "logs")])]
+    assert names == ["a-n_embd64/version_9", "a-n_embd64/version_10", "a-n_embd128/version_0", "b/version_0"]
+
+
+def test_folders_may_stand_on_both_sides_of_an_option(write: Write, tmp_path: Path) -> None:
+    folders = [str(write(f"{name}/version_0", width=i)) for i, name in enumerate("abc")]
+    page = tmp_path / "p.html"
+    run("report", [folders[0], "--out", str(page), folders[1], "--table", "--steps=20", folders[2]])
+    assert all(json.dumps(folder) in page.read_text(encoding="utf-8") for folder in folders)
+
+
+def test_a_metric_of_any_value_is_no_error(write: Write, tmp_path: Path) -> None:
+    folder = write("a/version_0", 1)
+    rows = [f"{step},{value},{value},{value}" for step, value in enumerate(["nan", "-inf", *["1.5e308"] * 3, "0.5"])]
+    (folder / "metrics.csv").write_text("\n".join(["step,val/loss,train/step_seconds,train/data_wait", *rows, ""]))
+    (write("a/version_1", 2) / "metrics.csv").write_text("step,val/loss\n2,1.5e308\n5,1.5e308\n")
+    run("report", [str(tmp_path / "logs"), "--table"])
+    (setting,) = page_of(tmp_path / "logs", out=tmp_path / "p.html")["settings"]
+    assert setting["data_wait"] == pytest.approx(0.5)
+
+
+def test_a_name_cannot_act_on_the_terminal(write: Write, tmp_path: Path, capsys: Capture) -> None:
+    write("a\x1b[31m/version_0", finished=False, config={"seed_everything": "\x1b[32m"})
+    write("a\x1b[31m/version_1", finished=False, config={"seed_everything": "\x1b[33m"})
+    run("report", [str(tmp_path / "logs"), "--table"])
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "a\\x1b[31m" in out
+
+
 def test_curves_of_many_points_are_thinned_by_means(write: Write, tmp_path: Path) -> None:
     folder = write(steps=4000)
     (folder / "metrics.csv").write_text(csv_of(1, 4000, every=1))
@@ -137,16 +185,22 @@ BROKEN = {
     "no summary": (lambda folder: (folder / "summary.json").unlink(), "no summary.json"),
     "no metrics": (lambda folder: (folder / "metrics.csv").unlink(), "no metrics.csv"),
     "cut config": (text("config.yaml", "model: [1, 2"), "config.yaml cannot be read"),
-    "list as config": (text("config.yaml", "[1, 2]"), "config.yaml cannot be read (it holds no settings)"),
+    "list as config": (text("config.yaml", "[1, 2]"), "config.yaml cannot be read (it holds no names with values)"),
     "config with an object": (text("config.yaml", "a: !!python/object/apply:os.getcwd []"), "config.yaml cannot be"),
-    "config in latin-1": (lambda folder: (folder / "config.yaml").write_bytes(b"a: \xe9"), "config.yaml is not UTF-8"),
+    "config in latin-1": (
+        lambda folder: (folder / "config.yaml").write_bytes(b"a: \xe9"),
+        "config.yaml cannot be read ('utf-8'",
+    ),
     "recursive config": (text("config.yaml", "a: &a [*a]"), "config.yaml cannot be read"),
     "config as a folder": (
         lambda folder: ((folder / "config.yaml").unlink(), (folder / "config.yaml").mkdir()),
         "config.yaml cannot be read",
     ),
     "cut summary": (cut("summary.json", 30), "summary.json cannot be read"),
-    "summary of another kind": (text("summary.json", "[]"), "summary.json cannot be read (it holds no object)"),
+    "summary of another kind": (
+        text("summary.json", "[]"),
+        "summary.json cannot be read (it holds no names with values)",
+    ),
     "empty metrics": (cut("metrics.csv", 0), "metrics.csv cannot be read (it is empty)"),
     "metrics without step": (text("metrics.csv", "epoch,loss\n1,2\n"), "it has no column step"),
     "metrics without rows": (text("metrics.csv", "step,val/loss\n"), "metrics.csv has no rows"),
@@ -228,8 +282,11 @@ def test_text_cannot_leave_its_place(write: Write, tmp_path: Path) -> None:
         (["logs", "--steps", "15"], "--steps '15' is no step that was evaluated: give some of 10, 20"),
         (["logs", "--steps", "10,"], "--steps '' is no step"),
         (["logs", "--out", "mine.html"], "mine.html is there already and is no page"),
-        (["logs", "--tabel"], "'tabel' is unknown: did you mean table"),
-        ([], "--runs must be given|logs/NAME"),
+        (["logs", "--tabel"], "--tabel is unknown: did you mean --table"),
+        ([], "report needs a folder of runs: give one, such as logs"),
+        ([""], "'' is no folder"),
+        (["logs", "--model", "mine.LitGRU"], "--model mine.LitGRU is for what checkpoints predict: add --from_check"),
+        (["logs", "--out"], "--out has no value"),
     ],
 )
 def test_a_wrong_call_is_one_sentence(
@@ -247,6 +304,15 @@ def test_a_page_is_written_again(write: Write, tmp_path: Path) -> None:
     folder = write()
     first = page_of(folder, out=tmp_path / "p.html")
     assert page_of(folder, out=tmp_path / "p.html") == first
+
+
+def test_what_checkpoints_predict_is_on_a_page(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write()
+    run("report", ["logs", "--table"])
+    assert not Path("report.html").exists()
+    run("report", ["logs", "--table", "--from_checkpoints"])
+    assert "no predictions: " in Path("report.html").read_text(encoding="utf-8")
 
 
 def test_the_report_imports_no_torch() -> None:
@@ -272,3 +338,18 @@ def test_predictions_are_those_of_an_evaluation(fit: Callable[..., Path], tmp_pa
     assert 0 < probability < 1
     assert sum(p for _, p in found["next"]["likeliest"]) <= 1 + 1e-4
     assert (found["next"]["after"] + found["next"]["truth"]).replace("\\n", "\n") == ids[:17]
+    loaded = torch.load(path := folder / "checkpoints" / "best.ckpt", weights_only=True)
+    loaded[KEY]["module"] = f"{__name__}.LitOwn"
+    torch.save(loaded, path)
+    arguments = (folder, "--from_checkpoints")
+    (own,) = page_of(*arguments, "--model", f"{__name__}.LitOwn", out=tmp_path / "p.html")["predictions"]
+    assert own == found
+    (setting,) = page_of(*arguments, "--table", out=tmp_path / "p.html")["settings"]
+    assert any(f"add --model {__name__}.LitOwn" in note for note in setting["runs"][0][4])
+
+
+class LitOwn(LitGPT):
+    """A class of the user's own."""
+
+    def build_network(self) -> GPT:
+        return GPT(self.config)

@@ -61,7 +61,9 @@ def value_in(folder: Path, name: str, step: int) -> float:
         ("one", ["one"]),
         ("[0.9,0.95],[0.9,0.99]", ["[0.9,0.95]", "[0.9,0.99]"]),
         ("{matrices: 0.1, head: 0.2},{}", ["{matrices: 0.1, head: 0.2}", "{}"]),
-        ("'a, b',\"c]\",d", ["'a, b'", '"c]"', "d"]),
+        ("'a, b',\"c]\",d", ["a, b", "c]", "d"]),
+        ('"it\'s",b', ["it's", "b"]),
+        ("['a, b'],null", ["['a, b']", "null"]),
     ],
 )
 def test_commas_inside_brackets_and_quotes_separate_nothing(text: str, values: list[str]) -> None:
@@ -85,8 +87,8 @@ def test_names_tell_the_values_but_not_the_seed(tmp_path: Path) -> None:
         "base-optimizer.lr0.1-other.lrc",
     ]
     assert lines[0] == [
-        *("--config", str(config), "--model.optimizer.lr", "0.1", "--other.lr", "a b", "--data.rows", "padded"),
-        *("--seed_everything", "1", "--name", "base-optimizer.lr0.1-other.lra_b"),
+        *("--config", str(config), "--model.optimizer.lr=0.1", "--other.lr=a b", "--data.rows=padded"),
+        *("--seed_everything=1", "--name", "base-optimizer.lr0.1-other.lra_b"),
     ]
     assert lines[-1][2] == "--model.optimizer.lr=-1"
 
@@ -94,12 +96,15 @@ def test_names_tell_the_values_but_not_the_seed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "model.config.n_emb=1,2"], "'model.config.n_emb' is unknown: did you mean model.config.n_embd"),
-        (["--set", "model.config.n_embd=16,x"], "'model.config.n_embd' cannot be 'x'"),
+        (["--set", "model.config.n_emb=1,2"], "--model.config.n_emb is unknown: did you mean --model.config.n_embd"),
+        (["--set", "model.config.n_embd=16,x"], "--model.config.n_embd cannot be 'x'"),
         (["--set", "seed_everything=1", "--modle.config.n_layer", "2"], "modle"),
         ([], "add --set model.config.n_embd=128,384"),
         (["--set", "seed_everything"], "names no values: write --set"),
         (["--set", "seed_everything=1,"], "names no values: write --set"),
+        (["--set", "data.source=it's.txt,b"], "--set ...=it's.txt,b opens a quote or bracket without an end"),
+        (["--set", "seed_everything=1", "--set", "seed_everything=2"], "repeats an option or a value"),
+        (["--set", "seed_everything=1,1"], "repeats an option or a value"),
         (["--set"], "names no values: write --set"),
     ],
 )

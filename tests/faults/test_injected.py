@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from jsonargparse import Namespace
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from datamodules import CharDataModule
@@ -22,7 +23,10 @@ from datamodules.tokenizers import (
     train_tokenizer,
 )
 from datamodules.tokens import TokenWriter
+from lit_gpt.callbacks.metrics_csv import MetricsCSV
 from lit_gpt.callbacks.run_folder import RunLock
+from lit_gpt.callbacks.samples import SampleText
+from lit_gpt.callbacks.tensorboard import TensorBoardCharts
 from lit_gpt.cli.lightning_cli import run
 from lit_gpt.cli.run_data import parsed
 
@@ -167,3 +171,33 @@ def test_a_worker_that_dies_while_it_hands_over_a_batch_is_one_sentence(
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", broken)
     with pytest.raises(UserError, match="a worker process of the data loader was killed, often for want of memory"):
         next(iter(data.train_dataloader()))
+
+
+@pytest.mark.parametrize("failing", ["SampleText", "TensorBoardCharts"])  # one is called before the other
+def test_a_validation_whose_charts_or_sample_fail_is_logged_once(
+    fit: Fit, failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--model.config.dropout", "0.1", "--tensorboard.layers", "true")
+    flags += ("--tensorboard.every_n_validations", "1")
+    straight = fit(*flags)
+
+    def fail(callback: Any, trainer: Any, module: Any) -> None:
+        if trainer.global_step == 3:
+            raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        cls = {"SampleText": SampleText, "TensorBoardCharts": TensorBoardCharts}[failing]
+        patch.setattr(cls, "on_validation_end", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            fit(*flags)
+    resumed = fit(*flags, "--resume", "auto")
+    assert resumed != straight
+    curves = [{name: MetricsCSV(x).curve(name) for name in ("val/loss", "train/loss")} for x in (straight, resumed)]
+    assert curves[0] == curves[1]
+    scalars = [EventAccumulator(str(x / "val")).Reload().Scalars("metrics/loss") for x in (straight, resumed)]
+    assert [x.step for x in scalars[0]] == [x.step for x in scalars[1]] == [3, 6]
+    assert (straight / "samples.jsonl").read_text() == (resumed / "samples.jsonl").read_text()
+    images = EventAccumulator(str(resumed / "val")).Reload()
+    # The gradients of step 3 are gone: no chart is better than one of zeros.
+    assert [x.step for x in images.Images("network/gradients")] == [6]
+    assert [x.step for x in images.Images("network/weights")] == [3, 6]

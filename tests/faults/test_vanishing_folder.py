@@ -47,7 +47,7 @@ class Opened:
 
 def kind(path: Path, event: str) -> str:
     """What is done with which file, without the part of its name that differs from run to run."""
-    return f"{event} {path.parent.name}/" + re.sub(r"(\.[a-z0-9_]{8}\.tmp|\.tfevents.*)$", "", path.name)
+    return f"{event} " + re.sub(r"(\.[a-z0-9_]{8}\.tmp|\.tfevents.*)$", "", path.name)
 
 
 OPENED = Opened()
@@ -68,13 +68,14 @@ def _from_the_second_step(monkeypatch: pytest.MonkeyPatch) -> Any:
     OPENED.names = OPENED.when = None
 
 
-def test_the_run_goes_on(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ("--trainer.max_steps", "4", "--trainer.val_check_interval", "2", "--samples.max_new_tokens", "0")
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_the_run_goes_on(every: int, fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--trainer.max_steps", "4", "--trainer.val_check_interval", "4", "--samples.max_new_tokens", "0")
     fit(*flags)
     names, OPENED.names = OPENED.names, None
     assert names is not None
     acts = {"moved": lambda: FOLDER.rename(MOVED), "deleted": lambda: shutil.rmtree(FOLDER)}
-    for number, name in enumerate(dict.fromkeys(names)):
+    for number, name in enumerate([*dict.fromkeys(names)][::every]):
         act = ("moved", "deleted")[number % 2]
         shutil.rmtree("logs")
         OPENED.when, OPENED.act = (name, max(1, names.count(name) - 1)), acts[act]

@@ -43,7 +43,7 @@ def test_datamodules_know_nothing_of_lit_gpt() -> None:
 
 @pytest.mark.parametrize("name", CORE)
 def test_the_core_imports_no_room_above_it(name: str) -> None:
-    rooms = [f"lit_gpt.{room}" for room in ("methods", "baselines", "cli", "commands", "callbacks")]
+    rooms = [f"lit_gpt.{room}" for room in ("methods", "baselines", "cli", "commands", "callbacks", "diagnostics")]
     assert not forbidden(ROOT / "lit_gpt" / f"{name}.py", *rooms)
 
 

@@ -27,7 +27,7 @@ function tables() {
   metrics.append(head("setting", "step", "text", "loss", "top-1 %", "top-5 %", "parameters"));
   for (const [i, step, split, ...values] of data.rows) {
     const first = i !== last;
-    metrics.append(row(first ? named(i) : make("td"), make("td", split === "train" ? step : ""), make("td", split),
+    metrics.append(row(first ? named(i) : make("td"), make("td", step), make("td", split),
       ...values.map(v => make("td", v)), make("td", first ? data.settings[i].parameters : "")));
     last = i;
   }
@@ -48,10 +48,9 @@ function tables() {
       make("td", s.data_wait === null ? "–" : (100 * wait).toFixed(1) + " %"), make("td", seconds(s.validation_seconds)), cell, make("td", s.device, "text")));
   });
   by("runs").append(head("run", "setting", "seed", "state", "notes"));
-  for (const [i, [name, folder, status, seed, notes, counted]] of runs) {
+  for (const [i, [name, folder, status, seed, notes]] of runs) {
     const run = make("td", folder, "text mono"); run.title = name;
-    const all = counted ? notes : ["not in the mean: unfinished, or a later run has this seed", ...notes];
-    by("runs").append(row(run, named(i), make("td", seed), make("td", status), make("td", all.join("; "), "text note")));
+    by("runs").append(row(run, named(i), make("td", seed), make("td", status), make("td", notes.join("; "), "text note")));
   }
 }
 
@@ -188,7 +187,7 @@ function bars(names, shares, most) {
 function positions() {
   if (!data.predictions.length) return null;
   const chart = by("position"), lines = data.predictions.map(p => ({ x: p.positions.map(q => q[0]), y: p.positions.map(q => q[1]), run: p.run }));
-  chart.replaceChildren(make("h2", "From the best checkpoints, on the validation text"), make("h3", "loss by position in the context"));
+  chart.replaceChildren(make("h2", "From the best checkpoints, on the validation text"), make("h3", "loss by position in the context (colours: settings, as above)"));
   const tip = make("div", "", "tip");
   const plot = new uPlot({ width: Math.min(chart.clientWidth, 620), height: 270, legend: { show: false }, scales: { x: { time: false, distr: 3, log: 2 } }, cursor: { y: false },
     series: [{}, ...lines.map(l => ({ label: l.run, stroke: color(settingOf(l.run)), width: 1.6, spanGaps: true, points: { show: true, size: 4 }, of: { kind: "", line: { setting: settingOf(l.run), run: l.run }, x: l.x } }))],

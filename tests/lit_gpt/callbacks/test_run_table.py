@@ -13,7 +13,6 @@ from lightning.pytorch import Trainer
 from datamodules import CharDataModule
 from lit_gpt import load
 from lit_gpt.callbacks import summary as summary_module
-from lit_gpt.callbacks.summary import time_left
 from lit_gpt.cli.lightning_cli import run
 from tests.conftest import TINY
 
@@ -79,23 +78,6 @@ def test_the_table_is_above_all_else_and_fits_80_columns(fit: Fit, capsys: pytes
     assert "tensors" not in out
 
 
-def test_the_time_left_is_told_once_after_ten_steps(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
-    fit(*QUICK, "--trainer.max_steps", "12", "--data.micro_batch_size", "4")
-    out = capsys.readouterr().out
-    assert re.findall(r"^about .* left for (\d+) steps, without validations$", out, re.MULTILINE) == ["2"]
-    assert "step 12 " in out[out.index(" left for 2 steps") :]
-
-
-def test_durations_are_words() -> None:
-    assert [time_left(seconds) for seconds in (0.2, 89, 100, 3600, 3 * 3600)] == [
-        "about 1 second",
-        "about 89 seconds",
-        "about 2 minutes",
-        "about 60 minutes",
-        "about 3.0 hours",
-    ]
-
-
 def test_the_end_has_the_losses_to_compare_with(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     folder = fit(*QUICK)
     stored = json.loads((folder / "summary.json").read_text())["baselines"]
@@ -158,7 +140,8 @@ def test_a_resumed_run_names_its_folder_as_the_first_run_did(fit: Fit, capsys: p
     fit(*QUICK, "--trainer.max_steps", "8", "--ckpt_path", str(folder))
     assert ends(capsys) == first
     assert first[0] == "everything about this run is in logs/run/version_0"
-    assert "--ckpt_path logs/run/version_0/checkpoints/best.ckpt" in first[2]
+    assert "--ckpt_path logs/run/version_0 --prompt" in first[2]
+    assert len(first[2]) <= 80
     fit(*QUICK, "--trainer.max_steps", "8", "--resume", "auto")
     told = capsys.readouterr().out
     assert "logs/run/version_0 is finished: a new run starts in logs/run/version_1 (--ckpt_path logs/run/v" in told
@@ -176,7 +159,7 @@ def test_lines_to_type_are_whole_and_quoted(
     far = "a folder with a long name " * 5
     run("fit", [*TINY, "--data.source", str(text), "--logs_dir", far.strip(), *QUICK])
     command = shlex.split(next(line for line in ends(capsys) if "generate" in line))
-    assert command[command.index("--ckpt_path") + 1] == f"{far.strip()}/run/version_0/checkpoints/best.ckpt"
+    assert command[command.index("--ckpt_path") + 1] == f"{far.strip()}/run/version_0"
     assert command[-2] == "--prompt"
 
 

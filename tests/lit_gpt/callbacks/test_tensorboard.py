@@ -26,6 +26,8 @@ from tests.lit_gpt.cli.conftest import rows
 
 Fit = Callable[..., Path]
 IGNORED = -100
+#: The fixture `fit` draws none.
+CHARTS = ("--tensorboard.every_n_validations", "1")
 
 
 def events(folder: Path) -> EventAccumulator:
@@ -33,7 +35,7 @@ def events(folder: Path) -> EventAccumulator:
 
 
 def test_a_metric_of_all_splits_is_one_chart_with_the_values_of_metrics_csv(fit: Fit) -> None:
-    folder = fit()
+    folder = fit(*CHARTS)
     assert not list(folder.glob("*tfevents*"))  # no run without curves
     for split, name, tag in (
         *((split, f"{split}/loss", "metrics/loss") for split in ("train", "train_eval", "val")),
@@ -50,7 +52,8 @@ def test_a_metric_of_all_splits_is_one_chart_with_the_values_of_metrics_csv(fit:
 
 
 def test_the_tab_hparams_has_what_differs_from_the_defaults_and_the_final_metrics(fit: Fit, text: Path) -> None:
-    folder = fit("--model.optimizer.group_lr", "{matrices: 0.02}", "--seed_everything", "3")
+    options = ("--model.optimizer.group_lr", "{matrices: 0.02}", "--seed_everything", "3", "--data.seed", "5")
+    folder = fit(*CHARTS, *options)
     found = events(folder / "hparams")
     content = found.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     settings = {name: _value(x) for name, x in parse_session_start_info_plugin_data(content).hparams.items()}
@@ -63,6 +66,7 @@ def test_the_tab_hparams_has_what_differs_from_the_defaults_and_the_final_metric
             "accelerator": "cpu",
             "devices": "1",
             "seed": 3,
+            "data.seed": 5,
         },
     }
     final = json.loads((folder / "summary.json").read_text())["final"]
@@ -78,7 +82,7 @@ def _value(value: Any) -> Any:
 def test_charts_are_drawn_and_leave_the_run_as_it_is(fit: Fit) -> None:
     dropout = ("--model.config.dropout", "0.2")
     plain = fit(*dropout, "--trainer.logger", "false")
-    folder = fit(*dropout, "--tensorboard.layers", "true")
+    folder = fit(*CHARTS, *dropout, "--tensorboard.layers", "true")
     found = events(folder / "val")
     assert sorted(found.Tags()["images"]) == [
         *(f"network/{name}" for name in ("attention", "gradients", "outputs", "weights")),
@@ -94,13 +98,20 @@ def test_charts_are_drawn_and_leave_the_run_as_it_is(fit: Fit) -> None:
 
 def test_a_resumed_run_draws_the_same_contexts_and_hides_later_steps(fit: Fit) -> None:
     flags = ("--model.optimizer.schedule", "constant", "--checkpoint.keep_every_n_steps", "3")
-    folder = fit(*flags)
+    folder = fit(*CHARTS, *flags)
     before = checkpoint.read(folder / "checkpoints" / "last.ckpt")["callbacks"]["TensorBoardCharts"]["contexts"]
     assert [len(context) for context in before] == [10, 13, 16]  # half of 16, 70 % and 90 %, and the next token
     resumed = str(folder / "checkpoints" / "step_000003.ckpt")
-    fit(*flags, "--ckpt_path", resumed, "--data.val_stride", "8", "--trainer.max_steps", "9")
+    fit(*CHARTS, *flags, "--ckpt_path", resumed, "--data.val_stride", "8", "--trainer.max_steps", "9")
     after = checkpoint.read(folder / "checkpoints" / "last.ckpt")["callbacks"]["TensorBoardCharts"]["contexts"]
     assert after == before
+
+
+def test_charts_of_every_second_validation(fit: Fit) -> None:
+    found = events(fit("--tensorboard.every_n_validations", "2") / "val")
+    for tag in found.Tags()["images"]:
+        assert [image.step for image in found.Images(tag)] == [6]
+    assert found.Tags()["images"]
 
 
 OTHER_MODELS = {

@@ -7,6 +7,8 @@ import pytest
 from lit_gpt.cli.lightning_cli import LitCLI
 from lit_gpt.cli.options import options_of_verb
 
+IN_VALIDATION = ("samples of text, after validations", "pictures in TensorBoard")
+
 
 def _help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: str, *asked: str) -> str:
     monkeypatch.setenv("COLUMNS", "80")
@@ -18,7 +20,7 @@ def _help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, v
 @pytest.mark.parametrize(
     ("verb", "topics"),
     [
-        ("fit", ["the run", "network and optimizer", "data", "checkpoints", "samples of text, after validations"]),
+        ("fit", ["the run", "network and optimizer", "data", "checkpoints", *IN_VALIDATION]),
         ("predict", ["the run", "network and optimizer", "data", "predictions"]),
     ],
 )

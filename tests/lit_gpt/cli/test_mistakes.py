@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.mistakes import MISTAKES, PAGE, answer, page, parser
+from benchmarks.mistakes import MISTAKES, PAGE, answer, parser
 from datamodules.errors import UserError
 from lit_gpt.cli import early
+from lit_gpt.cli.arguments import data_of_configs, value_of, wants_plan
 from lit_gpt.cli.options import CLASSES, OPTIONS_OF_ONE_VERB, options_of_class, options_of_verb
 
+ROOT = Path(__file__).parents[3]
 JARGON = re.compile(r"Parser key|NestedArg|Got:|Got value|collections|typing|<class|is not iterable|Subtypes|init_args")
 
 
@@ -22,6 +24,7 @@ def test_an_answer_names_what_was_meant_and_that_is_accepted(line: str) -> None:
     assert said is not None
     assert "\n" not in said
     assert not JARGON.search(said)
+    assert f"    {line}\n        {said}\n" in PAGE.read_text(encoding="utf-8"), "run python -m benchmarks.mistakes"
     for option, value in re.findall(r"(--[\w.]+) (\S+)", meant):
         assert option in said or value in said
     verb, *typed = shlex.split(line)
@@ -29,8 +32,14 @@ def test_an_answer_names_what_was_meant_and_that_is_accepted(line: str) -> None:
     assert answer(shlex.join([verb, *given])) is None
 
 
-def test_the_page_shows_the_answers_of_today() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(), "run python -m benchmarks.mistakes"
+def test_the_page_has_no_other_answers() -> None:
+    assert PAGE.read_text(encoding="utf-8").count("\n        ") == len(MISTAKES) >= 40
+
+
+@pytest.mark.parametrize("config", sorted(ROOT.glob("configs/**/*.yaml")), ids=lambda path: path.stem)
+def test_the_configs_are_accepted_by_every_verb(config: Path) -> None:
+    for verb in ("fit", "validate", "test", "predict", "data"):
+        early.check(verb, ["--config", str(config)])
 
 
 def _live(verb: str, *flags: str) -> set[str]:
@@ -68,6 +77,10 @@ ACCEPTED = [
     "fit --lr 3 --help",
     "fit --data.help BPEDataModule --lr 3",
     'fit --data {"class_path":"BPEDataModule"} --data.documents line',
+    "fit --config empty_groups.yaml",
+    'fit --model.init_args \'{"config": {"n_layer": 2}}\'',
+    'fit --config \'{"model": "LitExtendedGPT"}\' --model.r_drop 0.1',
+    f"fit --config '{{model: LitExtendedGPT, samples: {{prompt: {'long ' * 60}}}}}' --model.r_drop 0.1",
     "validate --ckpt_path a.ckpt --data.documents line",
     "validate --config of_fit.yaml",
     "data --batches 3 --rows 2 --verify --config configs/char.yaml",
@@ -86,6 +99,9 @@ def test_an_early_check_leaves_to_the_parser_what_it_does_not_know(
         "name: x\ncheckpoint: {every_n_steps: 5}\nsamples: {prompt: T}\npredictions: {path: p}\nearly_stopping: 2\n"
         "model: {class_path: LitBigram, init_args: {config: {kind: counts}}}\ndata: {documents: line}\n"
         "trainer: {callbacks: [{class_path: Timer}], logger: {class_path: WandbLogger, init_args: {offline: true}}}\n"
+    )
+    Path("empty_groups.yaml").write_text(
+        "model: {class_path: LitGPT, init_args: {}}\ndata: {class_path: BPEDataModule, init_args: }\ntrainer: {}\n"
     )
     verb, *typed = shlex.split(line)
     early.check(verb, typed)
@@ -108,6 +124,22 @@ def test_a_wrong_key_of_a_config_is_named_with_its_file(
     Path("a.yaml").write_text(lines)
     with pytest.raises(UserError, match=re.escape(said)):
         early.check("fit", ["--config", "a.yaml"])
+
+
+@pytest.mark.parametrize("content", ["", "# lr: 3", "- 1", "name"])
+def test_a_config_without_keys_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"a\.yaml' has no keys: write a line such as `name: test`"):
+        early.check("fit", ["--config", str(tmp_path / "a.yaml")])
+
+
+def test_a_config_that_is_typed_counts_as_one_in_a_file() -> None:
+    with pytest.raises(UserError, match=r"key lr in --config is unknown: did you mean model\.optimizer\.lr: 0\.1"):
+        early.check("fit", ["--config", "{lr: 0.1}"])
+    typed = ["--config={preset: gpt2, plan: true, data: {class_path: BPEDataModule, init_args: {documents: line}}}"]
+    assert value_of("preset", typed) == "gpt2"
+    assert wants_plan(typed)
+    assert data_of_configs(typed) == {"class_path": "BPEDataModule", "init_args": {"documents": "line"}}
 
 
 def test_options_of_other_verbs_are_refused_later_only() -> None:

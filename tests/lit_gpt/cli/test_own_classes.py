@@ -137,11 +137,13 @@ def test_a_checkpoint_in_the_home_folder_and_a_folder_of_several_runs(
 
 
 @pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_notebook"])
-def test_processes_that_are_forked_train(strategy: str, fit: Fit) -> None:
+def test_processes_that_are_forked_train(strategy: str, fit: Fit, capfd: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     folder = fit("--trainer.strategy", strategy, "--trainer.devices", "2", "--trainer.max_steps", "2")
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["finished"], summary["processes"], summary["steps"]) == (True, 2, 2)
+    out = capfd.readouterr().out
+    assert [out.count(line) for line in (" without embeddings ", ", 2 processes", "without a network")] == [1, 1, 1]
     assert checkpoint.read(folder)["global_step"] == 2
     with pytest.raises(UserError, match=r"^a step of 8 rows .* cannot be divided among 3 process"):
         fit("--trainer.strategy", strategy, "--trainer.devices", "3")

@@ -89,9 +89,9 @@ def test_options_that_are_typed_win_one_by_one(
     capsys.readouterr()
     found = scored(trained, "--data.val_documents=30", "--data.deduplicate", "false")
     assert found != pytest.approx(at_the_end(trained))
-    assert "which is not the run's text, or not split as there" in capsys.readouterr().out
+    assert "not the text and split of the run" in capsys.readouterr().out
     scored(trained, "--data.test_source", "other.txt", verb="test")
-    assert re.search(r"scoring the test split of other.txt, which is not", capsys.readouterr().out)
+    assert re.search(r"scoring the test split of other.txt, not the text", capsys.readouterr().out)
     scored(trained, "--data.predict_source", "other.txt", verb="predict")
     out = capsys.readouterr().out
     assert "scoring other.txt, a text of its own beside the run's" in out
@@ -103,7 +103,7 @@ def test_a_class_that_is_typed_leaves_the_run_s_data_aside(
 ) -> None:
     capsys.readouterr()
     scored(trained, "--data", "BPEDataModule", "--data.tokenizer", "byte", "--data.source", str(titles))
-    assert "which is not the run's text, or not split as there" in capsys.readouterr().out
+    assert "not the text and split of the run" in capsys.readouterr().out
 
 
 def test_a_config_alone_does_not_change_the_text_and_is_told(
