@@ -20,6 +20,7 @@ from lit_gpt.__main__ import OUR_VERBS, TRAINER_VERBS
 from lit_gpt.cli import early, shrink
 from lit_gpt.cli.arguments import with_packaged_configs
 from lit_gpt.cli.lightning_cli import LitCLI, run
+from lit_gpt.cli.parsed import ParsedCLI
 from lit_gpt.cli.values import preset
 from lit_gpt.commands import plot
 from lit_gpt.commands import run as run_command
@@ -62,20 +63,7 @@ def unique(paths: list[Path]) -> list[str]:
     return list(dict.fromkeys(command for path in paths for command in commands_of(path)))
 
 
-class ParseOnly(LitCLI):
-    """Nothing is built or run, and no folder is made."""
-
-    def _parse_ckpt_path(self) -> None:
-        pass
-
-    def instantiate_classes(self) -> None:
-        pass
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
-class ParseData(ParseOnly, DataCLI):
+class ParseData(ParsedCLI, DataCLI):
     """The parser of ``data``."""
 
 
@@ -84,7 +72,7 @@ def command_line(verb: str, name: str | None) -> LitCLI:
     """The command line of a verb and a preset, whose parser is built once."""
     more = ["--preset", name] if name else []
     path = [] if verb in ("fit", "data") else ["--ckpt_path", "x"]
-    return ParseData(more) if verb == "data" else ParseOnly(verb, [*more, *path])
+    return ParseData(more) if verb == "data" else ParsedCLI(verb, [*more, *path])
 
 
 def parse(command: str) -> None:

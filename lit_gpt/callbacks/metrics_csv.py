@@ -7,7 +7,7 @@ import csv
 import io
 import re
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,15 +136,15 @@ def _is_number(value: str) -> bool:
         return False
 
 
-def run_loggers(folder: Path, logger: Any, settings: Mapping[str, Any] | None = None) -> list[Logger]:
+def run_loggers(folder: Path, logger: Any, settings: Callable[[], Mapping[str, Any]]) -> list[Logger]:
     """The loggers of a run: metrics.csv and the Trainer's.
 
     Args:
         folder: The run's folder.
         logger: The Trainer's option: a logger, a list of them, False for none; None or True is TensorBoard.
-        settings: The options that TensorBoard shows in its tab HParams.
+        settings: Returns the options that TensorBoard shows in its tab HParams; not called for other loggers.
     """
     if logger in (None, True):
-        logger = RunTensorBoard(folder, settings)
+        logger = RunTensorBoard(folder, settings())
     others = logger if isinstance(logger, list) else [logger]
     return [MetricsCSV(folder), *([] if logger is False else others)]

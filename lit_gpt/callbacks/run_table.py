@@ -175,14 +175,29 @@ def readable(size: int) -> str:
 
 def network_facts(trainer: Trainer, module: LightningModule) -> NetworkFacts:
     """The facts of the network that a Trainer trains."""
-    net = network_of(module)
-    is_lazy = sizes.has_lazy_layers(net)
     step = data_of(trainer).step_size
-    flops = module.flops_per_token(step.block_size) if step and isinstance(module, LitLanguageModel) else None
-    memory = None if step is None or is_lazy else memory_of(module, trainer.optimizers, step, str(trainer.precision))
-    parts = sizes.count_parameters(net), sizes.count_embeddings(net)
-    vocab_size = module.config.vocab_size if isinstance(module, LitLanguageModel) else None
-    return NetworkFacts(type(net).__name__, *parts, is_lazy, flops, memory, vocab_size)
+    if step is None or sizes.has_lazy_layers(network_of(module)):
+        memory = None
+    else:
+        memory = memory_of(module, trainer.optimizers, step, str(trainer.precision))
+    return facts_of_module(module, step.block_size if step else None, memory)
+
+
+def facts_of_module(module: LightningModule, block_size: int | None, memory: sizes.Memory | None) -> NetworkFacts:
+    """The facts of a module's network.
+
+    Args:
+        module: The module with its network.
+        block_size: Tokens of a row of training. None: unknown.
+        memory: Bytes of a training step. None: unknown.
+    """
+    net, flops, vocab_size = network_of(module), None, None
+    if isinstance(module, LitLanguageModel):
+        flops = module.flops_per_token(block_size) if block_size else None
+        vocab_size = module.config.vocab_size
+    parameters, embeddings = sizes.count_parameters(net), sizes.count_embeddings(net)
+    is_lazy = sizes.has_lazy_layers(net)
+    return NetworkFacts(type(net).__name__, parameters, embeddings, is_lazy, flops, memory, vocab_size)
 
 
 def network_of(module: LightningModule) -> nn.Module:

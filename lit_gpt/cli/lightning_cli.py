@@ -392,7 +392,7 @@ class LitCLI(LightningCLI):
             super()._run_subcommand(subcommand)
 
     def _loggers(self, logger: Any) -> Any:
-        return run_loggers(self.folder, logger, self._changed()) if self.verb == "fit" else logger or False
+        return run_loggers(self.folder, logger, self._changed) if self.verb == "fit" else logger or False
 
     def _changed(self) -> dict[str, Any]:
         config = self.config[self.verb]

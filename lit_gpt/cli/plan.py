@@ -22,8 +22,8 @@ from datamodules.tokens import token_dtype
 from lit_gpt import sizes
 from lit_gpt.callbacks.run_table import (
     UNKNOWN,
-    NetworkFacts,
     RunSize,
+    facts_of_module,
     memory_of,
     network_of,
     readable,
@@ -148,27 +148,14 @@ class Plan:
         step = StepSize(rows, rows, 1, self.step.block_size if self.step else self.block_size, packed)
         return memory_of(self.module, self.optimizers, step, self.precision, self.device)
 
-    def flops_per_token(self) -> float | None:
-        """Floating-point operations of training, for each token."""
-        step = self.step.block_size if self.step else self.block_size
-        return self.module.flops_per_token(step) if isinstance(self.module, LitLanguageModel) else None
-
     # ---- tables
 
     def print(self, console: Console) -> None:
         """Print all of it."""
         rows = self.step.micro if self.step else ASSUMED_ROWS
         memories = {number: self.memory(number) for number in _around(rows)}
-        parameters, embeddings = sizes.count_parameters(self.net), sizes.count_embeddings(self.net)
-        network = NetworkFacts(
-            type(self.net).__name__,
-            parameters,
-            embeddings,
-            sizes.has_lazy_layers(self.net),
-            self.flops_per_token(),
-            memories[rows] if self.step else None,
-            self.module.config.vocab_size if isinstance(self.module, LitLanguageModel) else None,
-        )
+        block_size = self.step.block_size if self.step else self.block_size
+        network = facts_of_module(self.module, block_size, memories[rows] if self.step else None)
         run = self.run_size()
         console.print(run_table(self.text, network, run, f"{self.source} (not prepared yet)"))
         unit = _unit(memories)
@@ -233,7 +220,7 @@ def _unit(memories: dict[int, sizes.Memory | None]) -> str:
 
 
 def _memory_table(memories: dict[int, sizes.Memory | None], chosen: int | None, unit: float) -> Table:
-    """Memory by micro-batch, in units of so many bytes. The run's own is marked."""
+    """Memory by micro-batch. ``unit`` is the number of bytes of a MB or GB. The run's own micro-batch is marked."""
     kinds = ["weights", "gradients", "optimizer", "activations", "logits"]
     kinds += ["heap"] * any(memory and memory.heap for memory in memories.values())
     table = _table("rows", *kinds, "total")

@@ -8,11 +8,11 @@ from jsonargparse import Namespace
 
 from datamodules.errors import UserError, check_at_least
 from lit_gpt.cli.arguments import value_of
+from lit_gpt.cli.options import GROUPS, OPTIONS_OF_ONE_VERB
 from lit_gpt.cli.suggest import unknown
 from lit_gpt.config import PRESETS, format_value
 
-#: Options of one verb alone that are groups, and that have a value.
-GROUPS = {"fit": ("checkpoint", "samples", "tensorboard"), "predict": ("predictions",)}
+#: Options of one verb alone that have a value.
 VALUES = {"fit": ("name", "logs_dir")}
 #: How the names of strategies begin that split the weights.
 SHARDING = ("fsdp", "deepspeed", "modelparallel")
@@ -48,7 +48,8 @@ def check_values(verb: str, config: Namespace) -> None:
 
 def _check_given(verb: str, config: Namespace) -> None:
     """jsonargparse takes null for a value of any type, and any value for a group of options."""
-    groups, values = GROUPS.get(verb, ()), VALUES.get(verb, ())
+    groups = (name for name in OPTIONS_OF_ONE_VERB.get(verb, ()) if name in GROUPS)
+    values = VALUES.get(verb, ())
     for name in ("trainer", "progress", *groups):
         if not isinstance(config[name], Namespace):
             raise UserError(f"{name} is {format_value(config[name])}: leave it out, or give its options.")

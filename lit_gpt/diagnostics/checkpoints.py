@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import UserError
+from lit_gpt.attention import position_ids
 from lit_gpt.checkpoint import KEY, MODULES, file_of, load, read
 from lit_gpt.cli.run_data import OWN_CLASSES, is_described, usable_options
 from lit_gpt.commands.generate import usable_device
@@ -80,7 +81,8 @@ def _scored(net: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor,
     nats, _ = score(hidden, net.head, net.head_weights(), targets, net.config.vocab_size)
     few = max(_LOGITS // net.config.vocab_size, 1)
     expected = [net.head(part).double().softmax(-1).sum(0) for part in hidden[scored].split(few)]
-    columns = (_tokens_before(ids, documents)[scored], nats[scored].double(), targets[scored], sum(expected))
+    before = position_ids(ids, document_ids=documents).expand_as(ids) + 1  # of its own document, this token included
+    columns = (before[scored], nats[scored].double(), targets[scored], sum(expected))
     return tuple(torch.as_tensor(column).cpu() for column in columns)  # type: ignore[return-value]
 
 
@@ -99,16 +101,6 @@ def _frequencies(model: TextModel, targets: Tensor, expected: Tensor) -> Iterato
         if seen[i]:
             shares = (float(count[i]) / len(targets) for count in (seen, expected))
             yield token_name(model.tokenizer, i), *shares  # type: ignore[misc]
-
-
-def _tokens_before(ids: Tensor, documents: Tensor | None) -> Tensor:
-    """The number of tokens of its own document that each target's prediction can use, (B, T)."""
-    place = torch.arange(ids.size(1), device=ids.device).expand_as(ids)
-    if documents is None:
-        return place + 1
-    begins = torch.ones_like(documents, dtype=torch.bool)
-    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    return place - (place * begins).cummax(1).values + 1
 
 
 def _next(model: TextModel, batch: dict[str, Tensor]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ import re
 import shlex
 from collections.abc import Iterator
 from itertools import product
-from typing import Any
 
 from datamodules.errors import UserError
 from lit_gpt.cli.arguments import value_of, with_packaged_configs
@@ -98,18 +97,6 @@ def _short(option: str, others: list[str]) -> str:
 
 def check(arguments: list[str]) -> None:
     """Parse a command as ``fit`` does, without building anything, so that a wrong one is refused before the queue."""
-    from lit_gpt.cli.lightning_cli import LitCLI
+    from lit_gpt.cli.parsed import ParsedCLI  # imports torch
 
-    class ParsedOnly(LitCLI):
-        """Parses."""
-
-        def _parse_ckpt_path(self) -> None:
-            """Claim no run's folder."""
-
-        def instantiate_classes(self) -> None:
-            """Build nothing."""
-
-        def _run_subcommand(self, subcommand: Any) -> None:
-            """Train nothing."""
-
-    ParsedOnly("fit", with_packaged_configs(arguments))
+    ParsedCLI("fit", with_packaged_configs(arguments))

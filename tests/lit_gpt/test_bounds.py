@@ -16,7 +16,8 @@ from lit_gpt import LitExtendedGPT, bounds
 from lit_gpt.baselines.bigram import BigramConfig, build_bigram
 from lit_gpt.callbacks.checkpoints import RunCheckpoints
 from lit_gpt.callbacks.samples import SampleText
-from lit_gpt.cli.lightning_cli import LitCLI, run
+from lit_gpt.cli.lightning_cli import run
+from lit_gpt.cli.parsed import ParsedCLI
 from lit_gpt.cli.values import check_values
 from lit_gpt.config import GPTConfig
 from lit_gpt.methods.config import ExtendedGPTConfig
@@ -39,17 +40,8 @@ SLOTS: dict[str, Any] = {
 OWN = {"seed_everything": int, "early_stopping": int}
 
 
-class Parsed(LitCLI):
+class Parsed(ParsedCLI):
     """A command line that was parsed, and objects of it on demand, without a run."""
-
-    def _parse_ckpt_path(self) -> None:
-        """No folder."""
-
-    def instantiate_classes(self) -> None:
-        """Nothing yet."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing."""
 
     def try_(self, option: str, value: Any) -> None:
         """What fit does with the option before it reads the data."""

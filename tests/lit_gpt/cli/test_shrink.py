@@ -13,6 +13,7 @@ from datamodules import downloads
 from datamodules.errors import UserError
 from lit_gpt.cli import shrink
 from lit_gpt.cli.lightning_cli import LitCLI, run
+from lit_gpt.cli.parsed import ParsedCLI
 from lit_gpt.config import PRESETS, GPTConfig
 from lit_gpt.methods.config import ExtendedGPTConfig
 
@@ -21,21 +22,8 @@ ROOT = Path(__file__).parents[3]
 GPT2 = ["--config", str(ROOT / "configs" / "gpt2_124m.yaml")]
 
 
-class ParseOnly(LitCLI):
-    """Nothing is built or run."""
-
-    def _parse_ckpt_path(self) -> None:
-        pass
-
-    def instantiate_classes(self) -> None:
-        pass
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
 def parsed(*flags: str) -> Namespace:
-    return ParseOnly("fit", list(flags)).config.fit
+    return ParsedCLI("fit", list(flags)).config.fit
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.errors import UserError
@@ -18,28 +18,8 @@ from lit_gpt.loss import LossInputs
 from lit_gpt.methods.r_drop import r_drop_sum
 from lit_gpt.optim import OptimizerConfig
 from tests.lit_gpt.cli.conftest import rows as rows_of
+from tests.lit_gpt.conftest import Problem, head, no_head
 from tests.lit_gpt.test_language_model import SMALL, Passes, joined, rows, trainer, weights_after_a_step
-
-Problem = tuple[Tensor, list[Tensor], Tensor]
-
-
-@pytest.fixture
-def problem() -> Problem:
-    """Hidden states (B, T, C), weight and bias of a head, and targets (B, T), two of them unscored."""
-    torch.manual_seed(0)
-    hidden, linear = torch.randn(3, 5, 8, requires_grad=True), nn.Linear(8, 11)
-    targets = torch.randint(11, (3, 5))
-    targets[0, :2] = loss.IGNORE_INDEX
-    return hidden, list(linear.parameters()), targets
-
-
-def head(hidden: Tensor, weights: list[Tensor]) -> Tensor:
-    return F.linear(hidden, *weights)
-
-
-def no_head(hidden: Tensor, weights: list[Tensor]) -> Tensor:
-    """For hidden states that are the logits."""
-    return hidden
 
 
 def naive_r_drop(logits: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
