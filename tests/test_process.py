@@ -104,6 +104,7 @@ def test_processes_do_not_validate_each_by_its_own_clock(tmp_path: Path, text: P
     assert "val_check_interval by the clock may fall inside a step" in err
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_of_two_processes_saves_and_leaves_with_its_status(tmp_path: Path, text: Path) -> None:
     number = signal.SIGTERM
     flags = [*TINY, *TWO, "--data.source", str(text), "--trainer.max_steps", "100000"]
@@ -239,6 +240,7 @@ def test_two_processes_equal_one_and_hand_over(
         assert summary["tokens"] == 20 * 128, name
 
 
+@pytest.mark.slow
 def test_two_processes_count_the_pairs_that_one_counts(tmp_path: Path, text: Path) -> None:
     flags = ["--model", "LitBigram", "--model.config.kind", "counts", "--data.source", str(text), "--name"]
     flags = ["--data.tokens_per_step", "128", "--trainer.accelerator", "cpu", "--trainer.max_steps", "5", *flags]

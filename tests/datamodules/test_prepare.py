@@ -304,6 +304,7 @@ def test_a_killed_preparation_is_done_again(tmp_path: Path, long_text: Path) -> 
     assert sorted(path.suffix for path in cache.iterdir()) == ["", ".lock"]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_text(tmp_path: Path, long_text: Path) -> None:
     def peak(text: Path) -> int:
         command = script(tmp_path, text, tmp_path / "cache")

@@ -151,6 +151,7 @@ trainer.fit(Saver(block_size=8), datamodule=data)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_of_a_plain_trainer_share_the_batches_of_one(tmp_path: Path, recorder: Callable) -> None:
     """The plain Trainer would put its own sampler into a DataLoader; it must not touch ours."""
     text = tmp_path / "text.txt"

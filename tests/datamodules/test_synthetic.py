@@ -10,9 +10,9 @@ from datamodules.errors import UserError
 from datamodules.synthetic import headlines
 
 
-def test_a_quarter_of_a_million_are_all_different() -> None:
-    lines = list(headlines(250_000))
-    assert len(set(lines)) == 250_000
+def test_they_are_all_different() -> None:
+    lines = list(headlines(60_000))
+    assert len(set(lines)) == 60_000
     assert all(line.isprintable() and line == line.strip() and "{" not in line for line in lines)
     assert 45 < sum(map(len, lines)) / len(lines) < 60  # real ones have 51 characters
 

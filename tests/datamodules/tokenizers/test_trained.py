@@ -105,7 +105,7 @@ def test_the_published_byte_bpe_of_275_tokens() -> None:
 
 
 def test_a_million_spaces_do_not_overflow_the_regular_expression(bpe: BPETokenizer, unigram: UnigramTokenizer) -> None:
-    for text in (" " * 1_100_000 + "a", "a" * 300_000, "中" * 300_000):
+    for text in (" " * 1_100_000 + "a", "a" * 30_000, "中" * 30_000):
         assert bpe.decode(bpe.encode(text)) == text
         assert unigram.decode(unigram.encode(text)) == text
 
