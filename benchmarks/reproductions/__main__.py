@@ -1,6 +1,7 @@
 """Runs configs/reproductions and writes docs/reproductions.md from what they gave.
 
-    python -m benchmarks.reproductions [--only NAME ...] [--steps N] [--minutes M] [--source TEXT=FILE ...] [--quick]
+    python -m benchmarks.reproductions [--only NAME ...] [--steps N] [--minutes M] [--precision P]
+                                      [--source TEXT=FILE ...] [--quick]
 
 Each row is a ``fit`` of its own below --logs_dir. A run that was cut (by --steps, --minutes, Ctrl-C or a kill) goes on
 the next time and a finished one is not run again, so the same command is given until everything is done. A run that
@@ -54,6 +55,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="cut each run at its first evaluation at this step or later")
     parser.add_argument("--minutes", type=float, help="cut each run after so many minutes")
     parser.add_argument("--source", nargs="+", default=[], metavar="TEXT=FILE", help="files instead of downloads")
+    parser.add_argument(
+        "--precision", help="as fit's --trainer.precision: bf16-mixed is faster where the CPU multiplies it"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the page, its figures and results")
     parser.add_argument("--logs_dir", type=Path, default=Path("logs"), help="folder of the runs")
     options = parser.parse_args(arguments)
@@ -133,6 +137,8 @@ def _run(row: Row, options: argparse.Namespace) -> None:
 def _fit(row: Row, options: argparse.Namespace) -> list[str]:
     """The arguments of ``fit``, but for ``--resume``."""
     flags = ["--config", row.path, "--name", row.name, "--logs_dir", str(options.logs_dir), *row.flags]
+    if options.precision:
+        flags += ["--trainer.precision", options.precision]
     if row.text in options.source:
         flags += ["--data.source", options.source[row.text]]
     if row.leak:
