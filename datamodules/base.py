@@ -11,7 +11,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 
 from datamodules.accumulation import set_accumulation
-from datamodules.agreement import check_agreement
+from datamodules.agreement import DATA_FIXES, check_agreement, facts_of_data
 from datamodules.batches import IGNORE_INDEX, BatchLoader, MicroBatches, RankShare, Rows, StepSize, TrainLoader
 from datamodules.cores import check_workers
 from datamodules.cutting import Cutting, RowKind
@@ -169,7 +169,7 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         meta = read_meta(folder)
         self.tokenizer, self.fingerprints = load_tokenizer_of(folder), meta["fingerprints"]
         self.text_facts = read_text_facts(folder)
-        check_agreement(self.fingerprints)
+        check_agreement(facts_of_data(meta, self.vocab_size), DATA_FIXES)
         self.stores = {split: TokenStore(folder, split) for split in meta["splits"]}
         self._size = self._chosen_block_size()
         self._scored: dict[str, ScoredText] = {}

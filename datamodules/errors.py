@@ -20,6 +20,19 @@ class UserError(ValueError):
     """
 
 
+class DisagreementError(UserError):
+    """The processes of a run differ in what must be equal. All of them raise it, and the first one prints it.
+
+    Args:
+        message: the sentence.
+        is_first: whether this is process 0.
+    """
+
+    def __init__(self, message: str, is_first: bool = True) -> None:
+        super().__init__(message)
+        self.is_first = is_first
+
+
 def check_at_least(least: int, name: str, value: float | None) -> None:
     """Checks that a number is not too small and not NaN. None passes: the option is not set.
 

@@ -21,6 +21,8 @@ TRAINER_VERBS = {
 }
 #: How long the other processes of a run leave it to the first to say why none can begin.
 SECONDS_TO_BE_SAID = 10.0
+#: How the errors of torch begin that tell of another process: it has gone, or it never came.
+LOST_PEER = r"(gloo|NCCL).*(peer|remote|timed? ?out)|failed to recv|client socket has timed out|DistStoreError"
 #: The process that has started this one.
 STARTED_BY = os.getppid()
 OUR_VERBS = {
@@ -100,23 +102,26 @@ def _guarded(arguments: list[str]) -> None:
 def _say_and_exit(error: ValueError) -> NoReturn:
     if os.environ.get("LIT_GPT_DEBUG") == "1":
         raise error
-    if _is_said_elsewhere():
+    if _is_said_elsewhere(getattr(error, "is_first", None)):
         sys.exit(2)
     print(f"lit_gpt: {error}", file=sys.stderr)
     sys.exit(2)
 
 
-def _is_said_elsewhere() -> bool:
-    """Whether this is one of several processes and the one that started it ends too: they have met the same refusal.
+def _is_said_elsewhere(is_first: bool | None) -> bool:
+    """Whether another process of the run says it. Waits until that one has had the time to.
 
-    Under torchrun that other one ends all processes as soon as the first has failed.
+    Args:
+        is_first: Whether this is the first process of those that have met the same refusal. None: it is not known, so
+            one process says it whose parent has started others: under torchrun, that ends all processes as soon as the
+            first has failed.
     """
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if is_first or (is_first is None and os.environ.get("LOCAL_RANK", "0") == "0"):
         return False
     end = time.monotonic() + SECONDS_TO_BE_SAID
     while os.getppid() == STARTED_BY and time.monotonic() < end:
         time.sleep(0.1)
-    return os.getppid() != STARTED_BY
+    return is_first is False or os.getppid() != STARTED_BY
 
 
 def _forget_unwritten_output() -> None:
@@ -146,7 +151,7 @@ def _lost_process(error: RuntimeError) -> str | None:
             f"{worker[2] or 'perhaps killed'}, often for want of memory: try a smaller --data.num_workers, and go on "
             "with --resume auto."
         )
-    if re.search(r"(gloo|NCCL).*(peer|remote|timed? ?out)|failed to recv", str(error), re.DOTALL | re.IGNORECASE):
+    if re.search(LOST_PEER, str(error), re.DOTALL | re.IGNORECASE):
         return lost_processes.LOST
     return None
 

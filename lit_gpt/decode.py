@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datamodules.errors import UserError
+from lit_gpt.distributed import agreed, is_sharded, outside_inference_mode
 from lit_gpt.protocols import Network
 
 
@@ -122,13 +123,14 @@ def decode(
     tokens = deque(_pad_left(prompts, device).unbind(1), maxlen=block_size)  # one (B,) for each position
     uncompiled = _uncompiled(net)
     with _explaining_out_of_memory(len(prompts), device), _prepared_for_decoding(net, len(prompts), device):
-        kv_cache = net.new_cache(len(prompts)) if cache else None
+        with outside_inference_mode(net):
+            kv_cache = net.new_cache(len(prompts)) if cache else None
         for lengths, starts_anew in islice(_context_lengths([len(p) for p in prompts], block_size), max_new_tokens):
             if kv_cache is not None and starts_anew:
                 kv_cache.reset()
-            with uncompiled():
+            with uncompiled(), outside_inference_mode(net):
                 logits = _last_logits(net, tokens, lengths, kv_cache)
-            tokens.append(sampling.pick(logits[:, :vocab_size], generator))
+            tokens.append(agreed(sampling.pick(logits[:, :vocab_size], generator), net))
             yield tokens[-1].tolist()
 
 
@@ -181,8 +183,10 @@ def _prepared_for_decoding(net: nn.Module, batch_size: int, device: torch.device
 
 
 def _can_replace_forward(layer: nn.Linear) -> bool:
-    """Whether the layer is in float32 and has its own forward: not one from a user or from a `decode` still running."""
-    return layer.weight.dtype == torch.float32 and "forward" not in vars(layer)
+    """Whether the layer is in float32, has all its weights, and its own forward: not one from a user or from a `decode`
+    still running.
+    """
+    return layer.weight.dtype == torch.float32 and not is_sharded(layer.weight) and "forward" not in vars(layer)
 
 
 def _small_batch_forward(layer: nn.Linear, batch_size: int) -> Callable[[Tensor], Tensor]:

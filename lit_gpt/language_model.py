@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateFinder
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -30,7 +29,9 @@ from lit_gpt import checkpoint
 from lit_gpt.averaging import begin_averages
 from lit_gpt.checked_module import CheckedModule
 from lit_gpt.config import resolve_vocab_size
-from lit_gpt.distributed import sent_to_cpu, summed_over_processes
+from lit_gpt.ddp import Votes, spare_copies
+from lit_gpt.distributed import full, local, sent_to_cpu, summed_over_processes
+from lit_gpt.forked import split_config, with_config
 from lit_gpt.integrity import advice_to_continue
 from lit_gpt.loop_state import undo_epoch_end
 from lit_gpt.loss import IGNORE_INDEX, LossInputs, cross_entropy_sum, score
@@ -38,6 +39,8 @@ from lit_gpt.metrics import TokenMetrics, per_text, whole_split
 from lit_gpt.muon import has_bfloat16
 from lit_gpt.optim import OptimizerConfig, StepSchedule, build_optimizer, learning_rates
 from lit_gpt.protocols import Network, TextData, data_of
+from lit_gpt.strategies import FSDP2
+from lit_gpt.strategy_names import refuse_strategy
 
 Batch = dict[str, Tensor]
 
@@ -88,6 +91,7 @@ class LitLanguageModel(CheckedModule):
         # For each micro-batch of this process: waits for the copy to the CPU and returns the number of scored targets.
         self._scored_counts: list[Callable[[], int]] = []
         self._step_is_empty = False
+        self.votes = Votes()
 
     def _store_hyper_parameters(self) -> None:
         values = {"config": asdict(self.config), "optimizer": asdict(self.optimizer_config), **self.options}
@@ -98,7 +102,10 @@ class LitLanguageModel(CheckedModule):
         raise NotImplementedError
 
     def configure_callbacks(self) -> list[Callback]:
-        """Refuse callbacks that cannot work here, and add none. Lightning calls this before any callback runs."""
+        """Refuse a strategy and callbacks that cannot work here, and add none. Lightning calls this before data is
+        prepared.
+        """
+        refuse_strategy(self.trainer.strategy)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if type(callback) in REFUSED_CALLBACKS:
                 raise UserError(f"{type(callback).__name__} {REFUSED_CALLBACKS[type(callback)]}.")
@@ -118,7 +125,22 @@ class LitLanguageModel(CheckedModule):
             self._store_hyper_parameters()
             self.net = self.build_network()
             _refuse_lazy_layers(self.net)
+        if self._trainer is not None:
+            spare_copies(self.trainer.strategy, self.net)
         self._tokenizer = checkpoint.check_tokens(self._tokenizer, self.config.vocab_size, data)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """The weights and buffers, and in the result of a forked process the network's configuration."""
+        return with_config(super().state_dict(*args, **kwargs), self.config, self._trainer)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load weights, into a new network if they come from a forked process."""
+        config, weights = split_config(state_dict)
+        if config is not None and not hasattr(self, "net"):
+            self.config = checkpoint.config_of(self.config_class, config)
+            self._store_hyper_parameters()
+            self.net = self.build_network()
+        return super().load_state_dict(weights, *args, **kwargs)
 
     def complete_config(self, data: TextData) -> None:
         """Set ``config.vocab_size`` to the data's if it is null. A subclass may complete other fields."""
@@ -209,7 +231,7 @@ class LitLanguageModel(CheckedModule):
         A step without scored targets must change nothing, not even by weight decay or momentum. Optimizers skip
         parameters whose gradient is None.
         """
-        *sums, scored = summed_over_processes(self._step_sums, self.trainer.world_size).unbind()
+        *sums, scored = self.votes.summed(self._step_sums, self.trainer.world_size).unbind()
         self._step_sums = 0
         # If this process scored any target, the step is not empty, and that is known without waiting for the device.
         # Only otherwise is the sum over processes read, which waits.
@@ -221,7 +243,7 @@ class LitLanguageModel(CheckedModule):
         self.step_metrics = {name: total / scored for name, total in zip(self._metric_names, sums, strict=True)}
         capacity = self._capacity * self.trainer.accumulate_grad_batches * self.trainer.world_size
         if scored.is_cuda or scored != capacity:  # a GPU always multiplies: to compare, the CPU would wait for it
-            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            gradients = [local(p.grad) for p in self.parameters() if p.grad is not None]
             torch._foreach_mul_(gradients, capacity / scored.clamp(min=1))
 
     def configure_gradient_clipping(
@@ -244,7 +266,8 @@ class LitLanguageModel(CheckedModule):
             # A single network: all parameters, those too that a subclass adds outside of `net`.
             groups = [list(module.parameters()) for module in (nets if len(nets) > 1 else [self])]
             # A limit of infinity clips nothing and returns the norm.
-            self.grad_norm = torch.stack([nn.utils.clip_grad_norm_(group, limit) for group in groups]).mean()
+            norms = [full(nn.utils.clip_grad_norm_(group, limit)) for group in groups]
+            self.grad_norm = torch.stack(norms).mean()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Do the optimizer step, stop if its loss is not finite, and log every ``log_every_n_steps``.
@@ -347,15 +370,20 @@ class LitLanguageModel(CheckedModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer and its schedule. Each parameter group has its algorithm (AdamW or Muon) and weight decay."""
-        if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
-            raise UserError(
-                "this strategy shards weights, which the optimizer's groups and the clipping cannot handle: "
-                "use --trainer.strategy ddp."
-            )
         optimizer = build_optimizer(self.net, self.optimizer_config)
         self._warn_of_slow_precision()
         schedule = StepSchedule(optimizer, self.optimizer_config, self._total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def not_shardable(self) -> str | None:
+        """What in this module ``--trainer.strategy fsdp2`` cannot shard, as the beginning of an error message.
+
+        It is asked before the network is built. A subclass may name more.
+        """
+        if outside := [name for name, _ in self.named_parameters() if not name.startswith("net.")]:
+            return f"{outside[0]} of {type(self).__name__}, a parameter outside of `net`,"
+        kind = self.optimizer_config.kind
+        return f"the state of optimizer.kind {kind}" if "." in kind else None
 
     def _warn_of_slow_precision(self) -> None:
         """Print a line about bfloat16 that the device emulates."""
@@ -390,10 +418,16 @@ class LitLanguageModel(CheckedModule):
 
         Weights that are not finite are not saved, so that the last file stays one to resume from.
         """
-        if not all(bool(p.isfinite().all()) for p in self.parameters()):
+        if not self._weights_are_finite():
             raise self._non_finite_error(f"weights are not finite at step {self.global_step}")
         undo_epoch_end(state, self.trainer)
         state[checkpoint.KEY] = checkpoint.describe(type(self), asdict(self.config), data_of(self._trainer))
+
+    def _weights_are_finite(self) -> bool:
+        finite = all(bool(local(p).isfinite().all()) for p in self.parameters())
+        if self._trainer is None or not isinstance(self.trainer.strategy, FSDP2):
+            return finite
+        return not summed_over_processes(torch.tensor(float(not finite), device=self.device), self.trainer.world_size)
 
     def on_load_checkpoint(self, state: dict[str, Any]) -> None:
         """Refuse files of other programs, of a newer format, and of another tokenizer or network."""

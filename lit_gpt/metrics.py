@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lit_gpt.loss import at_least_float32
+
 
 class ScoredText(Protocol):
     """The size of the text that one full evaluation pass scores; the end of a document counts as one newline."""
@@ -43,7 +45,9 @@ class TokenMetrics(Metric):
             rank: Rank of each target among the logits, (B, T); 0 is the model's first choice.
             scored: True where a target counts, (B, T).
         """
-        self.nats = self.nats.float() + nats.float().sum()  # under bf16-true Lightning casts every state to bfloat16
+        self.nats = (
+            at_least_float32(self.nats) + at_least_float32(nats).sum()
+        )  # under bf16-true Lightning casts every state to bfloat16
         self.tokens += scored.sum()
         self.top1 += (scored & (rank < 1)).sum()
         self.top5 += (scored & (rank < 5)).sum()

@@ -14,19 +14,41 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     """Bring the singular values of a stack of matrices (n, rows, columns) to about 1.
 
     Five quintic Newton-Schulz steps with the coefficients of Keller Jordan's Muon, as in ``torch.optim.Muon``, but
-    for all matrices of a shape at once, and in float32 on devices without bfloat16 in hardware.
+    for all matrices of a shape at once, and in the precision of `working_dtype`. The matrices must be whole and plain
+    tensors: a DTensor's products would be computed from its shards, at a collective operation each.
     """
-    x = matrices.bfloat16() if has_bfloat16(matrices.device) else matrices.float()
+    x = matrices.to(working_dtype(matrices))
     is_tall = x.size(-2) > x.size(-1)
     if is_tall:
         x = x.mT  # so that x x^T has the smaller of the two sizes
     # The Frobenius norm is at least the largest singular value, so all are at most 1, where the iteration converges.
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    # For square matrices the iteration on x x^T gains nothing. It needs float32, which can still tell the squares of
-    # small singular values apart.
-    is_wide = x.dtype == torch.float32 and x.size(-1) >= 2 * x.size(-2)
-    x = _newton_schulz_on_gram(x, steps) if is_wide else _newton_schulz(x, steps)
+    on_gram = _is_on_gram(x.size(-2), x.size(-1), x.dtype)
+    x = _newton_schulz_on_gram(x, steps) if on_gram else _newton_schulz(x, steps)
     return x.mT if is_tall else x
+
+
+def working_dtype(matrices: Tensor) -> torch.dtype:
+    """The precision of the steps: float64 for float64 matrices, else bfloat16 where hardware has it, or float32."""
+    if matrices.dtype == torch.float64:
+        return torch.float64
+    return torch.bfloat16 if has_bfloat16(matrices.device) else torch.float32
+
+
+def newton_schulz_flops(rows: int, columns: int, dtype: torch.dtype = torch.bfloat16, steps: int = 5) -> int:
+    """Floating-point operations of the steps for one matrix, counted as 2 for each multiplication with an addition."""
+    small, large = sorted((rows, columns))
+    square, wide = 2 * small**3, 2 * small**2 * large  # products of two squares, and of a square with the matrix
+    if _is_on_gram(small, large, dtype):
+        return 2 * wide + square + 4 * square * (steps - 1)
+    return steps * (2 * wide + square)
+
+
+def _is_on_gram(rows: int, columns: int, dtype: torch.dtype) -> bool:
+    """Whether the iteration works on x x^T. For square matrices that gains nothing. It needs float32, which can still
+    tell the squares of small singular values apart.
+    """
+    return dtype == torch.float32 and columns >= 2 * rows
 
 
 def _newton_schulz(x: Tensor, steps: int) -> Tensor:

@@ -7,8 +7,7 @@ Lightning would need manual optimization for two, and would count every step twi
 
 import importlib
 import math
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,7 +19,8 @@ from torch.optim.sgd import sgd
 
 from datamodules.errors import UserError
 from lit_gpt.bounds import invalid_numbers
-from lit_gpt.muon import orthogonalize
+from lit_gpt.distributed import local
+from lit_gpt.muon_shared import Updates, begin_updates, layouts
 from lit_gpt.protocols import Network
 
 GROUPS = ("matrices", "embeddings", "head", "vectors")
@@ -189,7 +189,11 @@ def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
 
 
 class GroupedOptimizer(torch.optim.Optimizer):
-    """AdamW, Muon or SGD for each parameter group (key ``algorithm``), as one optimizer with one state."""
+    """AdamW, Muon or SGD for each parameter group (key ``algorithm``), as one optimizer with one state.
+
+    Where ``torch.distributed`` runs with several processes, they share Muon's work: see `lit_gpt.muon_shared`. Then all
+    of them must call ``step`` together, with the same gradients (as DDP makes them) or each with its shard of them.
+    """
 
     def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float], momentum: float) -> None:
         defaults = {"betas": betas, "momentum": momentum, "eps": 1e-8}
@@ -202,10 +206,14 @@ class GroupedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        begun = []
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
-                _ALGORITHMS[group["algorithm"]](self, group, parameters)
+                begun.append(_ALGORITHMS[group["algorithm"]](self, group, parameters))
+        for finish in begun:
+            if finish is not None:
+                finish()
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -259,30 +267,44 @@ class GroupedOptimizer(torch.optim.Optimizer):
             if buffer is not None:
                 self.state[parameter]["momentum_buffer"] = buffer
 
-    def _muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        # Matrices of one shape are stacked, so that each Newton-Schulz step is one batched matmul for all of them.
-        by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
-        for parameter in parameters:
-            by_shape[parameter.shape].append(parameter)
-        for shape, matrices in by_shape.items():
-            updates = orthogonalize(torch.stack(self._nesterov(group, matrices)))  # (n, rows, columns)
-            # Keller Jordan's scale: tall matrices get a larger step, so that one learning rate suits all shapes.
-            rate = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
-            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(matrices, list(updates.to(matrices[0].dtype).unbind()), alpha=-rate)
+    def _muon(self, group: dict[str, Any], parameters: list[Tensor]) -> Callable[[], None]:
+        """Begin the update, and return a function that ends it: other groups are updated while results are sent."""
+        begun = [(matrices, self._begin_muon(group, matrices)) for matrices in layouts(parameters)]
 
-    def _nesterov(self, group: dict[str, Any], parameters: list[Tensor]) -> list[Tensor]:
-        """Update the moving averages of the gradients; return each gradient mixed with its new average."""
-        for parameter in parameters:
-            if "momentum_buffer" not in self.state[parameter]:
-                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        buffers = [self.state[p]["momentum_buffer"] for p in parameters]
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        def finish() -> None:
+            for matrices, updates in begun:
+                for indices, some in updates:
+                    self._add_updates(group, [matrices[i] for i in indices], some)
+
+        return finish
+
+    def _begin_muon(self, group: dict[str, Any], matrices: list[Tensor]) -> Updates:
+        """Update the moving averages of the gradients, and begin to orthogonalise each gradient mixed with its new
+        average.
+        """
+        for matrix in matrices:
+            if "momentum_buffer" not in self.state[matrix]:
+                self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
+        buffers = [local(self.state[p]["momentum_buffer"]) for p in matrices]
+        gradients = [local(p.grad) for p in matrices if p.grad is not None]
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
-        return list(torch._foreach_lerp(gradients, buffers, group["momentum"]))
+
+        def directions(indices: Sequence[int]) -> list[Tensor]:
+            some = [gradients[i] for i in indices]
+            return list(torch._foreach_lerp(some, [buffers[i] for i in indices], group["momentum"]))
+
+        return begin_updates(matrices, directions)
+
+    def _add_updates(self, group: dict[str, Any], matrices: list[Tensor], updates: list[Tensor]) -> None:
+        # Keller Jordan's scale: tall matrices get a larger step, so that one learning rate suits all shapes.
+        rate = group["lr"] * math.sqrt(max(1.0, matrices[0].size(0) / matrices[0].size(1)))
+        parts = [local(matrix) for matrix in matrices]
+        torch._foreach_mul_(parts, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parts, updates, alpha=-rate)
 
 
-_ALGORITHMS: dict[str, Callable[[GroupedOptimizer, dict[str, Any], list[Tensor]], None]] = {
+#: Each updates some parameters. Muon returns a function that ends its update.
+_ALGORITHMS: dict[str, Callable[[GroupedOptimizer, dict[str, Any], list[Tensor]], Callable[[], None] | None]] = {
     "adamw": GroupedOptimizer._adamw,
     "muon": GroupedOptimizer._muon,
     "sgd": GroupedOptimizer._sgd,

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
 from lit_gpt import loss
+from lit_gpt.distributed import layers_of
 from lit_gpt.protocols import Network
 
 #: What autocast computes in, by the Trainer's precision; others have no autocast.
@@ -111,6 +112,26 @@ class Memory:
             + self.optimizer
             + max(self.activations + self.logits + self.heap, self.update)
         )
+
+
+def sharded(memory: Memory, net: nn.Module, processes: int) -> Memory:
+    """The memory of each of several processes that share the weights, gradients and state of ``net`` (fsdp2)."""
+    whole = gathered_bytes(net)
+    return replace(
+        memory,
+        weights=memory.weights // processes + whole,
+        gradients=memory.gradients // processes + whole,
+        optimizer=memory.optimizer // processes,
+        update=memory.update // processes,
+    )
+
+
+def gathered_bytes(net: nn.Module) -> int:
+    """Bytes of the weights that a process has whole at a time: two layers, one of them for the next computation, and
+    all that is in no layer, such as the embedding and the LM head.
+    """
+    layers = [bytes_of(layer.parameters()) for layer in layers_of(net)]
+    return bytes_of(net.parameters()) - sum(layers) + sum(sorted(layers)[-2:])
 
 
 def memory(net: Network, optimizers: Sequence[torch.optim.Optimizer], step: Step) -> Memory:

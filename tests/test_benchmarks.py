@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import generate, gpu, report, time_to_loss, timing
+from benchmarks import generate, gpu, muon, report, time_to_loss, timing
 from tests.conftest import TINY
 
-COMMANDS: tuple[str, ...] = ("callbacks", "data", "generate", "gpu", "memory", "overhead", "scaling")
+COMMANDS: tuple[str, ...] = ("callbacks", "data", "generate", "gpu", "memory", "muon", "overhead", "scaling")
 COMMANDS += ("shakespeare_char", "startup", "time_to_loss", "train_speed")
 
 
@@ -48,6 +48,10 @@ def test_recorded_figures_become_a_page_and_stay_apart(
 
 def test_the_committed_page_is_what_the_committed_figures_give() -> None:
     assert report.PAGE.read_text() == report.page(json.loads(report.FIGURES.read_text()))
+
+
+def test_the_documented_counts_of_muon_are_what_the_command_prints() -> None:
+    assert "\n".join(muon.table(muon.counted("gpt2"))) in Path("docs/scale.md").read_text()
 
 
 def test_without_record_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ save waits for a boundary: the optimizer step is done, and its validation too.
 
 import math
 import os
-import signal
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -21,10 +20,11 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from datamodules.errors import UserError, check_at_least
 from datamodules.files import write_atomically
 from lit_gpt.averaging import may_be_swapped
+from lit_gpt.callbacks.agreed_stop import AgreedStop
 from lit_gpt.callbacks.boundary import StepEnd
+from lit_gpt.callbacks.requeue import requeue_if_asked
 from lit_gpt.callbacks.signals import Interrupted, Signals
 from lit_gpt.callbacks.validations import Validations
-from lit_gpt.distributed import any_process, cpu_group
 from lit_gpt.integrity import check_intact, is_intact, set_aside, step_of
 
 
@@ -86,7 +86,6 @@ class RunCheckpoints(Checkpoint):
         self._saved_step = -1
         self._signals = Signals()
         self._end: StepEnd | None = None
-        self._group: torch.distributed.ProcessGroup | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Step and metrics of the best and of the latest validation, and the other names of the file."""
@@ -129,8 +128,8 @@ class RunCheckpoints(Checkpoint):
         self._tidy_folder(trainer)
         if not trainer.strategy.broadcast((self.folder / "best.ckpt").is_file()):
             self.best = {}  # the best is a file of another folder, or of steps that this run does not have
-        self._group = cpu_group(trainer.world_size)
         self._signals.listen(trainer)
+        self._stop = AgreedStop(trainer, pl_module, self._signals)
         self._validations = Validations(trainer, self._validated, self._owed)
         self._end = StepEnd(trainer, pl_module) if trainer.world_size == 1 else None
 
@@ -176,7 +175,8 @@ class RunCheckpoints(Checkpoint):
             if trainer.should_stop:  # --trainer.max_time may stop between two micro-batches: finish the step first
                 trainer.should_stop, self._stop_is_due = False, True
             return
-        trainer.should_stop |= self._stop_is_due
+        if self._stop.time_is_up() or self._stop_is_due:
+            trainer.should_stop = True
         self._validated, self._names = False, []
         if not self._validations.due():
             self._at_boundary(trainer)
@@ -238,7 +238,7 @@ class RunCheckpoints(Checkpoint):
         if self._validated and self.monitor not in (None, *trainer.callback_metrics):
             self._renew_last(trainer)
             raise self._unknown_monitor(trainer)
-        stop = any_process(self._signals.received is not None, self._group)
+        stop = self._stop.is_signalled()
         if self._validated:
             self.record_validation(trainer)
         self._owed, self._names = False, self._due_names(trainer)
@@ -308,9 +308,10 @@ class RunCheckpoints(Checkpoint):
         return True
 
     def _exit(self, trainer: Trainer) -> None:
-        assert self._signals.received is not None or trainer.world_size > 1
+        number = self._stop.signal()
         self._print_saved(trainer)
-        raise Interrupted(self._signals.received or signal.SIGTERM)
+        requeue_if_asked(trainer, number)
+        raise Interrupted(number)
 
     def _print_saved(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:

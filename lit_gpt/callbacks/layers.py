@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lit_gpt.distributed import full
 from lit_gpt.model import Attention
 from lit_gpt.protocols import Network
 
@@ -87,4 +88,5 @@ def _rms(tensors: Iterable[Tensor]) -> float:
     """The root mean square of all elements."""
     tensors = list(tensors)
     n = sum(x.numel() for x in tensors)
-    return float(torch.stack([x.detach().float().square().sum() for x in tensors]).sum().div(n).sqrt()) if n else 0.0
+    sums = [full(x.detach().float().square().sum()) for x in tensors]
+    return float(torch.stack(sums).sum().div(n).sqrt()) if n else 0.0

@@ -11,10 +11,16 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from datamodules.errors import UserError
+from datamodules.agreement import Fact, check_agreement
+from lit_gpt.integrity import step_of
 from lit_gpt.loop_state import undo_epoch_end
 
 Rng = dict[str, Any]
+_FIX = (
+    "let the machine with the right checkpoint have process 0, which sends it to the others, and move the other "
+    "checkpoint away"
+)
+CHECKPOINT_FIXES = {"step to resume from": _FIX, "checkpoint to resume from": _FIX}
 
 
 class ExactResume(Callback):
@@ -27,7 +33,7 @@ class ExactResume(Callback):
 
     def __init__(self) -> None:
         self._restored: dict[str, Any] | None = None
-        self._resumed_from: tuple[str, int, int | None] | None = None
+        self._resumed_from: dict[str, Fact] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """The random states of all ranks, and the accumulation. All ranks must call it, because it gathers."""
@@ -43,8 +49,7 @@ class ExactResume(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Convert Lightning's counters of micro-batches if the accumulation differs."""
-        path = str(trainer.ckpt_path)
-        self._resumed_from = (path, checkpoint["global_step"], _contents(path))
+        self._resumed_from = facts_of_checkpoint(Path(str(trainer.ckpt_path)), checkpoint["global_step"])
         stored = checkpoint["callbacks"].get(self.state_key)
         if trainer.state.fn == "fit" and stored and stored["accumulation"] != trainer.accumulate_grad_batches:
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
@@ -56,17 +61,12 @@ class ExactResume(Callback):
         undo_epoch_end(checkpoint, trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse processes that resume from different checkpoints, as two machines without a shared disk may.
+        """Refuse processes that resume from different checkpoints, as two machines without a common disk may.
 
         Raises:
-            UserError: In every process.
+            DisagreementError: In every process.
         """
-        origins = _gather(self._resumed_from)  # (path, step, checksum) of each rank; None for a new run
-        if len({origin and origin[1:] for origin in origins}) > 1:
-            raise UserError(
-                f"the processes do not resume from the same checkpoint ({_listed(origins)}): put one file where all "
-                "machines see it and give it as --ckpt_path, or start a new run on all of them."
-            )
+        check_agreement(self._resumed_from or facts_of_checkpoint(None), CHECKPOINT_FIXES)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the random states, or seed each process differently: they must not have equal dropout masks."""
@@ -79,17 +79,29 @@ class ExactResume(Callback):
         self._restored = None
 
 
-def _contents(path: str) -> int | None:
-    """A checksum of a checkpoint's content, from the checksums in its index."""
-    if not Path(path).is_file() or not zipfile.is_zipfile(path):
-        return None
+def facts_of_checkpoint(path: Path | None, step: int | None = None) -> dict[str, Fact]:
+    """What must be equal in all processes of a run that resumes, for `check_agreement`.
+
+    Args:
+        path: The checkpoint that this process resumes. None: it begins a new run.
+        step: The number of the checkpoint's steps, if it is known.
+    """
+    if path is None:
+        return dict.fromkeys(CHECKPOINT_FIXES, Fact("", "none (a new run)"))
+    step = step_of(path) if step is None else step
+    content = _checksum(path)
+    return {
+        "step to resume from": Fact(str(step), f"{step}, of {path},"),
+        "checkpoint to resume from": Fact(content, f"{path} (step {step}, checksum {content})"),
+    }
+
+
+def _checksum(path: Path) -> str:
+    """A checksum of a checkpoint's content, from the checksums in its index. Empty: the file has none."""
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return ""
     with zipfile.ZipFile(path) as file:
-        return zlib.crc32(repr([(part.filename, part.CRC) for part in file.infolist()]).encode())
-
-
-def _listed(origins: list[Any]) -> str:
-    texts = ["a new run" if origin is None else f"step {origin[1]} of {origin[0]}" for origin in origins]
-    return ", ".join(f"process {rank}: {text}" for rank, text in enumerate(texts))
+        return f"{zlib.crc32(repr([(part.filename, part.CRC) for part in file.infolist()]).encode()):08x}"
 
 
 def _begin_the_next_epoch(trainer: Trainer) -> None:

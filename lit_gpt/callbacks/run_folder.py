@@ -33,7 +33,8 @@ Settings: TypeAlias = dict[str, Any]
 FINISHED = "is finished"
 SUMMARY, CONFIG = "summary.json", "config.yaml"
 LAST = Path("checkpoints") / "last.ckpt"
-#: Environment variable in which rank 0 passes the run's folder to the processes that it starts.
+#: Environment variable in which rank 0 passes its id and the run's folder to the processes that it
+#: starts.
 FOLDER_VARIABLE = "LIT_GPT_RUN_FOLDER"
 #: Options of the data that do not change the content of the training batches.
 CHANGEABLE_OPTIONS = ("micro_batch_size", "num_workers", "cache_dir", "predict_source")
@@ -57,8 +58,14 @@ def hash_of(settings: Settings) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def new_run_folder(parent: Path) -> Path:
-    """Create the next ``version_N`` below ``parent``. Two runs that start at the same time get two folders."""
+def new_run_folder(parent: Path) -> "RunLock":
+    """Create the next ``version_N`` below ``parent``. Two runs that start at the same time get two folders.
+
+    An empty folder of a run that was killed before it began is used again.
+
+    Returns:
+        The lock of the folder, to hold until training begins.
+    """
     try:
         parent.mkdir(parents=True, exist_ok=True)
         return _new_version(parent)
@@ -68,16 +75,27 @@ def new_run_folder(parent: Path) -> Path:
         ) from error
 
 
-def _new_version(parent: Path) -> Path:
-    number = max((_version(folder) for folder in parent.glob("version_*")), default=-1) + 1
+def _new_version(parent: Path) -> "RunLock":
+    number = max((_version(folder) for folder in parent.glob("version_*")), default=-1)
+    if number >= 0 and (lock := _lock_if_empty(parent / f"version_{number}")) and lock.is_locked:
+        return lock
     while True:
+        number += 1
         folder = parent / f"version_{number}"
-        try:
+        with suppress(FileExistsError):
             folder.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return folder
+            if lock := _lock_if_empty(folder):
+                return lock
+
+
+def _lock_if_empty(folder: Path) -> "RunLock | None":
+    """Lock a folder. None: it is no empty folder, or another process that starts has it."""
+    with suppress(UserError, FileNotFoundError):
+        lock = RunLock(folder)
+        if folder.is_dir() and not any(folder.iterdir()):
+            return lock
+        lock.release()
+    return None
 
 
 def remove_unused(folder: Path) -> None:
@@ -100,10 +118,29 @@ def rank() -> int:
     return int(getattr(rank_zero_only, "rank", 0))
 
 
+def set_rank() -> None:
+    """Set the rank that `rank` returns, as far as variables of launchers tell it: only whether it is 0 matters.
+
+    Lightning sets it when the Trainer is built, after the run's folder is chosen. Before that, it does not read
+    NODE_RANK, which is all that is set where somebody starts one process on each machine by hand.
+    """
+    names = [name for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ][:1]
+    if names != ["RANK"]:
+        names += ["NODE_RANK"] if "NODE_RANK" in os.environ else []
+    if names:
+        rank_zero_only.rank = max(int(os.environ[name]) for name in names)  # type: ignore[attr-defined]
+
+
+def pass_on(folder: Path) -> None:
+    """Tell the processes that this one starts which folder the run has."""
+    if rank() == 0:
+        os.environ[FOLDER_VARIABLE] = f"{os.getpid()}:{folder}"
+
+
 def chosen_by_rank_0() -> Path | None:
-    """The run's folder, as rank 0 passed it to this process. None in rank 0, and under torchrun."""
-    folder = os.environ.get(FOLDER_VARIABLE)
-    return Path(folder) if folder and rank() else None
+    """The run's folder, as rank 0 passed it to this process, which it started. None in others, as under torchrun."""
+    parent, _, folder = os.environ.get(FOLDER_VARIABLE, "").partition(":")
+    return Path(folder) if parent == str(os.getppid()) else None
 
 
 def not_resumable(parent: Path, settings: Settings, read: Callable[[Path], Settings | None]) -> dict[Path, str | None]:
@@ -168,7 +205,7 @@ class RunLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._file: int | None = os.open(folder, os.O_RDONLY)  # the folder itself, so that no file is left behind
         _LOCKS.add(self)
         try:
@@ -189,7 +226,7 @@ class RunLock:
 
     def moved_to(self) -> str | None:
         """The new path of a folder that was moved, or "nowhere" if it was deleted. None: it is where it was."""
-        if self._file is None or _is_same(self._file, self._folder):
+        if self._file is None or _is_same(self._file, self.folder):
             return None
         path = os.path.realpath(f"/proc/self/fd/{self._file}")  # Linux only
         return path if _is_same(self._file, Path(path)) else "nowhere"
@@ -280,9 +317,11 @@ class RunFolder(Callback):
         config: The resolved configuration.
         settings: Hash of the settings (see `settings_of`). It is stored in checkpoints, for a resume whose
             ``config.yaml`` is damaged.
+        claim: The lock of a new folder (see `new_run_folder`), which gives way to that of the run.
     """
 
-    def __init__(self, folder: Path, config: str, settings: str) -> None:
+    def __init__(self, folder: Path, config: str, settings: str, claim: RunLock | None = None) -> None:
+        self.claim = claim
         self.folder = folder
         self.config = config
         self.settings = settings
@@ -300,6 +339,8 @@ class RunFolder(Callback):
         A run that was killed before its first checkpoint is never resumed, so it would never remove its own.
         """
         self.folder.mkdir(parents=True, exist_ok=True)  # it may have been removed while the data were prepared
+        if self.claim:
+            self.claim.release()
         self._lock = RunLock(self.folder)
         others = [run for run in self.folder.parent.glob("version_*") if not is_locked(run)]
         for run in (self.folder, *others) if self._lock.is_locked else ():

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from rich import box
 from rich.table import Table
@@ -13,8 +14,10 @@ from torch import nn
 from datamodules.batches import StepSize
 from datamodules.text_facts import Baselines, TextFacts
 from lit_gpt import sizes
+from lit_gpt.distributed import needs_all
+from lit_gpt.integrity import WithoutInitialisation
 from lit_gpt.language_model import LitLanguageModel
-from lit_gpt.protocols import data_of
+from lit_gpt.protocols import Network, data_of
 
 UNKNOWN = "-"
 
@@ -179,7 +182,8 @@ def network_facts(trainer: Trainer, module: LightningModule) -> NetworkFacts:
     if step is None or sizes.has_lazy_layers(network_of(module)):
         memory = None
     else:
-        memory = memory_of(module, trainer.optimizers, step, str(trainer.precision))
+        shards = trainer.world_size if needs_all(network_of(module)) else 1
+        memory = memory_of(module, trainer.optimizers, step, str(trainer.precision), shards=shards)
     return facts_of_module(module, step.block_size if step else None, memory)
 
 
@@ -206,16 +210,43 @@ def network_of(module: LightningModule) -> nn.Module:
 
 
 def memory_of(
-    module: LightningModule, optimizers: list[Any], step: StepSize, precision: str, device: str | None = None
+    module: LightningModule,
+    optimizers: list[Any],
+    step: StepSize,
+    precision: str,
+    device: str | None = None,
+    shards: int = 1,
 ) -> sizes.Memory | None:
-    """The memory of a training step. None for a module that is not ours, or whose network torch cannot trace."""
+    """The memory of a training step. None for a module that is not ours, or whose network torch cannot trace.
+
+    Args:
+        module: The module with its network.
+        optimizers: Of the module.
+        step: The size of a step.
+        precision: The Trainer's.
+        device: The type of the device. None: the module's.
+        shards: The number of processes that weights, gradients and optimizer state are sharded over.
+    """
     if not isinstance(module, LitLanguageModel):
         return None
     shape = sizes.Step(step.micro, step.block_size, step.packed, precision, device or module.device.type, module.passes)
     try:
-        return sizes.memory(module.net, optimizers, shape)
+        net = _unsharded(module)
+        memory = sizes.memory(net, optimizers, shape)
+        return sizes.sharded(memory, net, shards) if shards > 1 else memory
     except Exception:  # a network of anybody's may do what torch cannot trace without its values; that must stop no run
         return None
+
+
+def _unsharded(module: LitLanguageModel) -> Network:
+    """The module's network. If that is sharded, one like it on the meta device, which one process can run alone."""
+    if not needs_all(module.net):
+        return module.net
+    with torch.device("meta"), WithoutInitialisation():
+        net = module.build_network().to(next(module.net.parameters()).dtype)
+    if hasattr(module.net, "activation_checkpointing"):
+        net.activation_checkpointing = module.net.activation_checkpointing
+    return net
 
 
 def run_size(trainer: Trainer, device: str) -> RunSize:

@@ -7,12 +7,12 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.errors import UserError, check_at_least
 from datamodules.files import write_text
 from lit_gpt.callbacks.metrics_csv import MetricsCSV
 from lit_gpt.callbacks.tensorboard_logger import writer_of
+from lit_gpt.distributed import needs_all, reshard
 from lit_gpt.generate import TextModel
 from lit_gpt.language_model import LitLanguageModel
 from lit_gpt.protocols import data_of
@@ -64,9 +64,10 @@ class SampleText(Callback):
         if tokenizer is not None and self.max_new_tokens:
             tokenizer.encode(self.prompt)
 
-    @rank_zero_only
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sample after every N-th validation, if the network can generate."""
+        """Sample after every N-th validation, if the network can generate. All processes do if it is sharded."""
+        if not trainer.is_global_zero and not needs_all(getattr(pl_module, "net", None)):
+            return
         if trainer.state.fn != "fit" or trainer.sanity_checking or not self.max_new_tokens:
             return
         if not math.isfinite(trainer.callback_metrics.get("val/loss", 0.0)):
@@ -81,6 +82,11 @@ class SampleText(Callback):
         text = model.generate(
             self.prompt, max_new_tokens=self.max_new_tokens, temperature=self.temperature, seed=trainer.global_step
         )[0]
+        reshard(model.net)
+        if trainer.is_global_zero:
+            self._log(trainer, text)
+
+    def _log(self, trainer: Trainer, text: str) -> None:
         if trainer.progress_bar_callback:
             trainer.progress_bar_callback.print(f"sample: {text!r}")
         # A validation that failed after its sample is done again in the resumed run.

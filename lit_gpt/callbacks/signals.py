@@ -12,8 +12,7 @@ from lightning.pytorch import Trainer
 
 from lit_gpt.callbacks.run_folder import rank
 
-#: Signals after which a run saves and exits. Clusters send USR1 or USR2 before the end of a job. Under SLURM, Lightning
-#: would save on USR1 at once, in the middle of a step, into a file that `--resume auto` does not know, and train on.
+#: Signals after which a run saves and exits. Clusters send USR1 or USR2 before the end of a job (see `requeue`).
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 

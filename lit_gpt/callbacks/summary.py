@@ -2,7 +2,6 @@
 
 import platform
 import shlex
-import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -17,7 +16,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch import Tensor
 
-import lit_gpt
 from datamodules.errors import UserError
 from datamodules.files import write_json
 from datamodules.text_facts import Baselines
@@ -27,6 +25,7 @@ from lit_gpt.callbacks.run_table import network_facts, network_of, run_size, run
 from lit_gpt.callbacks.throughput import Throughput
 from lit_gpt.checkpoint import MODULES, path_of
 from lit_gpt.language_model import LitLanguageModel
+from lit_gpt.origin import package_commit, started_in
 from lit_gpt.protocols import TextData, data_of
 from lit_gpt.sizes import count_parameters
 from lit_gpt.version import __version__
@@ -61,7 +60,7 @@ class RunSummary(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the network's table, and write a first summary, which ``--resume auto`` reads."""
         self._began = True
-        self._origin = {"versions": _versions(), "started_in": self._earlier_summary.get("started_in", _started_in())}
+        self._origin = {"versions": _versions(), "started_in": self._earlier_summary.get("started_in", started_in())}
         _checkpoints(trainer).after_save = [lambda: self._write(trainer, pl_module, finished=False)]
         if trainer.is_global_zero:
             facts, device = data_of(trainer).text_facts, device_name(pl_module.device)
@@ -251,35 +250,11 @@ def _rounded(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
 
 
 def _versions() -> dict[str, str | None]:
-    package = Path(lit_gpt.__file__).parent
     return {
         "lit_gpt": __version__,
-        "lit_gpt_commit": _commit(package) if _git(package, "ls-files", "__init__.py") else None,
+        "lit_gpt_commit": package_commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "lightning": lightning.__version__,
         "torchmetrics": version("torchmetrics"),
     }
-
-
-def _started_in() -> dict[str, str | None]:
-    """The folder that the run was started in, and its commit."""
-    folder = Path.cwd()
-    return {"folder": str(folder), "commit": None if _git(folder, "check-ignore", ".") else _commit(folder)}
-
-
-def _commit(folder: Path) -> str | None:
-    """The commit of the repository around a folder. None: there is no repository.
-
-    The repository need not track the folder (site-packages of an environment inside a project): the callers check that.
-    """
-    return _git(folder, "describe", "--always", "--dirty")
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    """The output of git in a folder. None: it is empty, git failed or is not installed."""
-    try:
-        result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return result.stdout.strip() or None

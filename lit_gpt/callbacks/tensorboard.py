@@ -12,6 +12,7 @@ from torch import Tensor
 from datamodules.errors import check_at_least
 from lit_gpt.callbacks import chart_data, layers
 from lit_gpt.callbacks.tensorboard_logger import RunTensorBoard, writer_of
+from lit_gpt.distributed import needs_all, reshard
 from lit_gpt.language_model import LitLanguageModel
 from lit_gpt.protocols import data_of
 
@@ -104,13 +105,17 @@ class TensorBoardCharts(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw, unless the loss is not finite."""
         batch, self._batch = self._batch, None
+        net = getattr(pl_module, "net", None)
+        if needs_all(net):  # all compute the charts of the same rows, and rank 0 logs them
+            batch = _of_rank_0(trainer, batch)
         if batch is None or not math.isfinite(trainer.callback_metrics.get("val/loss", 0.0)):
             return
         with trainer.precision_plugin.forward_context(), torch.no_grad():
             for tag, pixels in self._charts(trainer, pl_module, batch):
-                for logger in trainer.loggers:
+                for logger in trainer.loggers if trainer.is_global_zero else ():
                     if isinstance(logger, TensorBoardLogger):
                         writer_of(logger, "val").add_image(tag, pixels, trainer.global_step, dataformats="HWC")
+        reshard(net)
 
     def _charts(self, trainer: Trainer, module: LightningModule, batch: dict[str, Tensor]) -> Charts:
         net, labels = module.net, chart_data.Labels(data_of(trainer).tokenizer)
@@ -127,6 +132,12 @@ class TensorBoardCharts(Callback):
 def _draws(trainer: Trainer) -> bool:
     in_fit = trainer.state.fn == "fit" and not trainer.sanity_checking
     return in_fit and trainer.is_global_zero and any(isinstance(x, TensorBoardLogger) for x in trainer.loggers)
+
+
+def _of_rank_0(trainer: Trainer, batch: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+    """The batch of rank 0, on the device of this process."""
+    sent = trainer.strategy.broadcast(batch and {name: value.cpu() for name, value in batch.items()})
+    return sent and {name: value.to(trainer.strategy.root_device) for name, value in sent.items()}
 
 
 def _token_charts(net: Any, labels: Any, contexts: list[list[int]], batch: dict[str, Tensor]) -> Charts:

@@ -1,11 +1,10 @@
 """fit, validate, test and predict: Lightning's command line with run folders, callbacks, presets and short errors."""
 
-import os
 import re
 import signal
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.multiprocessing.spawn import ProcessRaisedException
 
@@ -45,10 +45,13 @@ from lit_gpt.cli.changed_options import changed_options
 from lit_gpt.cli.early import chosen_classes, other_options
 from lit_gpt.cli.friendly_errors import CommandLine, friendly_error
 from lit_gpt.cli.help import arrange
+from lit_gpt.cli.meeting import Meeting
 from lit_gpt.cli.options import OPTIONS_OF_ONE_VERB
 from lit_gpt.cli.parser import StrictParser, prepare_parsing
+from lit_gpt.cli.processes import check_launcher
 from lit_gpt.cli.quiet import quieten_lightning
 from lit_gpt.cli.restoring import restoring
+from lit_gpt.cli.run_facts import run_facts
 from lit_gpt.cli.values import check_values, preset
 from lit_gpt.config import PRESETS
 from lit_gpt.integrity import checkpoint_to_resume, step_of
@@ -102,11 +105,12 @@ class LitCLI(LightningCLI):
 
     def __init__(self, verb: str, arguments: list[str]) -> None:
         quieten_lightning()
+        run_folder.set_rank()
         lost_processes.watch_children()
         prepare_parsing()
         self.verb = verb
         self.preset = preset(arguments)
-        self.claimed: Path | None = None  # a folder that was created for a new run
+        self.claimed: run_folder.RunLock | None = None  # of a folder that was created for a new run
         self.folder = Path("logs")  # until the run's folder is known
         self.folder_callback: run_folder.RunFolder | None = None
         with self._as_user_errors():
@@ -152,8 +156,12 @@ class LitCLI(LightningCLI):
         except SIGTERMException:  # RunCheckpoints handles it only after training began, in fit
             raise Interrupted(signal.SIGTERM) from None
         finally:
-            if self.claimed and not (self.folder_callback and self.folder_callback.began):
-                run_folder.remove_unused(self.claimed)
+            self._remove_unused_folder()
+
+    def _remove_unused_folder(self) -> None:
+        """Remove the folder of a run that never began."""
+        if self.claimed and not (self.folder_callback and self.folder_callback.began):
+            run_folder.remove_unused(self.claimed.folder)
 
     # ---- options
 
@@ -264,6 +272,7 @@ class LitCLI(LightningCLI):
         Lightning would let stored hyper-parameters override the command line in every verb.
         """
         config = self.config[self.verb]
+        check_launcher(config.trainer)
         if self.verb == "fit":
             self._choose_folder()
         elif config.ckpt_path is None:
@@ -291,7 +300,7 @@ class LitCLI(LightningCLI):
             newest, why_not = next(iter(not_resumable.items()))
             more = f" (--ckpt_path {newest} with more steps resumes it)" * (why_not == run_folder.FINISHED)
             print_rank_zero([f"{newest} {why_not}: a new run starts in {self.folder}{more}"])
-        os.environ[run_folder.FOLDER_VARIABLE] = str(self.folder)
+        run_folder.pass_on(self.folder)
 
     def _resume(self, folder: Path) -> None:
         saved = checkpoint_to_resume(folder / run_folder.LAST)
@@ -310,6 +319,9 @@ class LitCLI(LightningCLI):
             return None
         # a resume continues from the end of a run
         path = checkpoint.file_of(config.ckpt_path, ("last.ckpt", "best.ckpt"))
+        if run_folder.rank() and not path.is_file():
+            config.ckpt_path = None  # a machine without the file gets it from process 0
+            return None
         config.ckpt_path = str(path)
         if issubclass(resolve_name(config.model.class_path), LitLanguageModel):
             self.stored = checkpoint.read(path, mmap=True)[checkpoint.KEY]  # refused before anything is written
@@ -318,7 +330,8 @@ class LitCLI(LightningCLI):
     def _new_folder(self, parent: Path) -> Path:
         if run_folder.rank() == 0:
             self.claimed = run_folder.new_run_folder(parent)
-            return self.claimed
+            lost_processes.before_end = self._remove_unused_folder
+            return self.claimed.folder
         # Under torchrun rank 0 broadcasts the folder later.
         return run_folder.chosen_by_rank_0() or parent / "version_0"
 
@@ -380,16 +393,23 @@ class LitCLI(LightningCLI):
         except (ValueError, TypeError) as error:  # an unknown strategy or accelerator, or devices that are no number
             raise UserError(friendly_error(str(error))) from error
         _check_names(built)
-        if getattr(built.strategy.launcher, "_start_method", "fork") != "fork":
-            raise UserError(
-                "trainer.strategy starts processes that are handed the run's loggers and callbacks, which cannot be "
-                "copied: use --trainer.strategy ddp, or ddp_notebook in a notebook."
-            )
         return built
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with restoring(self.config[subcommand].ckpt_path):
+        config = self.config[subcommand]
+        path = Path(config.ckpt_path) if config.ckpt_path else None
+        meeting = Meeting(lambda: run_facts(config, (type(self.model), type(self.datamodule))), path, self._adopt)
+        meeting.attach(self.trainer)
+        if self.claimed and isinstance(self.trainer.strategy.launcher, _MultiProcessingLauncher):
+            self.claimed.release()  # a forked process could not lock what its parent has locked
+        with restoring(config.ckpt_path), closing(meeting):
             super()._run_subcommand(subcommand)
+
+    def _adopt(self, path: Path) -> None:
+        """Take the tokenizer of a checkpoint that process 0 has sent."""
+        if isinstance(self.model, LitLanguageModel):
+            self.stored = checkpoint.read(path, mmap=True)[checkpoint.KEY]
+            self._hand_over_tokenizer()
 
     def _loggers(self, logger: Any) -> Any:
         return run_loggers(self.folder, logger, self._changed) if self.verb == "fit" else logger or False
@@ -408,7 +428,9 @@ class LitCLI(LightningCLI):
         fresh = config.clone()  # config.yaml starts a new run like this one, so it must not name a checkpoint
         del fresh["ckpt_path"], fresh["resume"], fresh["plan"]
         resolved = self._parser(self.verb).dump(fresh, skip_unset=False)
-        self.folder_callback = run_folder.RunFolder(self.folder, resolved, run_folder.hash_of(self.settings))
+        self.folder_callback = run_folder.RunFolder(
+            self.folder, resolved, run_folder.hash_of(self.settings), self.claimed
+        )
         callbacks: list[Callback] = [self.folder_callback, Throughput(), ExactResume()]
         callbacks += [summary, LogArtifacts()]
         if config.val_at_start:

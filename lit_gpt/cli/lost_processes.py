@@ -10,6 +10,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 #: Environment variable in which a process passes its id to the processes that it starts.
@@ -22,6 +24,10 @@ LOST = (
     "another process of the run failed or was killed: see its own last lines, if it could write any, and go on "
     "with --resume auto."
 )
+
+
+#: Called before `end` ends this process.
+before_end: Callable[[], object] | None = None
 
 
 def watch_parent() -> None:
@@ -42,6 +48,9 @@ def _end_after(parent: int) -> None:
 def end() -> None:
     """Print the sentence and end this process, whatever its main thread waits for."""
     print(f"lit_gpt: {LOST}", file=sys.stderr, flush=True)
+    with suppress(Exception):  # the process must end
+        if before_end:
+            before_end()
     os._exit(2)
 
 

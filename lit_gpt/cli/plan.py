@@ -146,7 +146,8 @@ class Plan:
         """The memory of a step with micro-batches of some rows."""
         packed = bool(self.step and self.step.packed)
         step = StepSize(rows, rows, 1, self.step.block_size if self.step else self.block_size, packed)
-        return memory_of(self.module, self.optimizers, step, self.precision, self.device)
+        shards = self.processes if self.config.trainer.strategy == "fsdp2" else 1
+        return memory_of(self.module, self.optimizers, step, self.precision, self.device, shards)
 
     # ---- tables
 

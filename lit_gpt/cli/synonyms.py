@@ -123,6 +123,7 @@ OPTIONS: dict[str, str | tuple[str, ...]] = {
     "no_cuda": "--trainer.accelerator cpu",
     "use_cpu": "--trainer.accelerator cpu",
     "ddp": "--trainer.strategy ddp",
+    **dict.fromkeys(("fsdp", "fsdp2", "deepspeed", "zero", "shard", "sharded"), "--trainer.strategy fsdp2"),
     "dtype": "trainer.precision",
     "bf16": "--trainer.precision bf16-mixed",
     "fp16": "--trainer.precision 16-mixed",
@@ -211,6 +212,10 @@ VALUES: dict[str, dict[str, str]] = {
         **dict.fromkeys(("fp16", "float16", "half", "mixed", "amp"), "16-mixed"),
         **dict.fromkeys(("bfloat16", "bf16_mixed"), "bf16-mixed"),
         **dict.fromkeys(("fp32", "float32", "full"), "32-true"),
+    },
+    "trainer.strategy": {
+        **dict.fromkeys(("zero", "zero2", "zero3", "sharded", "ddp_sharded", "fully_shard"), "fsdp2"),
+        **dict.fromkeys(("dp", "dataparallel", "distributed", "ddp2", "horovod"), "ddp"),
     },
     "model.init_from": {"resume": "--resume auto", "scratch": "--model.init_from null"},
     "trainer.logger": {

@@ -1,21 +1,18 @@
 """Checks the values of a command line that the parser accepts."""
 
 import math
-import os
-from typing import Any
 
 from jsonargparse import Namespace
 
 from datamodules.errors import UserError, check_at_least
 from lit_gpt.cli.arguments import value_of
 from lit_gpt.cli.options import GROUPS, OPTIONS_OF_ONE_VERB
+from lit_gpt.cli.processes import check_processes
 from lit_gpt.cli.suggest import unknown
 from lit_gpt.config import PRESETS, format_value
 
 #: Options of one verb alone that have a value.
 VALUES = {"fit": ("name", "logs_dir")}
-#: How the names of strategies begin that split the weights.
-SHARDING = ("fsdp", "deepspeed", "modelparallel")
 
 
 def preset(arguments: list[str]) -> str | None:
@@ -30,8 +27,7 @@ def check_values(verb: str, config: Namespace) -> None:
     """Refuse values that have the right type, but are meaningless or would end in a traceback."""
     _check_given(verb, config)
     _check_seed(config.seed_everything)
-    _check_processes(config)
-    _check_strategy(config.trainer.strategy)
+    check_processes(config.trainer)
     interval = config.trainer.val_check_interval
     if isinstance(interval, int | float) and not 0 < interval < math.inf:
         raise UserError(
@@ -61,28 +57,3 @@ def _check_given(verb: str, config: Namespace) -> None:
 def _check_seed(seed: int | bool) -> None:
     if not 0 <= seed < 2**32:  # numpy's range
         raise UserError(f"seed_everything is {seed}: give 0 to {2**32 - 1}.")
-
-
-def _check_strategy(strategy: Any) -> None:
-    """Refuse strategies that split the weights before data is prepared, and without Lightning's advice to install more.
-
-    The optimizer refuses them too, for runs from Python.
-    """
-    name = strategy.class_path.rpartition(".")[2] if isinstance(strategy, Namespace) else str(strategy)
-    if name.lower().replace("_", "").startswith(SHARDING):
-        raise UserError(
-            f"trainer.strategy {name} splits the weights over devices, which the optimizer's groups and the clipping "
-            "cannot handle: use --trainer.strategy ddp, which gives each device all weights."
-        )
-
-
-def _check_processes(config: Namespace) -> None:
-    """Refuse more processes than a machine can start: they would make it unusable."""
-    trainer, most = config.trainer, max(64, 4 * (os.cpu_count() or 1))
-    devices = int(trainer.devices) if str(trainer.devices).isdecimal() else 0
-    for name, value, limit in (
-        ("trainer.num_nodes", trainer.num_nodes, 2**16),
-        ("trainer.devices", devices, most),
-    ):
-        if isinstance(value, int) and value > limit:
-            raise UserError(f"{name} is {value}: give at most {limit} here.")

@@ -100,6 +100,17 @@ class LitExtendedGPT(LitGPT):
         """The network of ``self.config``."""
         return extended_gpt.build_network(self.config)
 
+    def not_shardable(self) -> str | None:
+        """See `LitLanguageModel`; of the methods, those that change the network."""
+        methods = {
+            "an ensemble (config.members)": self.config.members > 1,
+            "a table of counts (config.kneser_ney)": self.config.kneser_ney,
+            "a sum of embeddings (config.token_parts)": self.config.token_parts,
+            "a sum of embeddings (config.ngrams)": self.config.ngrams,
+        }
+        used = [name for name, value in methods.items() if value]
+        return used[0] if used else super().not_shardable()
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """See `LitLanguageModel`; compute the steps at which R-Drop begins and the sampled softmax ends."""
         weight = self.options["r_drop"]

@@ -4,10 +4,8 @@ import json
 import os
 import pty
 import signal
-import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from lit_gpt import LitGPT, checkpoint
 from lit_gpt.__main__ import main
 from lit_gpt.callbacks.metrics_csv import MetricsCSV
 from tests.conftest import TINY
+from tests.forking import ended, forked
 
 Fit = Callable[..., Path]
 LAST = Path("logs", "run", "version_0", "checkpoints", "last.ckpt")
@@ -68,17 +67,53 @@ def test_a_signal_saves_the_step_without_a_validation(
     assert signal.getsignal(number) == before
 
 
-def test_slurm_s_signal_saves_the_step_and_ends_the_run(
-    typed: Callable[..., int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Lightning's own handler saves ``hpc_ckpt_1.ckpt`` inside the step, asks for a new job and trains on."""
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A job of SLURM's, with a program `scontrol` that writes down what it is asked. Returns that file."""
     for name, value in {"NTASKS": "1", "JOB_NAME": "train", "JOB_ID": "7", "PROCID": "0", "LOCALID": "0"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("SLURM_NODEID", "0")
-    at_call(5, lambda: os.kill(os.getpid(), signal.SIGUSR1), monkeypatch)
-    assert typed() == 128 + signal.SIGUSR1
-    assert checkpoint.read(LAST)["global_step"] == 5
+    asked, program = tmp_path / "asked", tmp_path / "bin" / "scontrol"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho $* >> {asked}\n[ $2 = 7 ] || {{ echo Invalid job id >&2; exit 1; }}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return asked
+
+
+def test_slurm_s_signal_saves_the_step_and_requeues_the_job_which_goes_on_exactly(
+    typed: Callable[..., int], slurm: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Lightning's own handler saves ``hpc_ckpt_1.ckpt`` inside the step, asks for a new job and trains on."""
+    flags = ["--model.config.dropout", "0.2", "--data.micro_batch_size", "4", "--resume", "auto"]
+    assert typed("--name", "straight", *flags) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(6, lambda: os.kill(os.getpid(), signal.SIGUSR1), patch)  # in the second micro-batch of step 3
+        assert typed(*flags) == 128 + signal.SIGUSR1
+    assert checkpoint.read(LAST)["global_step"] == 3
+    assert slurm.read_text() == "requeue 7\n"
+    assert "job 7 is back in the queue\n" in capfd.readouterr().out
+    assert typed(*flags) == 0
     assert not list(Path().rglob("hpc_ckpt*"))
+    resumed, straight = (checkpoint.read(str(LAST).replace("run", name)) for name in ("run", "straight"))
+    assert resumed["global_step"] == 6
+    for name, weight in straight["state_dict"].items():
+        assert torch.equal(weight, resumed["state_dict"][name]), name
+
+
+def test_a_job_that_cannot_be_requeued_is_saved_and_another_signal_requeues_nothing(
+    typed: Callable[..., int], slurm: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(2, lambda: os.kill(os.getpid(), signal.SIGTERM), patch)
+        assert typed() == 128 + signal.SIGTERM
+    assert not slurm.exists()
+    for name, value in {"ARRAY_JOB_ID": "8", "ARRAY_TASK_ID": "3"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    at_call(1, lambda: os.kill(os.getpid(), signal.SIGUSR1), monkeypatch)
+    assert typed("--resume", "auto") == 128 + signal.SIGUSR1
+    assert slurm.read_text() == "requeue 8_3\n"
+    assert "scontrol cannot requeue job 8_3 (Invalid job id): submit it again, and it goes on" in capfd.readouterr().out
 
 
 def test_a_run_that_fails_gives_ctrl_c_back_even_where_its_loggers_fail_too(
@@ -110,21 +145,6 @@ def test_nohup_is_obeyed(typed: Callable[..., int], monkeypatch: pytest.MonkeyPa
     assert typed() == 0
     signal.signal(signal.SIGHUP, before)
     assert checkpoint.read(LAST)["global_step"] == 6
-
-
-def until(true: Callable[[], bool]) -> None:
-    for _ in range(2000):
-        if true():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it took too long")
-
-
-def ended(process: int) -> int:
-    """The exit status of a child."""
-    found = [(0, 0)]
-    until(lambda: bool(found.append(os.waitpid(process, os.WNOHANG)) or found[-1][0]))
-    return os.waitstatus_to_exitcode(found[-1][1])
 
 
 def test_a_closed_terminal_saves(typed: Callable[..., int]) -> None:
@@ -160,48 +180,7 @@ def test_a_killed_worker_of_the_loader_is_one_sentence(
 # ---- several processes
 
 
-def forked(work: Callable[[int], int], folder: Path) -> list[tuple[int, str]]:
-    """Two processes of one run; the exit status and the last lines of each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    children = []
-    for rank in range(2):
-        if not (child := os.fork()):
-            os.environ.update(place, NODE_RANK=str(rank), LOCAL_RANK="0", GLOO_SOCKET_IFNAME="lo")
-            own = folder / f"rank{rank}"
-            own.mkdir(exist_ok=True)
-            os.chdir(own)
-            output = os.open("output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(output, 1), os.dup2(output, 2)
-            sys.stdout, sys.stderr = (os.fdopen(file, "w", buffering=1, closefd=False) for file in (1, 2))
-            try:
-                os._exit(work(rank))
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(70)
-        children.append(child)
-    return [(ended(child), (folder / f"rank{rank}" / "output").read_text()) for rank, child in enumerate(children)]
-
-
 TWO = ("--trainer.num_nodes", "2", "--trainer.strategy", "ddp", "--trainer.logger", "false")
-
-
-def test_machines_that_go_on_from_different_files_are_refused(typed: Callable[..., int], tmp_path: Path) -> None:
-    assert typed("--trainer.logger", "false", "--trainer.max_steps", "3") == 0
-    os.rename("logs", "away")
-    (tmp_path / "rank0").mkdir()
-    os.rename("away", "rank0/logs")
-    told = json.loads((tmp_path / "rank0" / LAST.parents[1] / "summary.json").read_text())
-    (tmp_path / "rank0" / LAST.parents[1] / "summary.json").write_text(json.dumps(told | {"finished": False}))
-    before = (tmp_path / "rank0" / LAST.parents[1] / "metrics.csv").read_bytes()
-    for status, output in forked(lambda _: typed(*TWO, "--resume", "auto"), tmp_path):
-        assert status == 2, output
-        line = output.splitlines()[-1]
-        assert line.startswith("lit_gpt: the processes do not resume from the same checkpoint (process 0: step 3 of ")
-        assert "process 1: a new run): put one file" in line
-    assert (tmp_path / "rank0" / LAST.parents[1] / "metrics.csv").read_bytes() == before
 
 
 def test_a_killed_process_of_the_run_is_one_sentence(

@@ -293,12 +293,27 @@ def test_a_constant_schedule_warms_up_over_a_share_of_the_run(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("kind", [FSDPStrategy, ModelParallelStrategy])
-def test_a_strategy_that_cuts_weights_is_refused(kind: type) -> None:
+def test_a_strategy_that_cuts_weights_is_refused_before_data_is_prepared(kind: type) -> None:
     model = module()
-    model.configure_model()
-    model._trainer = SimpleNamespace(strategy=kind())  # type: ignore[assignment]
-    with pytest.raises(UserError, match=r"use --trainer\.strategy ddp"):
-        model.configure_optimizers()
+    model._trainer = SimpleNamespace(strategy=kind(), callbacks=[])  # type: ignore[assignment]
+    with pytest.raises(UserError, match=rf"{kind.__name__} shards weights .*: use --trainer\.strategy fsdp2, or ddp, "):
+        model.configure_callbacks()
+
+
+@pytest.mark.parametrize("strategy", ["ddp_notebook", "ddp_fork"])
+def test_forked_processes_give_the_notebook_the_network_that_they_trained(
+    strategy: str, text: Path, tmp_path: Path
+) -> None:
+    trained = []
+    for options in ({"devices": 2, "strategy": strategy}, {"devices": 1}):
+        torch.manual_seed(0)
+        model = LitGPT(GPTConfig(**SMALL))  # its vocabulary is not known before the data is
+        data = CharDataModule(str(text), tokens_per_step=128, seed=0)
+        trainer(tmp_path, max_steps=3, use_distributed_sampler=False, **options).fit(model, data)
+        trained.append(model)
+    torch.testing.assert_close(*(dict(model.net.named_parameters()) for model in trained), rtol=0, atol=1e-5)
+    assert trained[0].hparams == trained[1].hparams
+    assert "config" not in trained[0].state_dict()
 
 
 class Endless(IterableDataset[dict[str, torch.Tensor]]):

@@ -14,7 +14,8 @@ from lit_gpt.config import GPTConfig
 ROOT = Path(__file__).parents[2]
 CORE = sorted(path.stem for path in (ROOT / "lit_gpt").glob("*.py") if path.stem not in ("__init__", "__main__"))
 #: What a person reads in plain torch.
-PLAIN = ("model", "config", "attention", "loss", "optim", "muon", "protocols", "decode", "generate", "bounds", "sizes")
+PLAIN = ("model", "config", "attention", "loss", "optim", "muon", "muon_shared", "protocols", "decode", "generate")
+PLAIN += ("bounds", "sizes")
 COMMAND_LINE = ("lit_gpt/cli/", "lit_gpt/commands/", "lit_gpt/diagnostics/", "lit_gpt/__main__.py")
 
 

@@ -229,14 +229,20 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         "unexpected keyword argument 'beta'",
     ),
     "a config without its option": (["tiny.yaml"], "'tiny.yaml' stands alone: give it as --config tiny.yaml."),
-    "a strategy that is none": (["--trainer.strategy", "dpp"], "invalid strategy name: `strategy='dpp'`"),
-    "a strategy that copies objects": (
-        ["--trainer.strategy", "ddp_spawn"],
-        "strategy ddp, or ddp_notebook",
-    ),
-    "a strategy that splits weights": (
-        ["--trainer.strategy", "FSDPStrategy"],
-        "use --trainer.strategy ddp, which",
+    "a strategy that is none": (["--trainer.strategy", "dpp"], "trainer.strategy 'dpp' is unknown: did you mean ddp?"),
+    "a strategy like none": (["--trainer.strategy", "x"], "use auto, ddp, fsdp2, ddp_notebook, ddp_fork."),
+    "a strategy of another name": (["--trainer.strategy", "zero"], "did you mean fsdp2?"),
+    "a strategy that copies objects": (["--trainer.strategy", "ddp_spawn"], "use --trainer.strategy ddp, or ddp_noteb"),
+    "another one": (["--trainer.strategy", "ddp_spawn_find_unused_parameters_true"], "use --trainer.strategy ddp, or"),
+    "a class that shards weights": (["--trainer.strategy", "FSDPStrategy"], "use --trainer.strategy fsdp2, or ddp,"),
+    "fsdp": (["--trainer.strategy", "fsdp"], "use --trainer.strategy fsdp2, or ddp,"),
+    "fsdp with an offload": (["--trainer.strategy", "fsdp_cpu_offload"], "use --trainer.strategy fsdp2, or ddp,"),
+    "deepspeed": (["--trainer.strategy", "deepspeed"], "use --trainer.strategy fsdp2, or ddp,"),
+    "a stage of deepspeed": (["--trainer.strategy", "deepspeed_stage_3_offload_nvme"], "use --trainer.strategy fsdp2,"),
+    "machines without a launcher": (
+        ["--trainer.num_nodes", "2"],
+        "trainer.num_nodes is 2, and nothing has told this process which machine it is on: use torchrun or srun to "
+        "start it on each machine, or set NODE_RANK",
     ),
     "an accelerator that is none": (["--trainer.accelerator", "cpuu"], "invalid accelerator name"),
     "a validation after the epoch": (

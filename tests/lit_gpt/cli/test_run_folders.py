@@ -13,7 +13,7 @@ import pytest
 
 from datamodules.errors import UserError
 from lit_gpt import checkpoint
-from lit_gpt.callbacks.run_folder import FOLDER_VARIABLE, RunLock, is_locked, not_resumable
+from lit_gpt.callbacks.run_folder import FOLDER_VARIABLE, RunLock, is_locked, new_run_folder, not_resumable
 from tests.conftest import TINY
 from tests.lit_gpt.cli.conftest import contents, refused, rows, unfinished
 
@@ -78,6 +78,20 @@ def test_a_run_that_is_running_is_not_joined(fit: Fit, capsys: pytest.CaptureFix
     assert fit("--resume", "auto", *longer) == folder
 
 
+def test_a_folder_of_a_run_that_was_killed_before_it_began_is_used_again(tmp_path: Path) -> None:
+    killed = os.fork()
+    if not killed:
+        lock = new_run_folder(tmp_path)
+        os.kill(os.getpid(), signal.SIGKILL if lock.is_locked else signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(killed, 0)[1]) == -signal.SIGKILL
+    first = new_run_folder(tmp_path)
+    second = new_run_folder(tmp_path)  # the first may be at its start too
+    assert [lock.folder.name for lock in (first, second)] == ["version_0", "version_1"]
+    (tmp_path / "version_1" / "note.txt").write_text("mine")
+    second.release()
+    assert new_run_folder(tmp_path).folder.name == "version_2"
+
+
 def test_a_file_system_without_locks_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.EBADF, "no locks here")
@@ -85,16 +99,16 @@ def test_a_file_system_without_locks_holds_nothing(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("lit_gpt.callbacks.run_folder.fcntl.flock", refuse)
     RunLock(tmp_path)
     assert not is_locked(tmp_path)
+    assert [new_run_folder(tmp_path).folder.name for _ in range(2)] == ["version_0", "version_1"]  # none is used again
 
 
 def test_other_processes_of_a_run_follow_rank_0(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fit()
     unfinished(folder)
-    monkeypatch.setattr("lit_gpt.callbacks.run_folder.rank_zero_only.rank", 1)
-    monkeypatch.setenv(FOLDER_VARIABLE, str(folder))
+    monkeypatch.setenv(FOLDER_VARIABLE, f"{os.getppid()}:{folder}")
     with held_by_another_process(folder):
         assert not_resumable(folder.parent, {}, lambda _: None) == {folder: None}
-    monkeypatch.setenv(FOLDER_VARIABLE, str(folder.with_name("version_1")))
+    monkeypatch.setenv(FOLDER_VARIABLE, f"{os.getppid()}:{folder.with_name('version_1')}")
     assert not_resumable(folder.parent, {}, lambda _: None) == {}
 
 
