@@ -10,7 +10,9 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from lit_gpt import gpu_kernels
 
 #: None: no mask beyond the argument `causal` of `attention`. A bool tensor, (1 or B, 1, 1 or T, S), is True where a
 #: query sees a key.
@@ -69,10 +71,21 @@ def attention(
     if mask is None and causal and 1 < q.size(2) < k.size(2):
         # The kernel's own is_causal takes the T queries for the first of the S tokens. Here they are the last.
         mask = _causal_mask(q, k)
-    causal = causal and mask is None and q.size(2) > 1
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout_p, is_causal=causal, enable_gqa=q.size(1) != k.size(1)
-    )
+    # bool(): with a dynamic T, a comparison of sizes is symbolic in compiled code.
+    causal = bool(causal and mask is None and q.size(2) > 1)
+    grouped = q.size(1) != k.size(1)
+    if grouped and q.is_cuda and not gpu_kernels.groups_queries(q, mask):
+        k, v, grouped = *_repeated(q, k, v), False
+    with gpu_kernels.fastest(q):
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout_p, is_causal=causal, enable_gqa=grouped
+        )
+
+
+def _repeated(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values once for each query head, (B, H, S, D)."""
+    times = q.size(1) // k.size(1)
+    return k.repeat_interleave(times, dim=1), v.repeat_interleave(times, dim=1)
 
 
 def _causal_mask(q: Tensor, k: Tensor) -> Tensor:
@@ -112,7 +125,7 @@ def _unfused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: 
     thread.
     """
     if k.size(1) != q.size(1):
-        k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
+        k, v = _repeated(q, k, v)
     scores = q * q.size(-1) ** -0.5 @ k.mT  # (B, H, T, S)
     if mask is None and causal:
         mask = _causal_mask(q, k)
@@ -177,13 +190,47 @@ def build_mask(
 
 def _document_block_mask(document_ids: Tensor) -> BlockMask:
     """FlexAttention's mask for packed documents, causal inside each; `document_ids` is (B, T)."""
-    B, T = document_ids.shape
+    start = _document_starts(document_ids, torch.arange(document_ids.size(1), device=document_ids.device))  # (B, T)
 
     def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         """Whether a query sees a key, both given as positions in row b; the same for every head h."""
-        return (key <= query) & (document_ids[b, query] == document_ids[b, key])
+        return (key <= query) & (key >= start[b, query])
 
-    return create_block_mask(visible, B=B, H=None, Q_LEN=T, KV_LEN=T, device=str(document_ids.device))
+    some, every = (_in_order(blocks) for blocks in _visible_blocks(start))
+    T = document_ids.size(1)
+    return BlockMask.from_kv_blocks(*some, *every, BLOCK_SIZE=FLEX_BLOCK, mask_mod=visible, seq_lengths=(T, T))
+
+
+def _visible_blocks(start: Tensor) -> tuple[Tensor, Tensor]:
+    """Which blocks of keys (columns) a block of queries (rows) sees in part, and which in full; (B, 1, n, n) each.
+
+    torch's `create_block_mask` compares every query with every key for it. Here the first and the last start of a
+    document among the queries of a block say it, because a document is contiguous.
+    """
+    blocks = -(-start.size(1) // FLEX_BLOCK)
+    n_missing = blocks * FLEX_BLOCK - start.size(1)  # queries that the last block lacks
+    # Missing queries see nothing. As minimum they repeat the last one; as maximum they make no block visible in full.
+    earliest = F.pad(start, (0, n_missing), value=start.size(1)).view(-1, 1, blocks, 1, FLEX_BLOCK).amin(-1)
+    latest = F.pad(start, (0, n_missing), value=blocks * FLEX_BLOCK).view(-1, 1, blocks, 1, FLEX_BLOCK).amax(-1)
+    index = torch.arange(blocks, device=start.device)  # (n,)
+    query, key = index[:, None], index
+    is_seen = (key <= query) & ((key + 1) * FLEX_BLOCK > earliest)
+    in_full = (key < query) & (key * FLEX_BLOCK >= latest)
+    return is_seen & ~in_full, in_full
+
+
+def _in_order(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """FlexAttention's form of a table of blocks (B, 1, n, n): for each row their number, and their indices first."""
+    index = blocks.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(-1, dtype=torch.int32), index.to(torch.int32)
+
+
+def _document_starts(document_ids: Tensor, position: Tensor) -> Tensor:
+    """The ``position`` of the first token of each token's document, (B, T), where documents are contiguous."""
+    is_first = torch.ones_like(document_ids, dtype=torch.bool)
+    is_first[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    # Starts grow along a row, so the running maximum is the start of each token's own document.
+    return (position * is_first).cummax(1).values
 
 
 def position_ids(
@@ -204,13 +251,10 @@ def position_ids(
     else:
         position = attention_mask.cumsum(1)[:, past_length:] - 1  # a pad has that of the real token before it, or -1
     if document_ids is not None:
-        is_first = torch.ones_like(document_ids, dtype=torch.bool)
-        is_first[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
         # A pad has the position of the real token before it. A document that begins with pads therefore starts one
         # position later, at its first real token.
         start = position if attention_mask is None else position + (~attention_mask).long()
-        # Starts grow along a row, so the running maximum is the start of each token's own document.
-        position = position - (start * is_first).cummax(1).values
+        position = position - _document_starts(document_ids, start)
     return position if attention_mask is None else position.clamp(min=0)
 
 

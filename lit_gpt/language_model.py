@@ -218,7 +218,7 @@ class LitLanguageModel(CheckedModule):
         The weights are listed because the chunked loss sums their gradients itself. A sampled softmax overrides this:
         it has fewer logits, each target is the column of its token among them, and a correction is added to them.
         """
-        return LossInputs(net.head, net.head_weights(), targets, self.config.vocab_size)
+        return LossInputs(net.head, net.head_weights(), targets, self.config.vocab_size, linear=net.linear_head)
 
     def _hidden(self, batch: Batch, net: Any) -> Tensor:
         # Rows are padded on the right. There causal attention already hides pads from real tokens. So attention_mask is
@@ -326,7 +326,8 @@ class LitLanguageModel(CheckedModule):
         """Cross-entropy in nats and rank of every target, each (B, T). Rank 0 is the model's first choice."""
         check_batch(batch)
         net = self.net
-        return score(self._hidden(batch, net), net.head, net.head_weights(), batch["targets"], self.config.vocab_size)
+        hidden, V = self._hidden(batch, net), self.config.vocab_size
+        return score(hidden, net.head, net.head_weights(), batch["targets"], V, net.linear_head)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """``targets`` and the ``nats`` and ``rank`` of each, (B, T), and the batch's ``document`` (B,) if any."""
@@ -424,7 +425,8 @@ class LitLanguageModel(CheckedModule):
         state[checkpoint.KEY] = checkpoint.describe(type(self), asdict(self.config), data_of(self._trainer))
 
     def _weights_are_finite(self) -> bool:
-        finite = all(bool(local(p).isfinite().all()) for p in self.parameters())
+        # Stacked: each bool() would wait for the GPU.
+        finite = bool(torch.stack([local(p).isfinite().all() for p in self.parameters()]).all())
         if self._trainer is None or not isinstance(self.trainer.strategy, FSDP2):
             return finite
         return not summed_over_processes(torch.tensor(float(not finite), device=self.device), self.trainer.world_size)

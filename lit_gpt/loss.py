@@ -4,6 +4,7 @@ At GPT-2's vocabulary the logits of 2,048 tokens take 412 MB in float32, and the
 keep that small. The outer one runs the head over one chunk of the tokens at a time and keeps the gradients of the
 hidden states and of the head's weights instead of the logits (the idea of Liger Kernel's fused linear cross-entropy).
 The inner one computes the loss of a chunk, and its gradient by autograd, in pieces that fit the processor's cache.
+On a GPU, a linear head and its cross-entropy are computed by `lit_gpt.fused_loss` instead.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 
 from datamodules.errors import UserError
+from lit_gpt.fused_loss import LinearHead, fused_cross_entropy_sum, fused_score
 
 #: Maps hidden states (..., N, C) and the LM head's weights to logits (..., N, V), as `Network.head` does.
 Head: TypeAlias = Callable[[Tensor, list[Tensor]], Tensor]
@@ -50,10 +52,17 @@ class LossInputs(NamedTuple):
     targets: Tensor
     vocab_size: int
     shift: Tensor | None = None
+    linear: LinearHead | None = None
 
 
 def cross_entropy_sum(
-    hidden: Tensor, head: Head, weights: list[Tensor], targets: Tensor, vocab_size: int, shift: Tensor | None = None
+    hidden: Tensor,
+    head: Head,
+    weights: list[Tensor],
+    targets: Tensor,
+    vocab_size: int,
+    shift: Tensor | None = None,
+    linear: LinearHead | None = None,
 ) -> Tensor:
     """Cross-entropy summed over the scored targets, in nats, differentiable once.
 
@@ -64,7 +73,10 @@ def cross_entropy_sum(
         targets: Token ids, (B, T); -100 where nothing is scored.
         vocab_size: V, the number of logits of a token. It decides how many tokens are a chunk.
         shift: Added to the logits in float32, (V,). In a sampled softmax: the log of how many tokens each stands for.
+        linear: The network's `Network.linear_head`: what ``head`` does, if it is linear. None: `head` may be anything.
     """
+    if linear is not None and hidden.is_cuda:
+        return fused_cross_entropy_sum(hidden, linear, weights, targets, vocab_size, shift)
     return sum_in_chunks(_cross_entropy, hidden, LossInputs(head, weights, targets, vocab_size, shift))[0]
 
 
@@ -83,7 +95,7 @@ def sum_in_chunks(loss: Loss, hidden: Tensor, inputs: LossInputs) -> tuple[Tenso
     Raises:
         UserError: The head uses a parameter that is not among the weights.
     """
-    head, weights, targets, vocab_size, shift = inputs
+    head, weights, targets, vocab_size, shift, _ = inputs
     hidden = hidden.flatten(-3, -2)  # (..., N, C)
     passes = hidden.shape[:-2].numel()
     tokens = _tokens_per_chunk(hidden, passes * vocab_size)
@@ -122,12 +134,14 @@ class _SumInChunks(torch.autograd.Function):
             grad, *grads = torch.autograd.grad(logits, (h, *weights), logits_grad)
             states_grad.copy_(grad)
             sums += chunk_sums
+            del logits, logits_grad, grad, h  # before memory is allocated for the next chunk's
             # The sum over chunks is in float32 also for weights of 16 bits. In bfloat16 the rounding error of 50 chunks
             # would be four times that of one.
             if weight_grads:
                 torch._foreach_add_(weight_grads, grads)
             else:
                 weight_grads = [at_least_float32(g) for g in grads]
+            del grads
         ctx.save_for_backward(hidden_grad, *(g.to(w.dtype) for g, w in zip(weight_grads, weights, strict=True)))
         totals = tuple(torch.stack(terms).sum() for terms in zip(*sums, strict=True))
         ctx.mark_non_differentiable(*totals[1:])
@@ -190,13 +204,22 @@ def _tokens_per_chunk(hidden: Tensor, logits_per_token: int) -> int:
 
 
 @torch.no_grad()
-def score(hidden: Tensor, head: Head, weights: list[Tensor], targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+def score(
+    hidden: Tensor,
+    head: Head,
+    weights: list[Tensor],
+    targets: Tensor,
+    vocab_size: int,
+    linear: LinearHead | None = None,
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy in nats (at least float32) and rank (int64) of every target, both (B, T) like ``targets``.
 
     The rank is the number of tokens that the model finds likelier: 0 is its first choice. Of equal logits the lower id
     comes first, as in ``argmax``, so that a model of equal logits does not score 100 % top-1. A target of -100 has 0
     nats and rank V. Arguments are those of `cross_entropy_sum`.
     """
+    if linear is not None and hidden.is_cuda:
+        return fused_score(hidden, linear, weights, targets, vocab_size)
     flat, flat_targets = hidden.flatten(0, 1), targets.flatten()  # (N, C), (N,)
     cast = [_cast_for_autocast(weight) for weight in weights]
     # A quarter of the limit: with a vocabulary of 20,000 on a CPU that is 1.5 times as fast as the limit itself.

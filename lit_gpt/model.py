@@ -35,6 +35,7 @@ from lit_gpt.attention import (
 )
 from lit_gpt.bounds import check_memory
 from lit_gpt.config import PRESETS, GPTConfig
+from lit_gpt.fused_loss import LinearHead
 from lit_gpt.protocols import Network
 
 #: With `GPTConfig` and `PRESETS`, so that one import is enough to build a GPT.
@@ -46,6 +47,12 @@ def _build_norm(config: GPTConfig) -> nn.Module:
     if config.norm == "rmsnorm":
         return nn.RMSNorm(config.n_embd, eps=eps, elementwise_affine=config.norm_gain)
     return nn.LayerNorm(config.n_embd, eps=eps, elementwise_affine=config.norm_gain, bias=config.bias)
+
+
+def _normalized(norm: nn.Module, x: Tensor) -> Tensor:
+    """A norm of the residual stream, under autocast in float32 also where that stream is bfloat16."""
+    y: Tensor = norm(x.float() if torch.is_autocast_enabled(x.device.type) else x)
+    return y
 
 
 def _build_layer_scale(config: GPTConfig) -> nn.Parameter | None:
@@ -185,8 +192,11 @@ class Block(nn.Module):
         self, x: Tensor, cos_sin: CosSin | None = None, mask: Mask = None, cache: LayerCache | None = None
     ) -> Tensor:
         """(B, T, C) to (B, T, C). Arguments are those of `Attention.forward`; no mask means plain causality."""
-        x = x + self._scale_and_drop(self.attn(self.norm1(x), cos_sin, mask, cache), self.scale1)
-        return x + self._scale_and_drop(self.mlp(self.norm2(x)), self.scale2)
+        # type_as: a bfloat16 stream stays one where LayerScale, whose factors are float32, makes the outputs float32.
+        x = (
+            x + self._scale_and_drop(self.attn(_normalized(self.norm1, x), cos_sin, mask, cache), self.scale1)
+        ).type_as(x)
+        return (x + self._scale_and_drop(self.mlp(_normalized(self.norm2, x)), self.scale2)).type_as(x)
 
     def _scale_and_drop(self, y: Tensor, scale: Tensor | None) -> Tensor:
         return dropout(y if scale is None else y * scale, self.dropout, self.training)
@@ -213,7 +223,10 @@ class GPT(Network):
         self.norm = _build_norm(config)
         untied = not config.tied_head
         self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=config.bias_head) if untied else None
-        self.activation_checkpointing = False  # set by `LitGPT`: a matter of training, not of the architecture
+        # Set by `LitGPT`: matters of training, not of the architecture.
+        self.activation_checkpointing = False
+        self.compiled = False  # the kernel of the loss; blocks are compiled in place
+        self.residual_dtype: torch.dtype | None = None  # of the residual stream under autocast; None: the embedding's
         self.reset_parameters()
 
     def build_embedding(self) -> TokenEmbedding:
@@ -251,8 +264,10 @@ class GPT(Network):
         if self.wpe is not None:
             x = x + self.wpe(position_ids(input_ids, past_length, **visibility))
         x = dropout(x, self.config.dropout, self.training)
+        if self.residual_dtype is not None and torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.residual_dtype)
         mask = build_mask(input_ids, past_length, **visibility, use_flex=self._can_use_flex(input_ids))
-        return self.norm(self._run_blocks(x, self._cos_sin(past_length, T, x.device), mask, cache))
+        return _normalized(self.norm, self._run_blocks(x, self._cos_sin(past_length, T, x.device), mask, cache))
 
     def head_weights(self, ids: Tensor | None = None) -> list[Tensor]:
         """The LM head's weight, and its bias if it has one; with a tied head the token embedding is the weight.
@@ -279,6 +294,11 @@ class GPT(Network):
             logits = F.linear(hidden, *(self.head_weights() if weights is None else weights))
         logits, cap = logits[..., : self.config.vocab_size], self.config.softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    @property
+    def linear_head(self) -> LinearHead | None:
+        """See `Network.linear_head`. None in a subclass that overrides `head`."""
+        return LinearHead(self.config.softcap, self.compiled) if type(self).head is GPT.head else None
 
     def new_cache(self, batch_size: int) -> KVCache:
         """An empty KV cache for `batch_size` rows of up to block_size tokens.

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from lit_gpt.fused_loss import LinearHead
+
 
 class Cache(Protocol):
     """State that decoding keeps between forward passes, such as a KV cache. `Network.new_cache` makes one.
@@ -81,6 +83,13 @@ class Network(nn.Module):
             ids: Token ids whose rows are returned, (K,); None: all rows. Only the sampled softmax passes ids.
         """
         return []
+
+    @property
+    def linear_head(self) -> LinearHead | None:
+        """Describes a `head` that is one matmul with `head_weights`, perhaps followed by a softcap, so that a GPU
+        computes its loss and metrics faster. None, the default: `head` is called, and may be anything.
+        """
+        return None
 
     def new_cache(self, batch_size: int) -> Any:
         """An empty `Cache` for a batch of `batch_size`. None: the network has no cache, and decoding passes the full

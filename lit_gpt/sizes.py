@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
-from lit_gpt import loss
+from lit_gpt import fused_loss, loss
 from lit_gpt.distributed import layers_of
 from lit_gpt.protocols import Network
 
@@ -244,14 +244,26 @@ def _trace(net: Network, step: Step) -> tuple[int, int, int]:
         states = hidden.detach().flatten(0, 1)[: max(1, min(N, limit // V))].requires_grad_()  # (n, C)
         own = tensors | {f"head {number}": weight for number, weight in enumerate(weights)}
         saved, logits = _saved(lambda: functional_call(_Head(net), tensors, (states, weights)), own, step)
-    kept = step.passes * 2 * bytes_of([hidden]) + head
+        kept = step.passes * 2 * bytes_of([hidden]) + head
+        if step.device == "cuda" and net.linear_head is not None and step.passes == 1:
+            return activations, kept, _fused_bytes(hidden, weights, net.linear_head.compiled, step)
     return activations, kept, _chunk_bytes(logits, saved, head, math.ceil(N / len(logits)), device)
+
+
+def _fused_bytes(hidden: Tensor, weights: list[Tensor], compiled: bool, step: Step) -> int:
+    """Bytes that the fused loss takes for a moment: a chunk of logits, and what is multiplied in autocast's dtype."""
+    dtype = AUTOCAST.get(step.precision, weights[0].dtype)
+    columns = len(weights[0])
+    logits = columns * fused_loss.chunk_size(step.rows * step.T, fused_loss.MAX_LOGITS // columns)
+    cast = sum(0 if t.dtype == dtype else t.numel() for t in (hidden, *weights))
+    copies = 0 if compiled else PIECE_COPIES * FLOAT32 * min(fused_loss.LOGITS_PER_PIECE, logits)
+    return dtype.itemsize * (logits + cast) + copies
 
 
 def _chunk_bytes(logits: Tensor, saved: int, head: int, chunks: int, device: str) -> int:
     """Bytes that a chunk of the loss takes for a moment.
 
-    Until a chunk replaces them, the logits of the chunk before, their gradient and that of the head are there too.
+    From the second one on, the gradient of the head is there twice: that of the chunk, and the sum so far.
 
     Args:
         logits: those of a chunk, (n, V).
@@ -261,8 +273,8 @@ def _chunk_bytes(logits: Tensor, saved: int, head: int, chunks: int, device: str
         device: the type of the device.
     """
     one = bytes_of([logits])
-    in_head = (3 if chunks > 1 else 2) * one + (2 * one if saved >= one else 0) + head * (chunks > 2)
-    in_backward = (3 if saved >= one else 2) * one + head * min(chunks - 1, 2)
+    in_head = 2 * one + (2 * one if saved >= one else 0)
+    in_backward = (3 if saved >= one else 2) * one + head * (chunks > 1)
     pieces = loss.LOGITS_IN_CACHE if device == "cpu" else loss.LOGITS_PER_PIECE
     return max(in_head, in_backward) + PIECE_COPIES * FLOAT32 * min(pieces, logits.numel())
 

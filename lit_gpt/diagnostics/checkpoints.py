@@ -78,7 +78,7 @@ def _scored(net: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor,
     on_device = {name: value.to(device_of(net)) for name, value in batch.items()}
     ids, targets, documents = on_device["input_ids"], on_device["targets"], on_device.get("document_ids")  # (B, T)
     hidden, scored = net.hidden(ids, document_ids=documents), targets != IGNORE_INDEX  # (B, T, C), (B, T)
-    nats, _ = score(hidden, net.head, net.head_weights(), targets, net.config.vocab_size)
+    nats, _ = score(hidden, net.head, net.head_weights(), targets, net.config.vocab_size, net.linear_head)
     few = max(_LOGITS // net.config.vocab_size, 1)
     expected = [net.head(part).double().softmax(-1).sum(0) for part in hidden[scored].split(few)]
     before = position_ids(ids, document_ids=documents).expand_as(ids) + 1  # of its own document, this token included

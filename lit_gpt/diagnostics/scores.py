@@ -74,7 +74,7 @@ def _windows(tokens: int, block_size: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _scored(net: Any, hidden: Tensor, targets: Tensor) -> Iterator[ScoredToken]:
-    nats, rank = score(hidden, net.head, net.head_weights(), targets, net.config.vocab_size)  # (1, n)
+    nats, rank = score(hidden, net.head, net.head_weights(), targets, net.config.vocab_size, net.linear_head)  # (1, n)
     best = [row for part in hidden[0].split(256) for row in likeliest(net.head(part))]  # 50 MB at GPT-2's vocabulary
     rows = zip(targets[0].tolist(), nats[0].tolist(), rank[0].tolist(), best, strict=True)
     return (ScoredToken(*row) for row in rows)

@@ -37,8 +37,11 @@ class Sample(NamedTuple):
 def sample(targets: Tensor, vocab_size: int, n_others: int, multiple: int = 1) -> Sample:
     """Draw a sample: the distinct tokens among ``targets``, and ``n_others`` others or all that there are.
 
-    A few more are drawn, so that the size of the sample is a ``multiple``.
+    A few more are drawn, so that the size of the sample is a ``multiple``. On a GPU, a sample is as large as if all
+    targets were different, because the CPU would have to wait for the number of different ones.
     """
+    if targets.is_cuda:
+        return _of_fixed_size(targets, vocab_size, targets.numel() + n_others, multiple)
     is_target = torch.zeros(vocab_size, dtype=torch.bool, device=targets.device)
     is_target[targets[targets != IGNORE_INDEX]] = True
     distinct, others = is_target.nonzero()[:, 0], (~is_target).nonzero()[:, 0]
@@ -48,6 +51,25 @@ def sample(targets: Tensor, vocab_size: int, n_others: int, multiple: int = 1) -
     shift = torch.zeros(len(ids), device=ids.device)
     if len(drawn):
         shift[len(distinct) :] = math.log(len(others) / len(drawn))
+    return Sample(ids, shift, _as_indices(targets, ids, vocab_size))
+
+
+def _of_fixed_size(targets: Tensor, vocab_size: int, size: int, multiple: int) -> Sample:
+    """A sample of about ``size`` tokens, or the vocabulary: the targets, and as many others as there is room for."""
+    size = min(-(-size // multiple) * multiple, vocab_size)
+    # One more place, for what is not scored.
+    is_target = torch.zeros(vocab_size + 1, device=targets.device)
+    places = torch.where(targets == IGNORE_INDEX, vocab_size, targets).flatten()
+    is_target = is_target.scatter_(0, places, 1.0)[:vocab_size]  # `is_target[places] = 1` would copy the 1 to the GPU
+    ids = (is_target + torch.rand_like(is_target)).topk(size).indices  # (K,), targets first
+    distinct = is_target.sum()
+    # clamp: no others are left where all tokens are targets.
+    shift = ((vocab_size - distinct) / (size - distinct).clamp(min=1)).clamp(min=1).log() * (1 - is_target[ids])
+    return Sample(ids, shift, _as_indices(targets, ids, vocab_size))
+
+
+def _as_indices(targets: Tensor, ids: Tensor, vocab_size: int) -> Tensor:
+    """Targets as indices into ``ids``, which hold each of them."""
     index = torch.empty(vocab_size, dtype=torch.int64, device=ids.device)  # of each token in `ids`, where it is drawn
     index[ids] = torch.arange(len(ids), device=ids.device)
-    return Sample(ids, shift, torch.where(targets == IGNORE_INDEX, IGNORE_INDEX, index[targets.clamp(min=0)]))
+    return torch.where(targets == IGNORE_INDEX, IGNORE_INDEX, index[targets.clamp(min=0)])

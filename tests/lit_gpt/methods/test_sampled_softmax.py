@@ -12,7 +12,7 @@ from lit_gpt import LitExtendedGPT, loss
 from lit_gpt.methods import module as module_gpt
 from lit_gpt.methods.config import ExtendedGPTConfig
 from lit_gpt.methods.extended_gpt import ExtendedGPT
-from lit_gpt.methods.sampled_softmax import sample
+from lit_gpt.methods.sampled_softmax import _of_fixed_size, sample
 from lit_gpt.model import GPT
 from lit_gpt.optim import OptimizerConfig
 from tests.lit_gpt.test_language_model import SMALL, joined, rows, trainer
@@ -54,6 +54,30 @@ def test_the_sum_of_exponentials_is_right_on_average() -> None:
     logits = torch.randn(40)
     sums = [(logits[found.ids] + found.shift).exp().sum() for found in (sample(TARGETS, 40, 10) for _ in range(4000))]
     assert torch.stack(sums).mean().item() == pytest.approx(logits.exp().sum().item(), rel=0.01)
+
+
+@pytest.mark.parametrize(("size", "multiple", "drawn"), [(14, 1, 14), (13, 8, 16), (4, 1, 4), (39, 8, 40), (90, 8, 40)])
+def test_a_sample_of_fixed_size_holds_the_targets_and_others(size: int, multiple: int, drawn: int) -> None:
+    found = _of_fixed_size(TARGETS, 40, size, multiple)
+    assert len(set(found.ids.tolist())) == len(found.ids) == drawn
+    scored = TARGETS != loss.IGNORE_INDEX
+    assert (found.targets[~scored] == loss.IGNORE_INDEX).all()
+    assert torch.equal(found.ids[found.targets[scored]], TARGETS[scored])
+    is_target = torch.isin(found.ids, TARGETS)
+    assert (found.shift[is_target] == 0).all()
+    torch.testing.assert_close(found.shift[~is_target].exp(), torch.full((drawn - 4,), 36 / max(drawn - 4, 1)))
+
+
+def test_its_sum_of_exponentials_is_right_on_average_and_a_sample_of_all_is_the_vocabulary() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(40)
+    found = [_of_fixed_size(TARGETS, 40, 14, 1) for _ in range(4000)]
+    sums = [(logits[one.ids] + one.shift).exp().sum() for one in found]
+    assert torch.stack(sums).mean().item() == pytest.approx(logits.exp().sum().item(), rel=0.01)
+    for targets in (torch.arange(40), torch.full((2, 4), loss.IGNORE_INDEX)):
+        whole = _of_fixed_size(targets, 40, 50, 1)
+        assert sorted(whole.ids.tolist()) == list(range(40))
+        assert (whole.shift == 0).all()
 
 
 @pytest.mark.parametrize("options", [{}, {"tied_head": True}, {"bias_head": True, "softcap": 3.0}, {"parts": True}])
