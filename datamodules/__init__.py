@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from datamodules.char import CharDataModule
     from datamodules.headlines import HeadlinesDataModule
     from datamodules.scoring import ScoredText
+    from datamodules.token_data import TokensDataModule
 
 _HOME = {
     "BPEDataModule": "datamodules.bpe",
@@ -18,9 +19,18 @@ _HOME = {
     "HeadlinesDataModule": "datamodules.headlines",
     "ScoredText": "datamodules.scoring",
     "TextDataModule": "datamodules.base",
+    "TokensDataModule": "datamodules.token_data",
 }
 
-__all__ = ["BPEDataModule", "CharDataModule", "HeadlinesDataModule", "ScoredText", "TextDataModule", "UserError"]
+__all__ = [
+    "BPEDataModule",
+    "CharDataModule",
+    "HeadlinesDataModule",
+    "ScoredText",
+    "TextDataModule",
+    "TokensDataModule",
+    "UserError",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,16 +13,18 @@ from lightning.pytorch import LightningDataModule
 from datamodules.accumulation import set_accumulation
 from datamodules.agreement import DATA_FIXES, check_agreement, facts_of_data
 from datamodules.batches import IGNORE_INDEX, BatchLoader, MicroBatches, RankShare, Rows, StepSize, TrainLoader
+from datamodules.byte_sizes import parsed_size
 from datamodules.cores import check_workers
-from datamodules.cutting import Cutting, RowKind
+from datamodules.cutting import Cutting, Packing, RowKind
 from datamodules.errors import UserError, check_at_least
 from datamodules.first_bytes import FirstBytes
-from datamodules.integrity import is_whole
 from datamodules.options import RemembersOptions
-from datamodules.prepare import NewTokenizer, Recipe, load_tokenizer_of, prepare, store_folder
+from datamodules.prepare import NewTokenizer, Recipe, Share, find_store, load_tokenizer_of, prepare, prepare_share
+from datamodules.remote import is_url
 from datamodules.scoring import ScoredText, scored_split, scored_targets
 from datamodules.sources import Source
 from datamodules.text_facts import TextFacts, read_text_facts
+from datamodules.token_recipe import TokenRecipe
 from datamodules.tokenizers import Tokenizer
 from datamodules.tokens import TokenStore, read_meta
 
@@ -50,6 +52,9 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         micro_batch_size: rows of one process in a forward pass; None is all rows that the process has of a step.
         rows: how text becomes rows: ``windows`` of the running text, ``padded`` (one document a row), or ``packed``
             (several documents a row); None is windows, for headlines packed.
+        packing: how packed rows are filled for training. ``wrapped`` puts the documents end to end and cuts them at the
+            end of each row. ``best_fit`` places them so that no document is cut that fits into a row; rows have nearly
+            no padding. Evaluation never cuts a document that fits.
         stride: distance of two training windows; None puts them side by side, from a random offset on if shuffled.
         val_stride: distance of two evaluation windows, and of the rows of a document longer than a row. Each token is
             scored once, with at least block_size - val_stride tokens before it, where the text has them. None is
@@ -67,7 +72,12 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         seed: decides, with the epoch, how training rows are shuffled and cut. None is the run's seed, from
             ``seed_everything``, or 1337 without one. The splits never depend on it.
         num_workers: number of processes that build batches; 0 builds them in the training process.
-        cache_dir: folder of the token stores; None is ``$XDG_CACHE_HOME/lit_gpt`` or ``~/.cache/lit_gpt``.
+        cache_dir: folder of the token stores, or a URL such as ``s3://bucket/folder`` (any that fsspec reads); None is
+            ``$XDG_CACHE_HOME/lit_gpt`` or ``~/.cache/lit_gpt``. With a URL, that folder has downloads and copies.
+        max_cache_size: most bytes of this machine's disk for tokens that are read of a URL, such as 10GB. What was not
+            used for longest is removed.
+        max_shard_size: most bytes of a file of tokens when a store is made, such as 64MB or 1GB. A larger split becomes
+            several files, its shards. Batches do not depend on it.
     """
 
     # A default that differs between classes is an attribute, and the parameter's default is None: when another class is
@@ -89,6 +99,7 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         tokens_per_step: int | None = None,
         micro_batch_size: int | None = None,
         rows: RowKind | None = None,
+        packing: Packing = "wrapped",
         stride: int | None = None,
         val_stride: int | None = None,
         shuffle: bool = True,
@@ -99,11 +110,14 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         seed: int | None = None,
         num_workers: int = 0,
         cache_dir: str | None = None,
+        max_cache_size: int | str = "10GB",
+        max_shard_size: int | str = "1GB",
     ) -> None:
         super().__init__()
         self.block_size = block_size
         self.tokens_per_step, self.micro_batch_size = tokens_per_step, micro_batch_size
-        self.rows, self.stride, self.mask_first = rows or self.default_rows, stride, mask_first
+        self.rows, self.packing = rows or self.default_rows, packing
+        self.stride, self.mask_first = stride, mask_first
         self.shuffle, self.val_stride = shuffle, val_stride
         self.train_eval_rows, self.predict_source = train_eval_rows, predict_source
         self.max_bytes = max_bytes
@@ -113,11 +127,13 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         for name in ("train_eval_rows", "seed", "num_workers"):
             check_at_least(0, f"the data's {name}", getattr(self, name))
         check_workers(num_workers)
+        self.cache_bytes = parsed_size("the data's max_cache_size", max_cache_size)
+        self.shard_bytes = parsed_size("the data's max_shard_size", max_shard_size)
         self._checkpoint_tokenizer: Tokenizer | None = None
         self._trained_tokenizer: Tokenizer | None = None
 
     @abstractmethod
-    def recipe(self) -> Recipe:
+    def recipe(self) -> Recipe | TokenRecipe:
         """The text, its tokenizer and how it is split."""
 
     @abstractmethod
@@ -159,18 +175,22 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         Args:
             verify: whether to compare existing stores with their checksums as a whole (see `prepare`).
         """
-        self._folder = self._prepare_store(verify)
+        self._folder = self._prepared(verify)
         if self.predict_source is not None:
             self._prepare_predict_store(verify)
 
+    def prepare_share(self, share: Share) -> Path | None:
+        """Prepares this machine's share of the token store: its folder, or None if other shares are missing."""
+        return prepare_share(self._store_recipe(), share, self.cache_dir, self.shard_bytes)
+
     def setup(self, stage: str | None = None) -> None:
         """Opens the token store and checks the options against it and the Trainer."""
-        folder = self._folder = self._prepare_store()
+        folder = self._folder = self._prepared()
         meta = read_meta(folder)
         self.tokenizer, self.fingerprints = load_tokenizer_of(folder), meta["fingerprints"]
         self.text_facts = read_text_facts(folder)
         check_agreement(facts_of_data(meta, self.vocab_size), DATA_FIXES)
-        self.stores = {split: TokenStore(folder, split) for split in meta["splits"]}
+        self.stores = {split: TokenStore(folder, split, self.cache_bytes) for split in meta["splits"]}
         self._size = self._chosen_block_size()
         self._scored: dict[str, ScoredText] = {}
         self._cutting = Cutting(
@@ -182,6 +202,7 @@ class TextDataModule(RemembersOptions, LightningDataModule):
             self.val_stride,
             self.mask_first,
             self.subword_sampling,
+            self.packing,
         )
         self._cutting.check(self.stores, self.tokenizer, self._recipe.source.name)
         if stage == "fit" and self.trainer is not None:
@@ -194,7 +215,7 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         rows = self.make_rows("train", training=True)
         dataset = MicroBatches(rows, self._share(rows.count))
         overfit = bool(getattr(self.trainer, "overfit_batches", 0))
-        return (BatchLoader if overfit else TrainLoader)(dataset, self.num_workers)
+        return (BatchLoader if overfit else TrainLoader)(dataset, self.num_workers, self._is_remote)
 
     def val_dataloader(self) -> list[BatchLoader]:
         """The loader of the validation split, and that of the evaluated part of the training split."""
@@ -211,7 +232,9 @@ class TextDataModule(RemembersOptions, LightningDataModule):
     def predict_dataloader(self) -> BatchLoader:
         """The loader of ``predict_source`` in padded rows; ``document`` (B,) is the number of each row's document."""
         if self.predict_source is not None:
-            return self._eval_loader(self._cutting.documents(TokenStore(self._prepare_predict_store(), "train")))
+            return self._eval_loader(
+                self._cutting.documents(TokenStore(self._prepare_predict_store(), "train", self.cache_bytes))
+            )
         self._check_split("val")
         return self._eval_loader(self._cutting.documents(self.stores["val"]))
 
@@ -238,16 +261,21 @@ class TextDataModule(RemembersOptions, LightningDataModule):
 
     # Stores
 
-    def _prepare_store(self, verify: bool = False) -> Path:
+    def _prepared(self, verify: bool = False) -> Path:
+        return prepare(self._store_recipe(verify), self.cache_dir, verify, self.shard_bytes)
+
+    def _store_recipe(self, verify: bool = False) -> Recipe:
+        """The recipe, with the tokenizer of the checkpoint or of the run that is resumed, if there is one."""
         recipe = self._recipe
+        assert isinstance(recipe, Recipe)  # `TokensDataModule` has its own `_prepared`
         tokenizer = self._checkpoint_tokenizer or self._reusable(recipe.tokenizer)
         if tokenizer is None:
-            return prepare(recipe, self.cache_dir, verify)
-        trained = store_folder(recipe, self.cache_dir)  # it may be the store of the run that trained the tokenizer
-        if is_whole(trained, verify) and read_meta(trained)["fingerprints"]["tokenizer"] == tokenizer.fingerprint:
-            return trained
+            return recipe
+        trained = find_store(recipe, self.cache_dir, verify)  # it may be the one that the tokenizer was trained for
+        if trained is not None and read_meta(trained)["fingerprints"]["tokenizer"] == tokenizer.fingerprint:
+            return recipe
         self._check_same(recipe.tokenizer, tokenizer)
-        return prepare(replace(recipe, tokenizer=tokenizer), self.cache_dir, verify)
+        return replace(recipe, tokenizer=tokenizer)
 
     def _reusable(self, option: Tokenizer | NewTokenizer) -> Tokenizer | None:
         """The tokenizer of the run that is resumed, if training may have given it."""
@@ -255,7 +283,7 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         return trained if trained and isinstance(option, NewTokenizer) and option.may_result_in(trained) else None
 
     @cached_property
-    def _recipe(self) -> Recipe:
+    def _recipe(self) -> Recipe | TokenRecipe:
         return self.recipe()
 
     def _check_same(self, option: Tokenizer | NewTokenizer, tokenizer: Tokenizer) -> None:
@@ -270,7 +298,11 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         assert self.predict_source is not None
         tokenizer = load_tokenizer_of(self._folder)
         recipe = Recipe(self.open_text(self.predict_source), tokenizer, joined=False)
-        return prepare(recipe, self.cache_dir, verify)
+        return prepare(recipe, self.cache_dir, verify, self.shard_bytes)
+
+    @property
+    def _is_remote(self) -> bool:
+        return is_url(self.cache_dir)
 
     # Rows
 
@@ -374,6 +406,5 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         rank, world = self._rank_and_world
         micro = self.micro_batch_size or -(-self._rows_per_step() // world)
         count = rows.count if subset is None else len(subset)
-        return BatchLoader(
-            MicroBatches(rows, RankShare(count, micro * world, micro, rank, world), subset), self.num_workers
-        )
+        share = RankShare(count, micro * world, micro, rank, world)
+        return BatchLoader(MicroBatches(rows, share, subset), self.num_workers, self._is_remote)

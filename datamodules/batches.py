@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.errors import UserError
 from datamodules.permutation import permute, random_words
+from datamodules.read_ahead import ahead
 from datamodules.tokens import TokenStream
 
 IGNORE_INDEX = -100
@@ -292,10 +293,15 @@ class BatchLoader:
 
     It is no ``DataLoader``: under several processes Lightning rebuilds those with its own sampler, which would divide
     rows that are divided already. It has a ``DataLoader`` inside.
+
+    Args:
+        dataset: the micro-batches.
+        num_workers: number of processes that build batches.
+        remote: whether rows are in object storage. Without workers, threads of this process then read ahead.
     """
 
-    def __init__(self, dataset: MicroBatches, num_workers: int = 0) -> None:
-        self.dataset, self.num_workers = dataset, num_workers
+    def __init__(self, dataset: MicroBatches, num_workers: int = 0, remote: bool = False) -> None:
+        self.dataset, self.num_workers, self.remote = dataset, num_workers, remote
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -306,6 +312,9 @@ class BatchLoader:
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
         self.dataset.rows.prepare(epoch)
         indices = ((epoch, item) for item in range(start, len(self)))
+        if self.remote and not self.num_workers:
+            yield from ahead(self._pinned, indices)
+            return
         loader = DataLoader(
             self.dataset,
             batch_size=None,  # an item is a batch
@@ -318,6 +327,8 @@ class BatchLoader:
         )
         try:
             yield from loader
+        except UserError as error:  # torch puts the worker's traceback into the message
+            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
         except (ConnectionError, EOFError, FileNotFoundError) as error:
             if not self.num_workers or "in DataLoader worker" in str(error):  # raised by the dataset there
                 raise
@@ -326,6 +337,10 @@ class BatchLoader:
                 "a worker process of the data loader was killed, often for want of memory: try a smaller "
                 "--data.num_workers, and go on with --resume auto."
             ) from error
+
+    def _pinned(self, index: tuple[int, int]) -> Batch:
+        batch = self.dataset[index]
+        return {name: value.pin_memory() for name, value in batch.items()} if torch.cuda.is_available() else batch
 
 
 class TrainLoader(BatchLoader):
@@ -339,8 +354,8 @@ class TrainLoader(BatchLoader):
         done: micro-batches of that epoch that were yielded.
     """
 
-    def __init__(self, dataset: MicroBatches, num_workers: int = 0) -> None:
-        super().__init__(dataset, num_workers)
+    def __init__(self, dataset: MicroBatches, num_workers: int = 0, remote: bool = False) -> None:
+        super().__init__(dataset, num_workers, remote)
         self.epoch = self.done = 0
         self._loaded = False
         self.sampler = self  # Lightning looks for set_epoch there

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from datamodules.batches import Padded, Rows, StreamRows, Windows
+from datamodules.best_fit import BestFit
 from datamodules.errors import UserError
 from datamodules.packing import Packed, WholePacked
 from datamodules.resegmented_rows import ResegmentedRows
@@ -16,6 +17,7 @@ from datamodules.tokenizers.sampling import SampledTexts
 from datamodules.tokens import TokenStore, TokenStream
 
 RowKind = Literal["windows", "padded", "packed"]
+Packing = Literal["wrapped", "best_fit"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Cutting:
         val_stride: distance of two evaluation windows, and of the rows of a document longer than T.
         mask_first: number of training targets at the start of each window (or document) left out of the loss.
         sampling: smoothing of the sampled segmentations of the training text; 0 does not sample.
+        packing: how packed rows are filled for training: ``wrapped`` or ``best_fit``.
     """
 
     kind: RowKind
@@ -41,10 +44,12 @@ class Cutting:
     val_stride: int | None = None
     mask_first: int = 0
     sampling: float = 0.0
+    packing: Packing = "wrapped"
 
     def training_rows(self, store: TokenStore, tokenizer: Tokenizer) -> Rows:
         """The rows to train on."""
-        kind = {"windows": Windows, "padded": Padded, "packed": Packed}[self.kind]
+        packed = BestFit if self.packing == "best_fit" else Packed
+        kind = {"windows": Windows, "padded": Padded, "packed": packed}[self.kind]
         options: dict[str, Any] = {"block_size": self.block_size, "mask_first": self.mask_first}
         options |= {"seed": self.seed if self.shuffle else None}
         options |= {"stride": self.stride} if self.kind == "windows" else {}  # `check` refuses it for the others
@@ -83,12 +88,12 @@ class Cutting:
             UserError: names the option.
         """
         self._check_strides()
+        self._check_packing()
         self._check_mask(stores["train"])
         self._check_sampling(tokenizer)
-        if self.kind != "windows" and tokenizer.eos_id is None:
-            raise UserError(
-                f"rows {self.kind!r} need a tokenizer with an EOS token, and this one has none; use windows."
-            )
+        if self.kind != "windows" and stores["train"].eos_id is None:
+            has = "this one has none" if tokenizer.eos_id is None else "these tokens have none between documents"
+            raise UserError(f"rows {self.kind!r} need a tokenizer with an EOS token, and {has}; use windows.")
         for split, store in stores.items():
             if self.kind == "windows" and len(store) <= self.block_size:
                 raise UserError(
@@ -105,6 +110,15 @@ class Cutting:
                 raise UserError(
                     f"a {name} of {stride} leaves out text or repeats it: choose 1 to block_size = {self.block_size}."
                 )
+
+    def _check_packing(self) -> None:
+        if self.packing == "best_fit" and self.kind != "packed":
+            raise UserError(f"packing best_fit is for packed rows, and rows are {self.kind}: set rows to packed.")
+        if self.packing == "best_fit" and not self.shuffle:
+            raise UserError(
+                "packing best_fit takes documents by their length, and shuffle false by their order: set packing to "
+                "wrapped, or shuffle to true."
+            )
 
     def _check_mask(self, train: TokenStore) -> None:
         windows = self.kind == "windows"

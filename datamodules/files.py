@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from datamodules.errors import FULL, UserError
+from datamodules.remote import is_url
 
 #: How names of temporary files end, and the whole name: the file's name, eight characters of mkstemp, the end.
 TEMPORARY = ".tmp"
@@ -39,26 +40,46 @@ def default_cache_dir() -> Path:
 
 
 def cache_folder(cache_dir: str | Path | None) -> Path:
-    """The folder ``cache_dir``, or the default one for None."""
-    return expanded(cache_dir) if cache_dir else default_cache_dir()
+    """The folder ``cache_dir``. It is the default one for None, and for a URL, where only token stores are kept."""
+    return expanded(cache_dir) if cache_dir and not is_url(cache_dir) else default_cache_dir()
 
 
 #: Bytes that are read at a time.
 _CHUNK = 1 << 22
 
 
+#: Bytes of a block: what is fetched of a remote file at a time, and has a checksum of its own.
+BLOCK = 1 << 22
+
+
 class SummedFile:
-    """A new file with the size and the CRC-32 of the bytes that were given to it, not of those on the disk."""
+    """A new file with the size and the CRC-32 of the bytes that were given to it, not of those on the disk.
+
+    Attributes:
+        size: bytes that were written.
+        crc32: CRC-32 of all of them.
+        blocks: CRC-32 of each `BLOCK` bytes; the last may be shorter.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
+        self.name = path.name
         self.size = self.crc32 = 0
+        self.blocks: list[int] = []
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes) -> None:
         """Appends bytes."""
         self._file.write(data)
         self.crc32 = zlib.crc32(data, self.crc32)
-        self.size += len(data)
+        view, done = memoryview(data), 0
+        while done < len(data):
+            inside = self.size % BLOCK
+            if not inside:
+                self.blocks.append(0)
+            part = view[done : done + BLOCK - inside]
+            self.blocks[-1] = zlib.crc32(part, self.blocks[-1])
+            self.size += len(part)
+            done += len(part)
 
     def close(self) -> None:
         """Closes the file. May be called again."""

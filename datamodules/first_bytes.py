@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from datamodules.fingerprints import remembered
 from datamodules.reading import CHUNK, Piece
-from datamodules.sources import Source
+from datamodules.sources import FileSource, Source
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,13 @@ class FirstBytes(Source):
         return self.source.stamps()
 
     def fingerprint(self) -> str:
-        """See `Source`. It is of the text, as reading a whole file of many GB for it would take minutes."""
+        """See `Source`. Of files it is of the text, as reading a whole file of many GB for it would take minutes."""
+        source = self.source
+        if not isinstance(source, FileSource):  # of the hub, whose fingerprint needs no reading
+            return hashlib.sha256(json.dumps([source.fingerprint(), self.limit]).encode()).hexdigest()
+        return remembered(source.files, [self.limit, source.kind, source.column, source.strip], self._computed)
+
+    def _computed(self) -> str:
         digest = hashlib.sha256(b"first bytes")
         for piece in self.pieces():
             digest.update(json.dumps(piece).encode())

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import UserError
-from datamodules.files import crc32_of, write_text
-from datamodules.tokens import META, STORE_VERSION, TokenWriter, read_meta
+from datamodules.files import SummedFile, crc32_of, write_text
+from datamodules.tokens import META, STORE_VERSION, TOKENIZER, TokenWriter, read_meta
 
 #: Size, time of change and inode of the files of tokens at the last comparison. They are not in ``meta.json``: a copy
 #: of a store has other times and inodes, and may be in a folder that is read-only.
@@ -24,23 +24,38 @@ STAMPS = "stamps.json"
 _TOKENS = ".bin"
 _CHECKSUM = "checksum"  # of the other entries of meta.json
 #: A file system's clock ticks every 1 to 10 ms. A file that is younger than that may change and keep its time.
-_TICK = 50_000_000  # ns
+TICK = 50_000_000  # ns
 
 
-def write_meta(folder: Path, writers: dict[str, TokenWriter], **facts: Any) -> None:
-    """Closes the files of the splits and writes ``meta.json``, which makes the folder a complete store.
+def write_meta(folder: Path, written: dict[str, Any], **facts: Any) -> None:
+    """Writes ``meta.json``, which makes the folder a complete store.
 
     Args:
         folder: the folder of the store; it has the tokenizer already.
-        writers: the writer of each split.
+        written: the entries ``splits``, ``shards`` and ``files``, as from `written_by`.
         facts: further entries of ``meta.json``.
     """
-    splits = {split: asdict(writer.close()) for split, writer in writers.items()}
-    files = {path.name: _record(path.stat().st_size, crc32_of(path)) for path in folder.glob("*.json")}
-    for writer in writers.values():  # checksums of the bytes to be written, not of what the disk holds
-        files |= {name: _record(file.size, file.crc32) for name, file in writer.files.items()}
-    meta = {"version": STORE_VERSION, **facts, "splits": splits, "files": files}
-    _write_meta(folder, meta)
+    small = {path.name: {"size": path.stat().st_size, "crc32": crc32_of(path)} for path in folder.glob(TOKENIZER)}
+    _write_meta(folder, {"version": STORE_VERSION, **facts, **written, "files": {**small, **written["files"]}})
+
+
+def written_by(writers: dict[str, TokenWriter], last: bool = True) -> dict[str, Any]:
+    """Closes the writer of each split, and returns the sizes, shards and checksums of what it has written.
+
+    Args:
+        writers: the writers, by split.
+        last: see `TokenWriter.close`.
+    """
+    splits = {split: asdict(writer.close(last)) for split, writer in writers.items()}
+    shards = {split: writer.shards for split, writer in writers.items()}
+    files = {name: file_record(file) for writer in writers.values() for name, file in writer.files.items()}
+    return {"splits": splits, "shards": shards, "files": files}
+
+
+def file_record(file: SummedFile) -> dict[str, Any]:
+    """Size and checksums of the bytes to be written, not of what the disk holds."""
+    blocks = {"blocks": file.blocks} if file.name.endswith(_TOKENS) else {}
+    return {"size": file.size, "crc32": file.crc32, **blocks}
 
 
 def add_to_meta(folder: Path, key: str, value: Any) -> None:
@@ -50,7 +65,22 @@ def add_to_meta(folder: Path, key: str, value: Any) -> None:
 
 
 def _write_meta(folder: Path, meta: dict[str, Any]) -> None:
-    (folder / META).write_text(json.dumps({**meta, _CHECKSUM: _content(meta)}, indent=1), encoding="utf-8")
+    (folder / META).write_text(json.dumps(with_checksum(meta), indent=1), encoding="utf-8")
+
+
+def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a JSON file and their checksum."""
+    return {**content, _CHECKSUM: _content(content)}
+
+
+def read_checked(path: Path) -> dict[str, Any] | None:
+    """The entries of a JSON file with a checksum. None: it is missing, or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        checksum = content.pop(_CHECKSUM)
+        return content if checksum == _content(content) else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def is_whole(folder: Path, verify: bool = False) -> bool:
@@ -82,7 +112,7 @@ def damage(folder: Path, verify: bool = False) -> str | None:
             return f"{name} is missing"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
-        if path.suffix == _TOKENS and time.time_ns() - stamp[1] > _TICK:
+        if path.suffix == _TOKENS and time.time_ns() - stamp[1] > TICK:
             stamps[name] = stamp
     if stamps != last_stamps:
         with suppress(UserError):  # a folder that this user may not write to is compared each time
@@ -107,10 +137,6 @@ def _files_of(folder: Path) -> dict[str, Any] | str:
 
 def _content(meta: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
-
-
-def _record(size: int, crc32: int) -> dict[str, int]:
-    return {"size": size, "crc32": crc32}
 
 
 def _stamp(path: Path) -> list[int]:

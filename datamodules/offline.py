@@ -7,7 +7,6 @@ from pathlib import Path
 
 from datamodules.downloads import DOWNLOADS
 from datamodules.files import cache_folder
-from datamodules.hub import HACKER_NEWS, open_hub
 
 _RANKS = "https://openaipublic.blob.core.windows.net"
 #: The files that tiktoken reads for an encoding.
@@ -18,22 +17,16 @@ ENCODING_FILES = {
 }
 
 
-def source_needs_network(spec: str, column: str | None = None, cache_dir: str | Path | None = None) -> bool:
-    """Whether a source is a download or a table of the hub that has not been read on this machine before.
+def source_needs_network(spec: str, cache_dir: str | Path | None = None) -> bool:
+    """Whether a source is a data set of the hub, or a download that has not been made on this machine.
 
     Args:
         spec: a name, file, folder or glob, as for `sources.open_source`.
-        column: the column of a table of the hub.
         cache_dir: folder of the downloads; None is the default one.
     """
-    folder = cache_folder(cache_dir) / "downloads"
     if spec in DOWNLOADS:
-        return not (folder / f"{spec}.txt").exists()
-    if spec == "hacker_news":
-        return not open_hub(HACKER_NEWS, column or "title", False, folder).record_path.exists()
-    if spec.startswith("hf:"):
-        return "@" not in spec or column is None or not open_hub(spec, column, False, folder).record_path.exists()
-    return False
+        return not (cache_folder(cache_dir) / "downloads" / f"{spec}.txt").exists()
+    return spec == "hacker_news" or spec.startswith("hf:")
 
 
 def encoding_needs_network(name: str) -> bool:

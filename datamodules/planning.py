@@ -8,9 +8,12 @@ from datamodules.base import TextDataModule
 from datamodules.batches import StepSize
 from datamodules.downloads import offline
 from datamodules.errors import UserError
-from datamodules.prepare import Recipe, store_folder
+from datamodules.files import cache_folder
+from datamodules.prepare import Recipe
 from datamodules.subword import SubwordDataModule
 from datamodules.text_facts import TextFacts, read_text_facts
+from datamodules.token_data import TokensDataModule
+from datamodules.token_recipe import TokenRecipe
 from datamodules.tokenizers import ENCODINGS, Tokenizer
 from datamodules.tokens import META
 
@@ -26,8 +29,8 @@ def known_store(data: Any) -> Path | None:
         return None
     with offline(), contextlib.suppress(UserError, OSError, ImportError):
         recipe = data.recipe()
-        if _bytes_of(recipe) <= MAX_BYTES:
-            folder = store_folder(recipe, data.cache_dir)
+        if isinstance(recipe, TokenRecipe) or _bytes_of(recipe) <= MAX_BYTES:
+            folder = cache_folder(data.cache_dir) / recipe.key
             return folder if (folder / META).is_file() else None
     return None
 
@@ -48,8 +51,8 @@ def _bytes_of(recipe: Recipe) -> int:
 
 def vocab_size_of_options(data: Any) -> tuple[int, str | None]:
     """The number of ids that a datamodule's options say, and a note where it is assumed."""
-    if isinstance(data, SubwordDataModule):
-        name, size = data.tokenizer_name, data.wanted_vocab_size
+    if isinstance(data, SubwordDataModule | TokensDataModule):
+        name, size = data.tokenizer_name, getattr(data, "wanted_vocab_size", None)
         if name in ("bpe", "unigram"):
             return size or 16_000, None
         if name in ENCODINGS:

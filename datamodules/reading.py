@@ -3,11 +3,12 @@
 import codecs
 import csv
 import gzip
+import hashlib
 import io
 import json
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,27 @@ class Piece(NamedTuple):
 
     text: str
     end: bool
+
+
+@dataclass
+class Cursor:
+    """Where a reading of a source stands: behind ``skip`` pieces from a byte of a file on.
+
+    A reading that starts at a cursor gives the pieces that follow it. Skipped pieces are read and dropped.
+
+    Attributes:
+        file: number of the file.
+        offset: the byte, from which on the file can be read.
+        skip: number of pieces from there on.
+    """
+
+    file: int = 0
+    offset: int = 0
+    skip: int = 0
+
+
+def _nothing() -> None:
+    return
 
 
 @dataclass(frozen=True)
@@ -64,24 +86,52 @@ class TextFile:
         except OSError as error:
             raise UserError(f"the file {self.name} cannot be read ({error.strerror}); give one that can.") from None
 
-    def chunks(self, size: int = CHUNK) -> Iterator[str]:
+    def sha256(self) -> str:
+        """SHA-256 (hex) of the bytes as they are stored."""
+        with self.raw() as raw:
+            return hashlib.file_digest(raw, "sha256").hexdigest()
+
+    @property
+    def is_gz(self) -> bool:
+        """Whether the file is gzipped, so that it cannot be read from the middle."""
+        return _is_gz(Path(self.name))
+
+    def mark_bytes(self) -> int:
+        """Bytes of a byte order mark at the beginning of the file: 3 or 0."""
+        with self.raw() as raw:
+            return 3 * raw.read(3).startswith(codecs.BOM_UTF8)
+
+    def chunks(self, size: int = CHUNK, start: int = 0, changed: Callable[[], None] = _nothing) -> Iterator[str]:
         r"""The text, about ``size`` characters at a time, without a byte order mark and with ``\n`` for all line ends.
+
+        Args:
+            size: about the characters of a chunk.
+            start: the byte at which the reading begins, at the beginning of a character. Not for gzipped files.
+            changed: called when line ends are replaced. The bytes of the text are then fewer than those of the file.
 
         Raises:
             UserError: not UTF-8 (names the byte offset), or a broken gzip file.
         """
         newlines = io.IncrementalNewlineDecoder(None, translate=True)
         with self.raw() as raw:
-            stream = gzip.GzipFile(fileobj=raw) if _is_gz(Path(self.name)) else raw
-            for text in _decoded(stream, self.name, size):
+            raw.seek(start)
+            stream = gzip.GzipFile(fileobj=raw) if self.is_gz else raw
+            for text in _decoded(stream, self.name, size, start):
+                if "\r" in text:
+                    changed()
                 # The newline decoder takes text, because it wraps no other decoder. Its type stub says bytes.
                 yield newlines.decode(cast(bytes, text))
             yield newlines.decode(cast(bytes, ""), final=True)
 
-    def lines(self) -> Iterator[str]:
-        r"""The lines without their ``\n``. Only ``\n`` ends a line: U+2028 and form feeds are text."""
+    def lines(self, start: int = 0, changed: Callable[[], None] = _nothing) -> Iterator[str]:
+        r"""The lines without their ``\n``. Only ``\n`` ends a line: U+2028 and form feeds are text.
+
+        Args:
+            start: as for `chunks`, at the beginning of a line.
+            changed: as for `chunks`.
+        """
         held: list[str] = []  # parts of a line that is longer than a chunk; joined once, so the time stays linear
-        for chunk in self.chunks():
+        for chunk in self.chunks(CHUNK, start, changed):
             *ends, rest = chunk.split("\n")
             for end in ends:
                 yield "".join([*held, end])
@@ -125,9 +175,9 @@ def _refuse_archive(data: bytes, name: str) -> None:
             raise UserError(f"{name} is {kind}, and no text: give the texts in it, unpacked, as .txt (or .txt.gz).")
 
 
-def _decoded(stream: io.BufferedIOBase, name: str, size: int) -> Iterator[str]:
+def _decoded(stream: io.BufferedIOBase, name: str, size: int, start: int = 0) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
-    offset = 0  # of the first byte that the decoder has not turned into text
+    offset = start  # of the first byte that the decoder has not turned into text
     while True:
         data = _read(stream, name, size)
         if offset == 0:

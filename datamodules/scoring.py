@@ -58,10 +58,18 @@ def scored_targets(pairs: Iterable[tuple[np.ndarray, np.ndarray]], tokenizer: To
         used += np.bincount(targets, minlength=len(used))
         begins = ((before == eos) | (before == _NO_TOKEN)) & (targets != eos)
         spaces += tokenizer.prefix_space * int(np.count_nonzero(begins))
-    chars = size = -spaces
+    tokens, eos_tokens = int(used.sum()), 0
+    if tokenizer.eos_id is not None:
+        eos_tokens, used[tokenizer.eos_id] = int(used[tokenizer.eos_id]), 0
+    chars, size = size_of_tokens(used, tokenizer)
+    return ScoredText(tokens, chars + eos_tokens - spaces, size + eos_tokens - spaces, eos_tokens)
+
+
+def size_of_tokens(used: np.ndarray, tokenizer: Tokenizer) -> tuple[int, int]:
+    """Characters and bytes of a text in which each id occurs ``used[id]`` times, (V,)."""
+    chars = size = 0
     for token_id in np.flatnonzero(used).tolist():
-        token = b"\n" if token_id == tokenizer.eos_id else tokenizer.token_bytes(token_id)
+        token = tokenizer.token_bytes(token_id)
         size += len(token) * int(used[token_id])
         chars += sum(byte & 0xC0 != 0x80 for byte in token) * int(used[token_id])
-    eos_tokens = 0 if tokenizer.eos_id is None else int(used[tokenizer.eos_id])
-    return ScoredText(int(used.sum()), chars, size, eos_tokens)
+    return chars, size

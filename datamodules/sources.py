@@ -11,14 +11,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from datamodules import embedded
 from datamodules.downloads import DOWNLOADS, fetch
 from datamodules.errors import UserError
+from datamodules.file_pieces import FilePieces, file_chunks, file_values
 from datamodules.files import cache_folder, expanded
-from datamodules.reading import CHUNK, Piece, TextFile, column_values, cut, normalised, stripped
+from datamodules.fingerprints import remembered
+from datamodules.reading import CHUNK, Cursor, Piece, TextFile, cut
 from datamodules.synthetic import headlines
 
 Documents = Literal["file", "line", "column"]
@@ -63,6 +66,12 @@ class Source(ABC):
         for document in self.documents():
             yield from cut([document], size)
 
+    def read(self, size: int, cursor: Cursor) -> Iterator[Piece]:
+        """The pieces that follow the cursor, which stands behind each piece when that is yielded."""
+        for piece in islice(self.pieces(size), cursor.skip, None):
+            cursor.skip += 1
+            yield piece
+
 
 @dataclass(frozen=True)
 class FileSource(Source):
@@ -88,38 +97,30 @@ class FileSource(Source):
         tables = [file.kind for file in self.files] if self.kind == "column" else []
         digest = hashlib.sha256(json.dumps([self.kind, self.column, self.strip, *tables]).encode())
         for file in self.files:
-            with file.raw() as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(bytes.fromhex(remembered([file], "sha256", file.sha256)))
         return digest.hexdigest()
 
     def documents(self) -> Iterator[str]:
         """See `Source`."""
         if self.kind == "file":
-            return self._not_empty("".join(self._chunks(file, CHUNK)) for file in self.files)
-        values = (value for file in self.files for value in self._values(file))
-        return self._not_empty(value.strip() for value in values) if self.strip else self._not_empty(values)
+            return self._not_empty("".join(file_chunks(file, CHUNK, self.strip)) for file in self.files)
+        return self._not_empty(value for file in self.files for value in file_values(file, self.column, self.strip))
 
     def pieces(self, size: int = CHUNK) -> Iterator[Piece]:
         """See `Source`. A line or row is held whole, a file never."""
-        if self.kind != "file":
-            yield from super().pieces(size)
-            return
-        has_text = False
-        for file in self.files:
-            for piece in cut(self._chunks(file, size), size):
-                if piece.text:
-                    has_text = True
-                    yield piece
+        return self.read(size, Cursor())
+
+    def read(self, size: int, cursor: Cursor) -> Iterator[Piece]:
+        """See `Source` and `FilePieces`."""
+        has_text = cursor != Cursor()
+        for number in range(cursor.file, len(self.files)):
+            if number > cursor.file:
+                cursor.file, cursor.offset, cursor.skip = number, 0, 0
+            for piece in FilePieces(self.files[number], cursor, self.strip).pieces(self.kind, self.column, size):
+                has_text = True
+                yield piece
         if not has_text:
             raise self._no_text()
-
-    def _chunks(self, file: TextFile, size: int) -> Iterator[str]:
-        return stripped(file.chunks(size)) if self.strip else file.chunks(size)
-
-    def _values(self, file: TextFile) -> Iterator[str]:
-        if self.column is None:
-            return file.lines()
-        return map(normalised, column_values(file, self.column))
 
     def _not_empty(self, texts: Iterable[str]) -> Iterator[str]:
         has_text = False
@@ -148,7 +149,8 @@ def open_source(
         spec: a file, folder or glob (``.gz`` too), a name, or a list of these, which are read one after the other.
             Names are ``embedded`` (Python's documentation), ``embedded_headlines`` (10,000 synthetic ones, one in each
             line, or N with ``embedded_headlines:N``), ``tiny_shakespeare``, ``taylor_swift``, ``moby_dick``,
-            ``hacker_news`` (titles) and ``hf:OWNER/NAME@REVISION``; the last two not in a list. A folder means the
+            ``hacker_news`` (titles) and ``hf:OWNER/NAME@REVISION`` or ``hf:OWNER/NAME/CONFIG/SPLIT@REVISION``; the last
+            two not in a list. A folder means the
             .txt, .text, .md and .rst files in it and below (.csv, .tsv, .jsonl and .parquet for columns), without
             hidden ones.
         documents: what a document is: a whole ``file``, a ``line``, or a row's value in ``column``.

@@ -11,6 +11,7 @@ from datamodules.tokenizers.base import Tokenizer
 from datamodules.tokenizers.bpe import ENCODINGS, BPETokenizer
 from datamodules.tokenizers.byte_level import huggingface_state
 from datamodules.tokenizers.huggingface import from_huggingface
+from datamodules.tokenizers.nanogpt import from_meta
 from datamodules.tokenizers.simple import ByteTokenizer, CharTokenizer
 from datamodules.tokenizers.unigram import UnigramTokenizer
 
@@ -44,7 +45,8 @@ def tokenizer_from_dict(state: dict[str, Any]) -> Tokenizer:
 
 
 def open_tokenizer(spec: str) -> Tokenizer:
-    """A tokenizer that needs no training: ``gpt2``, ``cl100k_base``, ``o200k_base``, ``byte``, or a tokenizer file.
+    """A tokenizer that needs no training: ``gpt2``, ``cl100k_base``, ``o200k_base``, ``byte``, a tokenizer file,
+    or nanoGPT's ``meta.pkl``.
 
     Raises:
         UserError: neither a name nor a file, or ranks that cannot be downloaded.
@@ -54,7 +56,7 @@ def open_tokenizer(spec: str) -> Tokenizer:
     if spec == "byte":
         return ByteTokenizer(eos=True)
     if expanded(spec).is_file():
-        return load_tokenizer(spec)
+        return from_meta(expanded(spec)) if spec.endswith(".pkl") else load_tokenizer(spec)
     raise UserError(f"the tokenizer {spec!r} is neither a file nor one of {', '.join(ENCODINGS)}, byte.")
 
 

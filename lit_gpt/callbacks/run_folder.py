@@ -37,7 +37,14 @@ LAST = Path("checkpoints") / "last.ckpt"
 #: starts.
 FOLDER_VARIABLE = "LIT_GPT_RUN_FOLDER"
 #: Options of the data that do not change the content of the training batches.
-CHANGEABLE_OPTIONS = ("micro_batch_size", "num_workers", "cache_dir", "predict_source")
+CHANGEABLE_OPTIONS = (
+    "micro_batch_size",
+    "num_workers",
+    "cache_dir",
+    "max_cache_size",
+    "max_shard_size",
+    "predict_source",
+)
 
 
 def settings_of(config: Namespace) -> Settings:

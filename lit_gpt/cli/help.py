@@ -33,7 +33,7 @@ SENTENCES = {
 }
 WHERE = (
     "Options of network and optimizer: --model.help LitGPT (or LitExtendedGPT, LitBigram). Options of the data: "
-    "--data.help CharDataModule (or BPEDataModule, HeadlinesDataModule)."
+    "--data.help CharDataModule (or BPEDataModule, HeadlinesDataModule, TokensDataModule)."
 )
 #: Longest option with its value that is shown on one line of 80 columns.
 LONGEST = 70

@@ -19,7 +19,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from datamodules import BPEDataModule, CharDataModule, HeadlinesDataModule
+from datamodules import BPEDataModule, CharDataModule, HeadlinesDataModule, TokensDataModule
 from datamodules.errors import UserError, is_refusal, refusal
 from datamodules.files import expanded
 from datamodules.tokenizers import tokenizer_from_dict
@@ -77,7 +77,7 @@ def _methods() -> tuple[type, ...]:
 
 
 #: Classes that --model and --data accept by their short names, because they are imported here.
-DATAMODULES = (CharDataModule, BPEDataModule, HeadlinesDataModule)
+DATAMODULES = (CharDataModule, BPEDataModule, HeadlinesDataModule, TokensDataModule)
 MODULES = (LitGPT, *_methods(), LitBigram)
 #: Default options, by preset and classes.
 _DEFAULTS: dict[tuple[str | None, ...], Namespace] = {}

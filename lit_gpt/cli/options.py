@@ -17,6 +17,7 @@ CLASSES = {
         "CharDataModule": "datamodules.char.CharDataModule",
         "BPEDataModule": "datamodules.bpe.BPEDataModule",
         "HeadlinesDataModule": "datamodules.headlines.HeadlinesDataModule",
+        "TokensDataModule": "datamodules.token_data.TokensDataModule",
     },
 }
 #: The verbs that take the options of fit.
@@ -44,7 +45,7 @@ MORE = {
     "validate": ("verbose",),
     "test": ("verbose",),
     "predict": ("return_predictions",),
-    "data": ("batches", "rows", "verify"),
+    "data": ("batches", "rows", "verify", "prepare", "shard"),
     "doctor": ("json",),
 }
 

@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 from datamodules.errors import UserError
 from datamodules.files import expanded
 from datamodules.options import SOURCES, option_names, path_exists, stored_value
+from datamodules.remote import is_url
 from datamodules.sources import is_path
 from lit_gpt.cli.arguments import CONFIG, data_of_configs, pairs
 
@@ -18,6 +19,7 @@ OWN_CLASSES = (
     "datamodules.bpe.BPEDataModule",
     "datamodules.char.CharDataModule",
     "datamodules.headlines.HeadlinesDataModule",
+    "datamodules.token_data.TokensDataModule",
 )
 
 
@@ -96,7 +98,8 @@ def usable_options(stored: Mapping[str, Any], typed: set[str], verb: str) -> dic
                 raise UserError(f"the run's {name} {spec!r} is gone: give the text as --data.{name}.")
     if verb != "predict":
         options.pop("predict_source", None)
-    if options.get("cache_dir") and not expanded(options["cache_dir"]).is_dir():  # a path of another machine
+    cache = options.get("cache_dir")
+    if cache and not is_url(cache) and not expanded(cache).is_dir():  # a path of another machine
         del options["cache_dir"]
     return {"class_path": stored["class_path"], "init_args": options}
 

@@ -221,7 +221,7 @@ def _texts(old: Mapping[str, Any]) -> dict[str, Any]:
             new |= {f"{split}_documents": None, f"{split}_fraction": 0.1}
     for name in SOURCES:
         specs = _as_list(old.get(name))
-        here = [spec for spec in specs if not source_needs_network(spec, old.get("column"), old.get("cache_dir"))]
+        here = [spec for spec in specs if not source_needs_network(spec, old.get("cache_dir"))]
         if len(here) < len(specs):
             new[name] = here or None
     if "val_source" in new and not (new["val_source"] or old.get("val_fraction")):
@@ -244,7 +244,7 @@ def _as_list(source: str | list[str] | None) -> list[str]:
 
 def _tokenizer(old: Mapping[str, Any]) -> dict[str, Any]:
     name = old.get("tokenizer")
-    if name is not None and encoding_needs_network(name):
+    if name is not None and "vocab_size" in old and encoding_needs_network(name):  # it may be another one
         return {"tokenizer": "bpe", "vocab_size": VOCAB}
     if name in ("bpe", "unigram") and (old.get("vocab_size") or VOCAB + 1) > VOCAB:
         return {"vocab_size": VOCAB}

@@ -106,6 +106,7 @@ OPTIONS: dict[str, str | tuple[str, ...]] = {
     "val_file": "data.val_source",
     "val_data": "data.val_source",
     "test_file": "data.test_source",
+    "packing_strategy": "data.packing",
     "workers": "data.num_workers",
     "dataloader_num_workers": "data.num_workers",
     # the machine
@@ -204,9 +205,14 @@ VALUES: dict[str, dict[str, str]] = {
         "bpe": "BPEDataModule",
         "subword": "BPEDataModule",
         "headlines": "HeadlinesDataModule",
+        **dict.fromkeys(("tokens", "bin", "train.bin", "nanogpt", "datatrove", "openwebtext"), "TokensDataModule"),
         "shakespeare": "--data.source tiny_shakespeare",
         "shakespeare_char": "--data.source tiny_shakespeare",
         "tinyshakespeare": "--data.source tiny_shakespeare",
+    },
+    "data.packing": {
+        **dict.fromkeys(("bfd", "bfd_split", "bestfit", "best_fit_decreasing", "ffd"), "best_fit"),
+        **dict.fromkeys(("wrap", "dense", "concat"), "wrapped"),
     },
     "trainer.precision": {
         **dict.fromkeys(("fp16", "float16", "half", "mixed", "amp"), "16-mixed"),

@@ -11,8 +11,10 @@ from lightning.pytorch.cli import LightningArgumentParser
 from datamodules import TextDataModule
 from datamodules.batches import IGNORE_INDEX, Batch
 from datamodules.corpus_stats import document_lengths, overlap, token_counts
+from datamodules.errors import UserError
+from datamodules.prepare import Share
 from datamodules.tokenizers import Tokenizer
-from datamodules.tokens import TokenStore
+from datamodules.tokens import TokenStore, read_meta
 from lit_gpt.cli.arguments import with_packaged_configs
 from lit_gpt.cli.lightning_cli import LitCLI
 from lit_gpt.language_model import LitLanguageModel, check_batch
@@ -40,6 +42,14 @@ class DataCLI(LitCLI):
             action="store_true",
             help="Compare all tokens in the cache with their checksums, and prepare damaged ones again.",
         )
+        parser.add_argument("--prepare", action="store_true", help="Prepare the tokens, and print nothing of them.")
+        parser.add_argument(
+            "--shard",
+            type=str,
+            default=None,
+            help="With --prepare, this machine's share of the work: 1/8 to 8/8 on eight machines with one cache_dir. "
+            "The last to end makes the store. Default: all of the work.",
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: there is no run to resume and no run folder to create."""
@@ -51,6 +61,11 @@ class DataCLI(LitCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         config = self.config_init[subcommand]
         data, model = config.data, config.model
+        if config.shard is not None and not config.prepare:
+            raise UserError(f"--shard {config.shard} is a share of a preparation: give --prepare too.")
+        if config.prepare:
+            prepare_only(data, config.shard)
+            return
         if isinstance(data, TextDataModule):
             block_size = model.config.block_size if isinstance(model, LitLanguageModel) else None
             data.block_size = data.block_size or block_size
@@ -66,6 +81,19 @@ class DataCLI(LitCLI):
 def main(arguments: list[str]) -> None:
     """Run the verb with its command line."""
     DataCLI(with_packaged_configs(arguments))
+
+
+def prepare_only(data: LightningDataModule, shard: str | None) -> None:
+    """Prepares the tokens of a datamodule, or one machine's share of them, and prints where they are."""
+    if not isinstance(data, TextDataModule):
+        raise UserError(f"--prepare is for token stores, and {type(data).__name__} has none: leave it out.")
+    folder = data.prepare_share(Share(1, 1) if shard is None else Share.parsed(shard))
+    if folder is None:
+        print(f"shard {shard} is done; the tokens are complete when the other shards are")
+        return
+    splits = read_meta(folder)["splits"]
+    sizes = ", ".join(f"{split} {counts['tokens']:,} tokens" for split, counts in splits.items())
+    print(f"the tokens are complete: {folder}\n{sizes}")
 
 
 def show(module: LightningDataModule, batches: int = 1, rows: int = 3) -> None:

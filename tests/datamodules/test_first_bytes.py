@@ -86,17 +86,12 @@ def test_each_text_of_a_datamodule_is_cut_and_cached_under_its_own_key(tmp_path:
 
 
 def test_a_source_needs_the_network_until_it_is_kept(tmp_path: Path) -> None:
-    assert not source_needs_network("embedded", None, tmp_path)
-    assert not source_needs_network(str(tmp_path), None, tmp_path)
+    assert not source_needs_network("embedded", tmp_path)
+    assert not source_needs_network(str(tmp_path), tmp_path)
     (tmp_path / "downloads").mkdir()
-    for name in ("taylor_swift", "hacker_news"):
-        assert source_needs_network(name, None, tmp_path)
-    assert source_needs_network("hf:a/b@main", "text", tmp_path)
+    assert source_needs_network("taylor_swift", tmp_path)
     (tmp_path / "downloads" / "taylor_swift.txt").touch()
-    assert not source_needs_network("taylor_swift", None, tmp_path)
-    open_source("hf:a/b@main", documents="column", column="text", cache_dir=tmp_path).record_path.touch()  # type: ignore[attr-defined]
-    assert not source_needs_network("hf:a/b@main", "text", tmp_path)
-    assert source_needs_network("hf:a/b@main", "title", tmp_path)
+    assert not source_needs_network("taylor_swift", tmp_path)
 
 
 @pytest.mark.parametrize("name", ENCODING_FILES)

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datamodules import merging
 from datamodules import prepare as prepare_module
 from datamodules.encoding import encode_all, useful_workers
 from datamodules.errors import UserError
@@ -164,7 +165,7 @@ def test_progress_ends_at_the_whole_of_all_sources(
         yield amounts.append
         amounts.append(-total)
 
-    monkeypatch.setattr(prepare_module, "progress", counted)
+    monkeypatch.setattr("datamodules.units.progress", counted)
     for tokenizer in (CHARS, ByteTokenizer()):
         prepare(Recipe(text_source("train " * 9), tokenizer, Split(), text_source("val"), text_source("test")))
         assert len(amounts) > 1
@@ -224,7 +225,7 @@ def test_stores_are_the_same_with_and_without_workers(
     folders = []
     for per_worker in (10**9, 10):
         monkeypatch.setattr("datamodules.encoding._CHARS_PER_WORKER", per_worker)
-        monkeypatch.setattr(prepare_module, "_JOB_CHARS", 10_000)
+        monkeypatch.setattr("datamodules.units._JOB_CHARS", 10_000)
         monkeypatch.setattr("datamodules.splitting.PIECE", 1000)
         recipe = Recipe(source, tokenizer, Split(val=0.3))
         folders.append(prepare(recipe, tmp_path / str(per_worker)))
@@ -402,13 +403,13 @@ def test_the_store_is_there_only_when_it_is_whole(
     text_source: Callable[..., Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[str]] = []
-    write_meta = prepare_module.write_meta
+    write_meta = merging.write_meta
 
     def look(folder: Path, *args: object, **facts: object) -> None:
         seen.append([path.suffix for path in folder.parent.iterdir() if path.is_dir()])
         write_meta(folder, *args, **facts)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(prepare_module, "write_meta", look)
+    monkeypatch.setattr(merging, "write_meta", look)
     folder = prepare(Recipe(text_source("abc"), CHARS))
     assert seen == [[".part"]]
     assert np.array_equal(TokenStore(folder, "train").tokens, [0, 1, 2])

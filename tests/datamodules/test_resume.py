@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules import CharDataModule, HeadlinesDataModule
 from datamodules.batches import Batch, MicroBatches, Padded, RankShare, Rows, TrainLoader, Windows
+from datamodules.best_fit import BestFit
 from datamodules.packing import Packed
 from datamodules.tokens import TokenStore
 
@@ -23,6 +24,7 @@ KINDS: dict[str, Callable[[TokenStore], Rows]] = {
     "strided": lambda store: Windows(store, 8, stride=3, seed=3),
     "padded": lambda store: Padded(store, 8, seed=3),
     "packed": lambda store: Packed(store, 8, seed=3),
+    "best_fit": lambda store: BestFit(store, 8, seed=3),
 }
 
 

@@ -13,7 +13,6 @@ import zipfile
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Literal
 
 import pytest
@@ -371,86 +370,6 @@ def test_formats_of_the_hf_extra_say_so_without_it(tmp_path: Path, monkeypatch: 
     for spec, options in ((table, {"documents": "column", "column": "a"}), ("hacker_news", {})):
         with pytest.raises(UserError, match=r"needs the hf extra: pip install -e '\.\[hf\]'"):
             list(open_source(spec, **options).documents())  # type: ignore[arg-type]
-
-
-# The hub, replaced by a table in memory
-
-
-class _Table:
-    """As much of a `datasets.Dataset` as is used."""
-
-    column_names = ("title", "score")
-    rows = (" one ", "two\r\nlines", None, "é")
-
-    def select_columns(self, columns: list[str]) -> "_Table":
-        assert columns == ["title"]
-        return self
-
-    def iter(self, batch_size: int) -> object:
-        yield from ({"title": list(self.rows[i : i + 2])} for i in (0, 2))
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
-    """The requests that reach the hub."""
-    asked: list[tuple[str, str, str]] = []
-
-    def load_dataset(name: str, split: str, revision: str) -> _Table:
-        asked.append((name, split, revision))
-        return _Table()
-
-    def list_repo_commits(name: str, repo_type: str) -> list[SimpleNamespace]:
-        asked.append((name, repo_type, "commits"))
-        return [SimpleNamespace(commit_id="aaaa" * 10), SimpleNamespace(commit_id="9e21b0f3" * 5)]
-
-    def dataset_info(name: str, revision: str) -> SimpleNamespace:
-        asked.append((name, revision, "info"))
-        return SimpleNamespace(sha="bbbb" * 10)
-
-    for module, functions in (("datasets", [load_dataset]), ("huggingface_hub", [list_repo_commits, dataset_info])):
-        stand_in = ModuleType(module)
-        for function in functions:
-            setattr(stand_in, function.__name__, function)
-        monkeypatch.setitem(sys.modules, module, stand_in)
-    return asked
-
-
-def test_a_branch_is_read_at_the_commit_that_it_had_at_first(hub: list, tmp_path: Path) -> None:
-    options = {"documents": "column", "column": "title", "cache_dir": tmp_path}
-    open_source("hf:a/b@main", **options).fingerprint()  # type: ignore[arg-type]
-    assert hub[1:] == [("a/b", "main", "info"), ("a/b", "train", "bbbb" * 10)]
-    del hub[:]
-    list(open_source("hf:a/b@main", **options).documents())  # type: ignore[arg-type]
-    assert hub == [("a/b", "train", "bbbb" * 10)]
-
-
-def test_hacker_news_is_read_at_its_commit_and_recorded_once(hub: list, tmp_path: Path) -> None:
-    source = open_source("hacker_news", documents="line", strip=True, cache_dir=tmp_path)
-    fingerprint = source.fingerprint()
-    assert hub == [
-        ("julien040/hacker-news-posts", "dataset", "commits"),
-        ("julien040/hacker-news-posts", "train", "9e21b0f3" * 5),
-    ]
-    del hub[:]
-    assert list(source.documents()) == joined(source) == ["one", "two\nlines", "é"]
-    assert all(request[1:] == ("train", "9e21b0f3" * 5) for request in hub)  # the record names the commit
-    del hub[:]
-    assert open_source("hacker_news", strip=True, cache_dir=tmp_path).fingerprint() == fingerprint
-    assert hub == []
-    assert open_source("hacker_news", cache_dir=tmp_path).fingerprint() != fingerprint
-
-
-def test_hub_errors_are_one_sentence(hub: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"documents": "column", "cache_dir": tmp_path}
-    with pytest.raises(UserError, match="'text'; it has title, score"):
-        list(open_source("hf:a/b@main", column="text", **options).documents())  # type: ignore[arg-type]
-
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("no network")
-
-    monkeypatch.setattr(sys.modules["datasets"], "load_dataset", fail)
-    with pytest.raises(UserError, match="a/b at main could not be read from the hub: no network"):
-        list(open_source("hf:a/b@main", column="title", **options).documents())  # type: ignore[arg-type]
 
 
 def test_texts_need_no_torch() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.integrity import is_whole, write_meta
+from datamodules.integrity import is_whole, write_meta, written_by
 from datamodules.tokens import TokenStore, TokenWriter, token_dtype
 
 
@@ -17,7 +17,7 @@ def write(folder: Path, eos_id: int | None, dtype: str = "uint16") -> TokenStore
     writer.add(np.array([1, 2]), 2, 2, end=False)
     writer.add(np.array([3]), 1, 2, end=True)
     writer.add(np.array([4]), 1, 1, end=True)
-    write_meta(folder, {"train": writer}, dtype=dtype, eos_id=eos_id)
+    write_meta(folder, written_by({"train": writer}), dtype=dtype, eos_id=eos_id)
     return TokenStore(folder, "train")
 
 
