@@ -7,6 +7,7 @@ from datamodules.errors import UserError
 
 if TYPE_CHECKING:
     from datamodules.base import TextDataModule
+    from datamodules.bert import BertDataModule
     from datamodules.bpe import BPEDataModule
     from datamodules.char import CharDataModule
     from datamodules.headlines import HeadlinesDataModule
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "BPEDataModule": "datamodules.bpe",
+    "BertDataModule": "datamodules.bert",
     "CharDataModule": "datamodules.char",
     "HeadlinesDataModule": "datamodules.headlines",
     "ScoredText": "datamodules.scoring",
@@ -24,6 +26,7 @@ _HOME = {
 
 __all__ = [
     "BPEDataModule",
+    "BertDataModule",
     "CharDataModule",
     "HeadlinesDataModule",
     "ScoredText",

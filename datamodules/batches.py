@@ -279,13 +279,17 @@ class MicroBatches(Dataset[Batch]):
 
     def __getitem__(self, index: tuple[int, int]) -> Batch:
         epoch, item = index
-        row = self.share.positions(item)  # (m,)
-        real = row >= 0
+        rows = self.rows_at(epoch, self.share.positions(item))  # (m,)
+        return {name: torch.from_numpy(array) for name, array in self.rows.batch(epoch, rows).items()}
+
+    def rows_at(self, epoch: int, position: np.ndarray) -> np.ndarray:
+        """The row numbers (n,) at positions (n,) of an epoch's order; -1 for the empty row at -1."""
+        real, row = position >= 0, position.copy()
         if self.subset is not None:
             row[real] = self.subset[row[real]]
         elif self.rows.seed is not None:
             row[real] = permute(row[real], self.share.rows, random_words(self.rows.seed, epoch, _ROW_ORDER))
-        return {name: torch.from_numpy(array) for name, array in self.rows.batch(epoch, row).items()}
+        return row
 
 
 class BatchLoader:

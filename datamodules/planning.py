@@ -1,20 +1,23 @@
 """What is known of a datamodule's text and batches before anything is downloaded, trained or encoded."""
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from datamodules.base import TextDataModule
 from datamodules.batches import StepSize
+from datamodules.bert import BertDataModule
 from datamodules.downloads import offline
 from datamodules.errors import UserError
 from datamodules.files import cache_folder
 from datamodules.prepare import Recipe
 from datamodules.subword import SubwordDataModule
-from datamodules.text_facts import TextFacts, read_text_facts
+from datamodules.text_facts import Baselines, TextFacts, read_text_facts
 from datamodules.token_data import TokensDataModule
 from datamodules.token_recipe import TokenRecipe
 from datamodules.tokenizers import ENCODINGS, Tokenizer
+from datamodules.tokenizers.wordpiece import DEFAULT_SIZE
 from datamodules.tokens import META
 
 #: Texts with more bytes than this are not read to find their token store, whose name is their checksum: 1 s.
@@ -35,10 +38,16 @@ def known_store(data: Any) -> Path | None:
     return None
 
 
-def known_facts(store: Path | None) -> TextFacts | None:
-    """The facts of a store. None: there is none, or it is damaged, which `fit` mends."""
+def known_facts(store: Path | None, data: Any = None) -> TextFacts | None:
+    """The facts of the store of a datamodule. None: there is none, or it is damaged, which `fit` mends.
+
+    The losses in a store are those of next tokens, not of masked ones.
+    """
     with contextlib.suppress(OSError, LookupError, TypeError, ValueError):
-        return read_text_facts(store) if store else None
+        facts = read_text_facts(store) if store else None
+        if facts and isinstance(data, BertDataModule):
+            return replace(facts, baselines=Baselines(facts.baselines.uniform))
+        return facts
     return None
 
 
@@ -51,8 +60,10 @@ def _bytes_of(recipe: Recipe) -> int:
 
 def vocab_size_of_options(data: Any) -> tuple[int, str | None]:
     """The number of ids that a datamodule's options say, and a note where it is assumed."""
-    if isinstance(data, SubwordDataModule | TokensDataModule):
+    if isinstance(data, SubwordDataModule | TokensDataModule | BertDataModule):
         name, size = data.tokenizer_name, getattr(data, "wanted_vocab_size", None)
+        if name == "wordpiece":
+            return size or DEFAULT_SIZE, None
         if name in ("bpe", "unigram"):
             return size or 16_000, None
         if name in ENCODINGS:

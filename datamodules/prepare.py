@@ -26,7 +26,14 @@ from datamodules.recipe import Kind, NewTokenizer, Recipe
 from datamodules.remote import is_url
 from datamodules.remote_store import find_remote, local_folder, upload, verify_remote
 from datamodules.text_facts import store_text_facts
-from datamodules.tokenizers import CharTokenizer, Tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
+from datamodules.tokenizers import (
+    CharTokenizer,
+    Tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+    train_tokenizer,
+    train_wordpiece,
+)
 from datamodules.tokens import TOKENIZER, read_meta
 from datamodules.units import Plan, build_units, drop_damaged, make_plan, read_plan, unfinished
 
@@ -265,6 +272,8 @@ def _train(new: NewTokenizer, recipe: Recipe) -> Tokenizer:
     texts = (piece.text for piece in recipe.pieces() if new.train_on == "all" or piece.split == "train")
     if new.kind == "char":
         return CharTokenizer.from_texts(texts, new.unknown, new.eos)
+    if new.kind == "wordpiece":
+        return train_wordpiece(texts, new.vocab_size, new.uncased)
     size, prefix = new.vocab_size, new.prefix_space
     return train_tokenizer(new.kind, texts, size, pattern=new.pattern, eos=new.eos, prefix_space=prefix)
 

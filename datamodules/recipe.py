@@ -26,10 +26,18 @@ from datamodules.splitting import (
     split_text,
     text_begun,
 )
-from datamodules.tokenizers import BPETokenizer, CharTokenizer, PatternName, Tokenizer, UnigramTokenizer
+from datamodules.tokenizers import (
+    BPETokenizer,
+    CharTokenizer,
+    PatternName,
+    Tokenizer,
+    UnigramTokenizer,
+    WordPieceTokenizer,
+)
+from datamodules.tokenizers.wordpiece import DEFAULT_SIZE
 from datamodules.tokens import STORE_VERSION
 
-Kind = Literal["char", "bpe", "unigram"]
+Kind = Literal["char", "bpe", "unigram", "wordpiece"]
 
 
 class Part(NamedTuple):
@@ -49,13 +57,14 @@ class NewTokenizer:
     """A tokenizer that is to be trained on the text.
 
     Args:
-        kind: ``char``, ``bpe`` or ``unigram``.
+        kind: ``char``, ``bpe``, ``unigram`` or ``wordpiece``.
         vocab_size: number of ids, the EOS token included; None for ``char``.
         train_on: the splits that it is trained on: ``train``, or ``all`` of them.
         eos: whether an EOS token ends each document; if not, documents are joined by newlines.
         unknown: as for `CharTokenizer`.
         pattern: the pattern that splits text into words, which no token of ``bpe`` or ``unigram`` crosses.
         prefix_space: whether each document is encoded with a space before it.
+        uncased: whether ``wordpiece`` lower-cases text.
     """
 
     kind: Kind
@@ -65,15 +74,20 @@ class NewTokenizer:
     unknown: Literal["error", "unk"] = "error"
     pattern: PatternName = "cl100k"
     prefix_space: bool = False
+    uncased: bool = True
 
     def may_result_in(self, tokenizer: Tokenizer) -> bool:
         """Whether ``tokenizer`` may come from this training, so that training again may be left out.
 
         Never for ``char``: training again gives the same alphabet, and is cheap.
         """
-        trained_class = {"bpe": BPETokenizer, "unigram": UnigramTokenizer}.get(self.kind)
+        classes = {"bpe": BPETokenizer, "unigram": UnigramTokenizer, "wordpiece": WordPieceTokenizer}
+        trained_class = classes.get(self.kind)
         if trained_class is None or not isinstance(tokenizer, trained_class):
             return False
+        if isinstance(tokenizer, WordPieceTokenizer):
+            fits = tokenizer.vocab_size <= (self.vocab_size or DEFAULT_SIZE)
+            return fits and tokenizer.uncased == self.uncased
         return tokenizer.vocab_size <= (self.vocab_size or 0)  # a small text gives fewer tokens than asked for
 
 

@@ -23,9 +23,11 @@ class SubwordDataModule(TextDataModule):
             file, for headlines a line.
         column: the column to read, with ``documents: column``.
         strip: whether to remove white space at both ends of each document.
-        tokenizer: ``bpe`` or ``unigram``, which are trained once and kept with the tokens; ``byte``; ``char``; a
-            tokenizer file; or an encoding of tiktoken: ``gpt2``, ``cl100k_base``, ``o200k_base``.
-        vocab_size: number of tokens of a trained tokenizer, the EOS token included; None is 16,000.
+        tokenizer: ``bpe`` or ``unigram``, which are trained once and kept with the tokens; ``wordpiece``, likewise, to
+            compare with a BERT; ``byte``; ``char``; a tokenizer file; or an encoding of tiktoken: ``gpt2``,
+            ``cl100k_base``, ``o200k_base``.
+        vocab_size: number of tokens of a trained tokenizer, the EOS token included; None is 16,000, of a WordPiece
+            30,522.
         train_tokenizer_on: the text to train a tokenizer on: the ``train`` split, or ``all`` splits, which leaks a
             little of the validation text.
         pattern: how text is split into words, which no token of a trained tokenizer crosses: as ``cl100k`` or ``gpt2``
@@ -86,6 +88,8 @@ class SubwordDataModule(TextDataModule):
         ):
             if is_set:
                 raise UserError(f"{option} is for a bpe or unigram that is trained here, not for {name}: leave it out.")
+        if name == "wordpiece":
+            return NewTokenizer("wordpiece", vocab_size)
         if name == "char":
             return NewTokenizer("char", None, "all")  # see CharDataModule
         tokenizer = self._opened_tokenizer(name)

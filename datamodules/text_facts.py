@@ -40,11 +40,13 @@ class Baselines:
         bigram: the token before is known. Interpolated Witten-Bell smoothing (Bell, Cleary and Witten 1990), which has
             nothing to tune: p(b|a) = (count(ab) + kinds(a) p(b)) / (count(a) + kinds(a)), where kinds(a) is the number
             of different tokens that follow a, and p(b) the unigram. A token that nothing follows has the unigram's.
+        two_sided: the tokens before and behind are known; for masked tokens alone (see `masked_baselines`).
     """
 
     uniform: float | None = None
     unigram: float | None = None
     bigram: float | None = None
+    two_sided: float | None = None
 
 
 @dataclass(frozen=True)

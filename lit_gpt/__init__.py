@@ -8,6 +8,8 @@ from lit_gpt.version import __version__
 if TYPE_CHECKING:
     from lit_gpt.baselines.bigram import BigramConfig
     from lit_gpt.baselines.module import LitBigram
+    from lit_gpt.bert.config import BertConfig
+    from lit_gpt.bert.module import LitBERT
     from lit_gpt.checkpoint import load
     from lit_gpt.config import GPTConfig
     from lit_gpt.model import GPT
@@ -19,6 +21,8 @@ _HOMES = {
     "GPTConfig": "config",
     "BigramConfig": "baselines.bigram",
     "LitGPT": "module",
+    "BertConfig": "bert.config",
+    "LitBERT": "bert.module",
     "LitBigram": "baselines.module",
     "OptimizerConfig": "optim",
     "LitLanguageModel": "language_model",
@@ -28,7 +32,18 @@ _HOMES = {
     "load": "checkpoint",
 }
 
-__all__ = ["GPT", "BigramConfig", "GPTConfig", "LitBigram", "LitGPT", "OptimizerConfig", "__version__", "load"]
+__all__ = [
+    "GPT",
+    "BertConfig",
+    "BigramConfig",
+    "GPTConfig",
+    "LitBERT",
+    "LitBigram",
+    "LitGPT",
+    "OptimizerConfig",
+    "__version__",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

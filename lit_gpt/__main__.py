@@ -27,6 +27,7 @@ LOST_PEER = r"(gloo|NCCL).*(peer|remote|timed? ?out)|failed to recv|client socke
 STARTED_BY = os.getppid()
 OUR_VERBS = {
     "generate": "write text with a checkpoint",
+    "fill-mask": "name the likeliest tokens for each [MASK] of a text",
     "doctor": "name what is wrong with a training set-up, in a minute",
     "inspect": "show how surprised a model is by each token of a text",
     "report": "compare runs on one page, or in a table",
@@ -34,7 +35,7 @@ OUR_VERBS = {
     "data": "show the batches and facts of a configuration's data",
     "plot": "draw the curves of runs as a PNG",
     "tokenizer": "train a tokenizer to a file, judge one on a text, or export it",
-    "import": "turn a Hugging Face GPT-2 or Llama into a checkpoint",
+    "import": "turn a Hugging Face GPT-2, Llama or BERT into a checkpoint",
     "export": "turn a checkpoint into a Hugging Face folder or plain safetensors",
 }
 

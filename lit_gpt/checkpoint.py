@@ -41,6 +41,7 @@ MODULES = {
         "lit_gpt.baselines.bigram:build_bigram",
         "lit_gpt.baselines.bigram:BigramConfig",
     ),
+    "lit_gpt.bert.module.LitBERT": ("lit_gpt.bert.model:Bert", "lit_gpt.bert.config:BertConfig"),
 }
 
 PREFIX = "net."
@@ -344,10 +345,22 @@ def load(path: str | Path, device: str = "cpu", model: str | type | None = None)
         model: The LightningModule that was trained, or its dotted path, if it is a class of your own.
 
     Raises:
-        UserError: The file cannot be used (see ``read``).
+        UserError: The file cannot be used (see ``read``), or its network is an encoder, which continues no text.
     """
-    from datamodules.tokenizers import tokenizer_from_dict
     from lit_gpt.generate import TextModel
+
+    net, tokenizer = load_network(path, device, model)
+    if not net.causal:
+        raise UserError(
+            f"checkpoint {str(path)!r} is of a {type(net).__name__}, which predicts masked tokens from both sides and "
+            "not the next token: use python -m lit_gpt fill-mask."
+        )
+    return TextModel(net, tokenizer)
+
+
+def load_network(path: str | Path, device: str = "cpu", model: str | type | None = None) -> tuple[Network, Any]:
+    """The network of a checkpoint, causal or not, and its tokenizer. See `load`."""
+    from datamodules.tokenizers import tokenizer_from_dict
 
     checkpoint = read(path, mmap=True)
     if checkpoint[KEY]["tokenizer"] is None:
@@ -356,8 +369,7 @@ def load(path: str | Path, device: str = "cpu", model: str | type | None = None)
     if tokenizer.vocab_size > (known := checkpoint[KEY]["config"]["vocab_size"]):
         sizes = f"a tokenizer of {tokenizer.vocab_size} tokens and a network that knows {known}"
         raise UserError(f"checkpoint {str(path)!r} has {sizes}: give a file that `fit` saved.")
-    net = build_network(checkpoint, model).fold()
-    return TextModel(net.to(device), tokenizer)
+    return build_network(checkpoint, model).fold().to(device), tokenizer
 
 
 def build_network(checkpoint: dict[str, Any], model: str | type | None = None) -> Network:

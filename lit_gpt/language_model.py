@@ -62,7 +62,7 @@ class LitLanguageModel(CheckedModule):
 
     - ``input_ids`` (B, T) and ``targets`` (B, T), the next tokens, with -100 where nothing is scored;
     - ``document_ids`` (B, T), the id of each token's document, if several documents are packed into a row;
-    - ``attention_mask`` (B, T), which this class does not read: see ``_hidden``;
+    - ``attention_mask`` (B, T), which a causal network does not need: see `Network.hidden_of_batch`;
     - ``document`` (B,), the number of each row's document, in `predict` alone.
 
     B and T are the same in every training batch of a run.
@@ -203,6 +203,13 @@ class LitLanguageModel(CheckedModule):
         loss = self.batch_cross_entropy(batch, net)
         return loss, {"loss": loss.detach()}
 
+    def step_totals(self, micro_batches: list[Batch]) -> Batch:
+        """What each batch of an optimizer step must hold about the whole step. Data of training computes it ahead.
+
+        Nothing here: the number of scored targets is summed as they come. A loss with a second denominator needs it.
+        """
+        return {}
+
     @property
     def step_loss(self) -> Tensor:
         """Mean cross-entropy of the last optimizer step, in nats per scored target. NaN before the first step."""
@@ -221,9 +228,7 @@ class LitLanguageModel(CheckedModule):
         return LossInputs(net.head, net.head_weights(), targets, self.config.vocab_size, linear=net.linear_head)
 
     def _hidden(self, batch: Batch, net: Any) -> Tensor:
-        # Rows are padded on the right. There causal attention already hides pads from real tokens. So attention_mask is
-        # not passed, and attention can use its fast causal kernel.
-        return net.hidden(batch["input_ids"], document_ids=batch.get("document_ids"))  # (B, T, C)
+        return net.hidden_of_batch(batch)  # (B, T, C)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Scale the gradients from a mean over capacity to a mean over the scored targets of the whole step.
@@ -361,7 +366,8 @@ class LitLanguageModel(CheckedModule):
         token_metrics.reset()
         nats, tokens = metrics.pop("nats"), metrics.pop("tokens")  # sums over the scored targets
         data = data_of(self._trainer)
-        text_size = data.scored_text(split)  # numbers of characters and bytes
+        # Numbers of characters and bytes. An encoder predicts parts of the text from the rest, which codes no text.
+        text_size = data.scored_text(split) if self.net.causal else None
         if text_size is not None:
             nats = whole_split(nats, tokens, text_size)
             metrics |= per_text(nats, text_size)  # bits per byte and nats per character

@@ -13,7 +13,63 @@ from lit_gpt.optim import OptimizerConfig
 from lit_gpt.protocols import Network, data_of
 
 
-class LitGPT(LitLanguageModel):
+class LitTransformer(LitLanguageModel):
+    """What the modules of a GPT and of a BERT have in common: compiled blocks, activation checkpointing, and weights to
+    start from. The options are those of `LitGPT`.
+    """
+
+    net: Network
+
+    def __init__(
+        self,
+        config: Any,
+        optimizer: Any,
+        compile: bool,
+        activation_checkpointing: bool,
+        init_from: str | None,
+        **more: Any,
+    ) -> None:
+        # The base class stores these with the hyper-parameters.
+        options = {"compile": compile, "activation_checkpointing": activation_checkpointing, "init_from": init_from}
+        super().__init__(config, optimizer, **options, **more)
+        self._init_from = init_from
+
+    def configure_model(self) -> None:
+        """Build the network once, and apply ``activation_checkpointing`` and ``compile``.
+
+        Both belong to training. `build_network` also rebuilds a checkpoint's network for inference, without them.
+        """
+        is_new, is_compiled = not hasattr(self, "net"), self.options["compile"]
+        super().configure_model()
+        if is_compiled:
+            # It splits graphs where DDP sends gradients. A block is smaller than what DDP sends at a time, and would be
+            # cut in two.
+            torch._dynamo.config.optimize_ddp = False
+        for net in self.net.trained_nets() if is_new else ():
+            net.activation_checkpointing = self.options["activation_checkpointing"]
+            net.compiled = is_compiled
+            for block in net.blocks if is_compiled else ():
+                block.compile()
+
+    def on_fit_start(self) -> None:
+        """Load the weights of ``init_from``, once, unless a checkpoint was loaded."""
+        if self._init_from is not None:
+            tokenizer = data_of(self._trainer).tokenizer
+            nets = self.net.trained_nets()
+            if len(nets) > 1:
+                raise UserError(f"init_from starts one GPT, and this network has {len(nets)}: leave it out.")
+            notes = load_pretrained(nets[0], self._init_from, tokenizer)
+            print_rank_zero([f"starting from the weights of {self._init_from}", *notes])
+            self._init_from = None  # a second fit continues from its own weights
+        super().on_fit_start()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See `LitLanguageModel`. The checkpoint's weights take the place of ``init_from``."""
+        super().on_load_checkpoint(checkpoint)
+        self._init_from = None
+
+
+class LitGPT(LitTransformer):
     """Trains a GPT.
 
     Args:
@@ -31,7 +87,6 @@ class LitGPT(LitLanguageModel):
     """
 
     config_class = GPTConfig
-    net: Network
 
     def __init__(
         self,
@@ -42,31 +97,18 @@ class LitGPT(LitLanguageModel):
         init_from: str | None = None,
         residual_dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
-        # The base class stores these with the hyper-parameters.
-        options = {"compile": compile, "activation_checkpointing": activation_checkpointing, "init_from": init_from}
-        super().__init__(config, optimizer, **options, residual_dtype=residual_dtype)
-        self._init_from = init_from
+        super().__init__(config, optimizer, compile, activation_checkpointing, init_from, residual_dtype=residual_dtype)
 
     def build_network(self) -> Network:
         """The GPT of ``self.config``."""
         return GPT(self.config)
 
     def configure_model(self) -> None:
-        """Build the network once, and apply ``activation_checkpointing`` and ``compile``.
-
-        Both belong to training. `build_network` also rebuilds a checkpoint's network for inference, without them.
-        """
-        is_new, is_compiled = not hasattr(self, "net"), self.options["compile"]
+        """See `LitTransformer`; also applies ``residual_dtype``."""
+        is_new = not hasattr(self, "net")
         super().configure_model()
-        if is_compiled:
-            # It splits graphs where DDP sends gradients. A block is smaller than what DDP sends at a time, and would be
-            # cut in two.
-            torch._dynamo.config.optimize_ddp = False
         for gpt in self.net.trained_nets() if is_new else ():
-            gpt.activation_checkpointing = self.options["activation_checkpointing"]
-            gpt.compiled, gpt.residual_dtype = is_compiled, self._residual_dtype()
-            for block in gpt.blocks if is_compiled else ():
-                block.compile()
+            gpt.residual_dtype = self._residual_dtype()
 
     def _residual_dtype(self) -> torch.dtype | None:
         """That of the option; None for the one that the network has by itself."""
@@ -79,20 +121,3 @@ class LitGPT(LitLanguageModel):
                 "--trainer.precision bf16-mixed, or --model.residual_dtype float32."
             )
         return torch.bfloat16
-
-    def on_fit_start(self) -> None:
-        """Load the weights of ``init_from``, once, unless a checkpoint was loaded."""
-        if self._init_from is not None:
-            tokenizer = data_of(self._trainer).tokenizer
-            nets = self.net.trained_nets()
-            if len(nets) > 1:
-                raise UserError(f"init_from starts one GPT, and this network has {len(nets)}: leave it out.")
-            load_pretrained(nets[0], self._init_from, tokenizer)
-            print_rank_zero([f"starting from the weights of {self._init_from}"])
-            self._init_from = None  # a second fit continues from its own weights
-        super().on_fit_start()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See `LitLanguageModel`. The checkpoint's weights take the place of ``init_from``."""
-        super().on_load_checkpoint(checkpoint)
-        self._init_from = None

@@ -36,9 +36,13 @@ class Network(nn.Module):
 
     Attributes:
         config: A dataclass with at least ``block_size`` (the longest context, in tokens) and ``vocab_size``.
+        causal: Whether a position predicts the token after it from itself and those before. False for an encoder: a
+            position predicts its own token, masked in the input, from both sides. It cannot continue a text, so
+            ``generate`` and ``inspect`` refuse its checkpoints, and ``fit`` draws no samples.
     """
 
     config: Any
+    causal: bool = True
 
     def forward(self, input_ids: Tensor, **context: Any) -> Tensor:
         """Logits of the next token at every position, (B, T) to (B, T, V). Arguments are those of `hidden`."""
@@ -63,6 +67,14 @@ class Network(nn.Module):
                 to it. None: the tokens are the first.
         """
         raise NotImplementedError
+
+    def hidden_of_batch(self, batch: dict[str, Tensor]) -> Tensor:
+        """Hidden states (B, T, C) of a batch of training or evaluation.
+
+        Rows are padded on the right. There causal attention already hides pads from real tokens. So the default does
+        not pass attention_mask, and attention can use its fast causal kernel. An encoder overrides this.
+        """
+        return self.hidden(batch["input_ids"], document_ids=batch.get("document_ids"))
 
     def head(self, hidden: Tensor, weights: list[Tensor] | None = None) -> Tensor:
         """Logits of hidden states, (..., C) to (..., V).

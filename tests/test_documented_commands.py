@@ -177,7 +177,8 @@ def beginnings(fragment: str, page: str) -> list[list[str]]:
     if fragment.startswith("--trainer.logger."):
         return [["--trainer.logger", name] for name in sorted(set(re.findall(r"--trainer.logger (\w+Logger)", page)))]
     models = [["--model", name] for name in ("LitExtendedGPT", "mine.LitGRU")]
-    return [[], ["--data", "BPEDataModule"], ["--data", "HeadlinesDataModule"], *models]
+    data = [["--data", name] for name in ("BPEDataModule", "HeadlinesDataModule", "BertDataModule")]
+    return [[], *data, *models]
 
 
 def is_parsed(arguments: list[str]) -> bool:

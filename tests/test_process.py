@@ -15,9 +15,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_gpt import LitGPT
 from lit_gpt.__main__ import TRAINER_VERBS, usage
 from lit_gpt.cli.lightning_cli import run
+from lit_gpt.language_model import LitLanguageModel
 from tests.conftest import TINY
 
 
@@ -45,7 +45,7 @@ def test_help_names_every_verb_and_imports_nothing_heavy(tmp_path: Path) -> None
 
 def test_the_help_of_fit_says_where_the_options_of_network_and_data_are(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, found in (
-        (("--help",), "--model.help LitGPT (or LitExtendedGPT, LitBigram)."),
+        (("--help",), "--model.help LitGPT (or LitExtendedGPT, LitBigram, LitBERT)."),
         (("--model.help", "LitGPT"), "Normalise queries and keys"),
         (("--data.help", "CharDataModule"), "--data.tokens_per_step"),
     ):
@@ -127,14 +127,18 @@ RESUMED = [
 ]
 
 
-def test_killed_and_resumed_equals_straight(fit: Callable[..., Path], tmp_path: Path) -> None:
-    flags = [*RESUMED, "--trainer.max_steps", "12", "--trainer.val_check_interval", "4"]
+BERT = ["--model", "LitBERT", "--data", "BertDataModule", "--data.vocab_size", "100"]
+
+
+@pytest.mark.parametrize("network", [[], BERT], ids=["gpt", "bert"])
+def test_killed_and_resumed_equals_straight(fit: Callable[..., Path], tmp_path: Path, network: list[str]) -> None:
+    flags = [*network, *RESUMED, "--trainer.max_steps", "12", "--trainer.val_check_interval", "4"]
     flags += ["--checkpoint.every_n_steps", "2", "--resume", "auto", "--name"]
     fit(*flags, "straight", runs="straight")
     child = os.fork()
     if not child:
-        learn = LitGPT.training_step
-        LitGPT.training_step = lambda self, *given: (  # type: ignore[method-assign]
+        learn = LitLanguageModel.training_step
+        LitLanguageModel.training_step = lambda self, *given: (  # type: ignore[method-assign]
             os.kill(os.getpid(), signal.SIGKILL) if self.global_step == 7 else learn(self, *given)
         )
         try:
@@ -261,11 +265,21 @@ MEMBERS = [
 ]
 
 
+TITLES = ["--data", "HeadlinesDataModule", "--data.tokenizer", "char", "--data.rows"]
+ON_DOCUMENTS = {
+    "padded": [*TITLES, "padded"],
+    "packed": [*TITLES, "packed"],
+    "members": [*TITLES, "packed", *MEMBERS],
+    "pairs": [*BERT, "--data.micro_batch_size", "2"],
+    "masked": [*BERT, "--data.rows", "packed", "--model.config.next_sentence", "false"],
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [["padded"], ["packed"], ["packed", *MEMBERS]], ids=["padded", "packed", "members"])
+@pytest.mark.parametrize("options", ON_DOCUMENTS.values(), ids=ON_DOCUMENTS)
 def test_two_processes_equal_one_on_documents(tmp_path: Path, text: Path, options: list[str]) -> None:
-    flags = [*TINY, "--data", "HeadlinesDataModule", "--data.source", str(text), "--data.tokenizer", "char"]
-    flags += ["--trainer.max_steps", "20", "--trainer.val_check_interval", "10", "--data.rows", *options]
+    flags = [*TINY, "--data.source", str(text), "--trainer.max_steps", "20", "--trainer.val_check_interval", "10"]
+    flags += options
     for name, more in (("one", []), ("two", TWO)):
         status, _, err = finish(lit_gpt("fit", *flags, "--name", name, *more, cwd=tmp_path))
         assert status == 0, err

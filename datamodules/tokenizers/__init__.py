@@ -14,6 +14,7 @@ from datamodules.tokenizers.parts import token_parts
 from datamodules.tokenizers.simple import ByteTokenizer, CharTokenizer
 from datamodules.tokenizers.training import train_tokenizer
 from datamodules.tokenizers.unigram import UnigramTokenizer
+from datamodules.tokenizers.wordpiece import WordPieceTokenizer, train_wordpiece
 
 __all__ = [
     "ENCODINGS",
@@ -25,6 +26,7 @@ __all__ = [
     "PatternName",
     "Tokenizer",
     "UnigramTokenizer",
+    "WordPieceTokenizer",
     "from_huggingface",
     "is_written_here",
     "load_tokenizer",
@@ -34,4 +36,5 @@ __all__ = [
     "token_parts",
     "tokenizer_from_dict",
     "train_tokenizer",
+    "train_wordpiece",
 ]

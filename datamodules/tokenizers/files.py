@@ -14,6 +14,7 @@ from datamodules.tokenizers.huggingface import from_huggingface
 from datamodules.tokenizers.nanogpt import from_meta
 from datamodules.tokenizers.simple import ByteTokenizer, CharTokenizer
 from datamodules.tokenizers.unigram import UnigramTokenizer
+from datamodules.tokenizers.wordpiece import WordPieceTokenizer
 
 #: A CRC-32 of the other keys. A tokenizer.json of Hugging Face's has none.
 CHECKSUM = "checksum"
@@ -23,6 +24,7 @@ _CLASSES: dict[str, type[Tokenizer]] = {
     "byte": ByteTokenizer,
     "bpe": BPETokenizer,
     "unigram": UnigramTokenizer,
+    "wordpiece": WordPieceTokenizer,
 }
 
 

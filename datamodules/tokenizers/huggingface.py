@@ -16,6 +16,7 @@ from datamodules.tokenizers.byte_level import (
 )
 from datamodules.tokenizers.simple import UNKNOWN_TOKEN, ByteTokenizer, CharTokenizer
 from datamodules.tokenizers.unigram import UnigramTokenizer
+from datamodules.tokenizers.wordpiece import WordPieceTokenizer, wordpiece_of
 
 #: Names of the EOS token in published tokenizers, by preference.
 _EOS_NAMES = (EOS_TOKEN, "<|end_of_text|>", "</s>", "<eos>")
@@ -50,6 +51,8 @@ def to_huggingface(tokenizer: Tokenizer) -> dict[str, Any]:
             return to_huggingface(BPETokenizer(tokens, PATTERNS["none"], specials))
         case CharTokenizer():
             return _characters(tokenizer)
+        case WordPieceTokenizer():
+            return tokenizer.huggingface_state()
     raise AssertionError(f"no export for {type(tokenizer).__name__}")
 
 
@@ -68,8 +71,8 @@ def from_huggingface(state: dict[str, Any]) -> Tokenizer:
     """The tokenizer in a ``tokenizer.json``. Its EOS token is ``<|endoftext|>`` or another usual name, if it has one.
 
     Raises:
-        UserError: it is not byte-level BPE or Unigram, or its ids would differ here, as with another normaliser or
-            with ids that are not in the order of merges.
+        UserError: it is neither byte-level BPE or Unigram nor BERT's WordPiece, or its ids would differ here, as with
+            another normaliser or with ids that are not in the order of merges.
     """
     model = state["model"]
     specials = {token["content"]: token["id"] for token in state.get("added_tokens") or []}
@@ -86,8 +89,10 @@ def from_huggingface(state: dict[str, Any]) -> Tokenizer:
             scores = [0.0 if token in specials else score for token, score in model["vocab"]]
             scores += [0.0] * (len(tokens) - len(scores))
             tokenizer = UnigramTokenizer(tokens, _pattern(state), specials, eos, scores, prefix_space)
+        case "WordPiece":
+            return wordpiece_of(state)
         case kind:
-            raise UserError(f"its model is {kind}; only byte-level BPE and Unigram can be imported.")
+            raise UserError(f"its model is {kind}; only byte-level BPE, Unigram and WordPiece can be imported.")
     _check_ids(tokenizer, state)
     return tokenizer
 

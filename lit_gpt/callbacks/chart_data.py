@@ -61,7 +61,7 @@ def frequencies(net: Network, batch: Batch) -> tuple[Tensor, Tensor, int]:
 
     The number of targets comes third. A batch of many targets or of a large vocabulary is reduced to every n-th target.
     """
-    hidden = net.hidden(batch["input_ids"], document_ids=batch.get("document_ids"))  # (B, T, C)
+    hidden = net.hidden_of_batch(batch)  # (B, T, C)
     scored = batch["targets"] != IGNORE_INDEX
     hidden, targets = hidden[scored], batch["targets"][scored]  # (N, C), (N,)
     V = net.config.vocab_size

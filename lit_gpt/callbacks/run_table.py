@@ -114,6 +114,7 @@ def _by_split(splits: Mapping[str, Mapping[str, int]], what: str) -> str:
 
 
 def _network_rows(net: NetworkFacts, baselines: Baselines) -> dict[str, str]:
+    sides = baselines.two_sided  # of masked tokens alone
     return {
         "network": net.name,
         "parameters": f"{net.parameters:,}{' and lazy layers' * net.is_lazy}",
@@ -122,6 +123,7 @@ def _network_rows(net: NetworkFacts, baselines: Baselines) -> dict[str, str]:
         "uniform loss": _nats(baselines.uniform, ": ln V"),
         "unigram loss": _nats(baselines.unigram, ", by frequency"),
         "bigram loss": _nats(baselines.bigram, ", by the token before"),
+        **({} if sides is None else {"two-sided bigram": _nats(sides, ", by both neighbours")}),
     }
 
 

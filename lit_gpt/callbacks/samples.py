@@ -65,7 +65,7 @@ class SampleText(Callback):
             tokenizer.encode(self.prompt)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sample after every N-th validation, if the network can generate. All processes do if it is sharded."""
+        """Sample after every N-th validation, if the network can continue a text. All processes do if it is sharded."""
         if not trainer.is_global_zero and not needs_all(getattr(pl_module, "net", None)):
             return
         if trainer.state.fn != "fit" or trainer.sanity_checking or not self.max_new_tokens:
@@ -75,7 +75,7 @@ class SampleText(Callback):
         self._validations += 1
         tokenizer = data_of(trainer).tokenizer
         due = self._validations % self.every_n_validations == 0
-        if due and tokenizer is not None and isinstance(pl_module, LitLanguageModel):
+        if due and tokenizer is not None and isinstance(pl_module, LitLanguageModel) and pl_module.net.causal:
             self._show(trainer, TextModel(pl_module.net, tokenizer))
 
     def _show(self, trainer: Trainer, model: TextModel) -> None:

@@ -125,7 +125,10 @@ class RunSummary(Callback):
         if model is not None and data_of(trainer).tokenizer is not None:
             # a run's folder stands for its best checkpoint, and makes a line that fits 80 columns
             path = shlex.quote(str(checkpoints.folder / "last.ckpt" if value is None else folder))
-            print(f"  python -m lit_gpt generate --ckpt_path {path}{model}{_prompt_option(data_of(trainer))}")
+            is_causal = pl_module.net.causal  # type: ignore[union-attr]
+            verb = "generate" if is_causal else "fill-mask"
+            options = _prompt_option(data_of(trainer)) if is_causal else ' --text "This is a [MASK]."'
+            print(f"  python -m lit_gpt {verb} --ckpt_path {path}{model}{options}")
         print(f"  tensorboard --logdir {shlex.quote(str(folder.parent.parent))}", flush=True)
 
 
@@ -136,7 +139,8 @@ def _baselines(trainer: Trainer) -> Baselines:
 
 def _baseline_lines(losses: Baselines) -> list[str]:
     """A line with the losses to compare val/loss with, unless none but ln V is known."""
-    known = {"bigram": losses.bigram, "unigram": losses.unigram, "ln V": losses.uniform}
+    known = {"two-sided bigram": losses.two_sided, "bigram": losses.bigram}
+    known |= {"unigram": losses.unigram, "ln V": losses.uniform}
     if losses.unigram is None:
         return []
     return ["without a network: " + ", ".join(f"{name} {nats:.4f}" for name, nats in known.items() if nats is not None)]

@@ -118,11 +118,14 @@ class TensorBoardCharts(Callback):
         reshard(net)
 
     def _charts(self, trainer: Trainer, module: LightningModule, batch: dict[str, Tensor]) -> Charts:
-        net, labels = module.net, chart_data.Labels(data_of(trainer).tokenizer)
+        net: Any = module.net
+        labels = chart_data.Labels(data_of(trainer).tokenizer)
         self._contexts = self._contexts or chart_data.contexts_of(batch)
         if self._contexts:  # there are none if nothing is scored
-            yield from _token_charts(net, labels, self._contexts, batch)
-        if self._by_position.numel():
+            if net.causal:
+                yield from _next_token_charts(net, labels, self._contexts, batch)
+            yield _frequency_chart(net, labels, batch)
+        if self._by_position.numel() and net.causal:  # an encoder sees all of a row at every position
             yield "tokens/loss_by_position", _loss_by_position(self._by_position)
         if self._contexts and self.layers:
             row = batch["input_ids"].new_tensor([self._contexts[0][:-1]])  # (1, T)
@@ -140,7 +143,7 @@ def _of_rank_0(trainer: Trainer, batch: dict[str, Tensor] | None) -> dict[str, T
     return sent and {name: value.to(trainer.strategy.root_device) for name, value in sent.items()}
 
 
-def _token_charts(net: Any, labels: Any, contexts: list[list[int]], batch: dict[str, Tensor]) -> Charts:
+def _next_token_charts(net: Any, labels: Any, contexts: list[list[int]], batch: dict[str, Tensor]) -> Charts:
     from lit_gpt.callbacks import charts  # matplotlib: half a second, so not before it is needed
 
     for number, p in enumerate(chart_data.next_probabilities(net, contexts, batch)):
@@ -149,10 +152,15 @@ def _token_charts(net: Any, labels: Any, contexts: list[list[int]], batch: dict[
         bars = [labels(i) for i in top.indices.tolist()], top.values.tolist()
         title = labels.text(context[-TITLE:])
         yield f"next_token/context_{number + 1}", charts.next_tokens(title, *bars, labels(truth), float(p[truth]))
+
+
+def _frequency_chart(net: Any, labels: Any, batch: dict[str, Tensor]) -> tuple[str, Any]:
+    from lit_gpt.callbacks import charts
+
     data, model, n = chart_data.frequencies(net, batch)
     top = data.topk(min(FREQUENT_TOKENS, len(data)))
     shares = top.values.tolist(), model[top.indices].tolist()
-    yield "tokens/frequencies", charts.token_frequencies([labels(i) for i in top.indices.tolist()], *shares, n)
+    return "tokens/frequencies", charts.token_frequencies([labels(i) for i in top.indices.tolist()], *shares, n)
 
 
 def _loss_by_position(sums: Tensor) -> Any:

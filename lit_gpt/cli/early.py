@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from datamodules.errors import UserError
-from lit_gpt.cli.arguments import CONFIG, config_in, is_path, pairs, with_packaged_configs
+from lit_gpt.cli.arguments import CONFIG, config_in, is_path, pairs, value_of, with_packaged_configs
 from lit_gpt.cli.options import (
+    CLASS_OF_PRESET,
     CLASSES,
     COMMON,
     GROUPS,
@@ -31,6 +32,7 @@ CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 #: The functions of the verbs that are no more than that; of a verb with verbs below it, one for each.
 FUNCTIONS: dict[str, str | dict[str, str]] = {
     "generate": "generate",
+    "fill-mask": "fill_mask",
     "import": "import_",
     "export": "export",
     "tokenizer": {"train": "train", "eval": "evaluate", "export": "export"},
@@ -68,7 +70,8 @@ def check(verb: str, arguments: list[str]) -> None:
 def _check_classes(verb: str, arguments: list[str]) -> None:
     """For the verbs that build a model and data from classes."""
     # `validate`, `test` and `predict` take the data's class from the checkpoint.
-    classes: dict[str, str | None] = {"model": None, "data": None if verb in VERBS_LIKE_FIT else ""}
+    model = CLASS_OF_PRESET.get(str(value_of("preset", arguments)))
+    classes: dict[str, str | None] = {"model": model, "data": None if verb in VERBS_LIKE_FIT else ""}
     for given in _given(arguments):
         if given.name.removesuffix(".class_path") in classes:
             classes[given.name.partition(".")[0]] = _class_in(given.value)
@@ -79,8 +82,9 @@ def _check_classes(verb: str, arguments: list[str]) -> None:
 def _check_function(verb: str, arguments: list[str]) -> None:
     """For the verbs that are functions."""
     functions = FUNCTIONS[verb]
+    alone = isinstance(functions, str)
     function = functions if isinstance(functions, str) else functions.get(next(iter(arguments), ""), "")
-    known = options_of_function(f"lit_gpt.commands.{verb}{'_' * (verb == 'import')}", function)
+    known = options_of_function(f"lit_gpt.commands.{function if alone else verb}", function)
     for given in _given(arguments) if known else ():
         if given.name not in (*known, *OTHERS, "config"):
             raise _unknown(verb, given, known, {})
@@ -88,7 +92,7 @@ def _check_function(verb: str, arguments: list[str]) -> None:
 
 def chosen_classes(arguments: list[str]) -> dict[str, str | None]:
     """The classes of model and data that a command line and its config files choose. None: the default."""
-    chosen: dict[str, str | None] = {"model": None, "data": None}
+    chosen: dict[str, str | None] = {"model": CLASS_OF_PRESET.get(str(value_of("preset", arguments))), "data": None}
     for given in _given(arguments):
         if given.name.removesuffix(".class_path") in chosen:
             chosen[given.name.partition(".")[0]] = _class_in(given.value) or None

@@ -32,8 +32,8 @@ SENTENCES = {
     "data.help": "Print the options of a class of the data, such as CharDataModule, and exit.",
 }
 WHERE = (
-    "Options of network and optimizer: --model.help LitGPT (or LitExtendedGPT, LitBigram). Options of the data: "
-    "--data.help CharDataModule (or BPEDataModule, HeadlinesDataModule, TokensDataModule)."
+    "Options of network and optimizer: --model.help LitGPT (or LitExtendedGPT, LitBigram, LitBERT). Options of the "
+    "data: --data.help CharDataModule (or BPEDataModule, HeadlinesDataModule, TokensDataModule, BertDataModule)."
 )
 #: Longest option with its value that is shown on one line of 80 columns.
 LONGEST = 70

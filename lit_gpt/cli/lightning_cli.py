@@ -19,11 +19,11 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from datamodules import BPEDataModule, CharDataModule, HeadlinesDataModule, TokensDataModule
+from datamodules import BertDataModule, BPEDataModule, CharDataModule, HeadlinesDataModule, TokensDataModule
 from datamodules.errors import UserError, is_refusal, refusal
 from datamodules.files import expanded
 from datamodules.tokenizers import tokenizer_from_dict
-from lit_gpt import LitBigram, LitGPT, checkpoint
+from lit_gpt import LitBERT, LitBigram, LitGPT, checkpoint
 from lit_gpt.bounds import is_out_of_memory, out_of_memory
 from lit_gpt.callbacks import run_folder
 from lit_gpt.callbacks.artifacts import LogArtifacts
@@ -48,12 +48,12 @@ from lit_gpt.cli.help import arrange
 from lit_gpt.cli.meeting import Meeting
 from lit_gpt.cli.options import OPTIONS_OF_ONE_VERB
 from lit_gpt.cli.parser import StrictParser, prepare_parsing
+from lit_gpt.cli.presets import PRESETS, default_model
 from lit_gpt.cli.processes import check_launcher
 from lit_gpt.cli.quiet import quieten_lightning
 from lit_gpt.cli.restoring import restoring
 from lit_gpt.cli.run_facts import run_facts
 from lit_gpt.cli.values import check_values, preset
-from lit_gpt.config import PRESETS
 from lit_gpt.integrity import checkpoint_to_resume, step_of
 from lit_gpt.language_model import LitLanguageModel, print_rank_zero
 from lit_gpt.protocols import with_defaults
@@ -77,8 +77,8 @@ def _methods() -> tuple[type, ...]:
 
 
 #: Classes that --model and --data accept by their short names, because they are imported here.
-DATAMODULES = (CharDataModule, BPEDataModule, HeadlinesDataModule, TokensDataModule)
-MODULES = (LitGPT, *_methods(), LitBigram)
+DATAMODULES = (CharDataModule, BPEDataModule, HeadlinesDataModule, TokensDataModule, BertDataModule)
+MODULES = (LitGPT, *_methods(), LitBigram, LitBERT)
 #: Default options, by preset and classes.
 _DEFAULTS: dict[tuple[str | None, ...], Namespace] = {}
 Matmul = Literal["highest", "high", "medium"]
@@ -180,7 +180,7 @@ class LitCLI(LightningCLI):
         """Add lit_gpt's options, and the default classes of model and data."""
         parser.set_defaults(
             {
-                "model": {"class_path": _path(MODULES[0]), "init_args": {"config": PRESETS.get(self.preset or "", {})}},
+                "model": default_model(self.preset),
                 "data": {"class_path": _path(DATAMODULES[0])},
             }
         )
@@ -285,6 +285,8 @@ class LitCLI(LightningCLI):
             if issubclass(module := resolve_name(path), LitLanguageModel):
                 checkpoint.config_of(module.config_class, self.stored["config"])  # refuses an option of a newer version
             model = {"class_path": path, "init_args": {"config": self.stored["config"]}}
+            if path != config.model.class_path:  # the parser would merge the configurations of both classes
+                config.model = None
             self.config = self.parser.parse_object({self.verb: {"model": model}}, self.config)
 
     def _choose_folder(self) -> None:

@@ -12,14 +12,18 @@ CLASSES = {
         "LitGPT": "lit_gpt.module.LitGPT",
         "LitExtendedGPT": "lit_gpt.methods.module.LitExtendedGPT",
         "LitBigram": "lit_gpt.baselines.module.LitBigram",
+        "LitBERT": "lit_gpt.bert.module.LitBERT",
     },
     "data": {
         "CharDataModule": "datamodules.char.CharDataModule",
         "BPEDataModule": "datamodules.bpe.BPEDataModule",
         "HeadlinesDataModule": "datamodules.headlines.HeadlinesDataModule",
         "TokensDataModule": "datamodules.token_data.TokensDataModule",
+        "BertDataModule": "datamodules.bert.BertDataModule",
     },
 }
+#: The class of the presets that are not of the default class.
+CLASS_OF_PRESET = dict.fromkeys(("bert-base", "bert-large", "bert-tiny"), "LitBERT")
 #: The verbs that take the options of fit.
 VERBS_LIKE_FIT = ("fit", "data", "doctor")
 #: Options that only one verb has. A config file may hold those of every verb.

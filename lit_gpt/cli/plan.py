@@ -81,7 +81,7 @@ class Plan:
         self.module, self.config = module, config
         self.notes: list[str] = []
         store = known_store(data)
-        self.text = known_facts(store)
+        self.text = known_facts(store, data)
         self._complete(store if self.text else None, data)
         self.processes = _processes(config.trainer)
         self.device = _device_type(config.trainer.accelerator)

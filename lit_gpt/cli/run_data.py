@@ -16,6 +16,7 @@ from lit_gpt.cli.arguments import CONFIG, data_of_configs, pairs
 
 #: The classes that a checkpoint may name. A file from a stranger must not choose what else is imported.
 OWN_CLASSES = (
+    "datamodules.bert.BertDataModule",
     "datamodules.bpe.BPEDataModule",
     "datamodules.char.CharDataModule",
     "datamodules.headlines.HeadlinesDataModule",

@@ -246,7 +246,7 @@ def _tokenizer(old: Mapping[str, Any]) -> dict[str, Any]:
     name = old.get("tokenizer")
     if name is not None and "vocab_size" in old and encoding_needs_network(name):  # it may be another one
         return {"tokenizer": "bpe", "vocab_size": VOCAB}
-    if name in ("bpe", "unigram") and (old.get("vocab_size") or VOCAB + 1) > VOCAB:
+    if name in ("bpe", "unigram", "wordpiece") and (old.get("vocab_size") or VOCAB + 1) > VOCAB:
         return {"vocab_size": VOCAB}
     return {}
 

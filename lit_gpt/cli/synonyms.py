@@ -206,6 +206,7 @@ VALUES: dict[str, dict[str, str]] = {
         "subword": "BPEDataModule",
         "headlines": "HeadlinesDataModule",
         **dict.fromkeys(("tokens", "bin", "train.bin", "nanogpt", "datatrove", "openwebtext"), "TokensDataModule"),
+        "bert": "BertDataModule",
         "shakespeare": "--data.source tiny_shakespeare",
         "shakespeare_char": "--data.source tiny_shakespeare",
         "tinyshakespeare": "--data.source tiny_shakespeare",

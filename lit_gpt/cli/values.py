@@ -7,9 +7,10 @@ from jsonargparse import Namespace
 from datamodules.errors import UserError, check_at_least
 from lit_gpt.cli.arguments import value_of
 from lit_gpt.cli.options import GROUPS, OPTIONS_OF_ONE_VERB
+from lit_gpt.cli.presets import PRESETS, check_class
 from lit_gpt.cli.processes import check_processes
 from lit_gpt.cli.suggest import unknown
-from lit_gpt.config import PRESETS, format_value
+from lit_gpt.config import format_value
 
 #: Options of one verb alone that have a value.
 VALUES = {"fit": ("name", "logs_dir")}
@@ -20,6 +21,7 @@ def preset(arguments: list[str]) -> str | None:
     name = value_of("preset", arguments)
     if name is not None and str(name) not in PRESETS:
         raise unknown("preset", str(name), PRESETS)
+    check_class(name, value_of("model", arguments))
     return name
 
 

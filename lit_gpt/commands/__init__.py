@@ -6,6 +6,7 @@ from argparse import ArgumentError
 from typing import Any
 
 from datamodules.errors import UserError
+from lit_gpt.cli.early import FUNCTIONS
 from lit_gpt.cli.friendly_errors import CommandLine, friendly_error
 
 #: Verbs whose file is in lit_gpt/diagnostics.
@@ -16,11 +17,12 @@ def run(verb: str, arguments: list[str]) -> None:
     """Run ``verb`` with its command line.
 
     A file with ``main`` parses its arguments itself. A file with ``VERBS`` has a second level of verbs. Any other file
-    has a function with the verb's name (``import_`` for import).
+    has a function with the verb's name in Python (see `FUNCTIONS`).
     """
     from jsonargparse import auto_cli
 
-    name = {"import": "import_"}.get(verb, verb)
+    function = FUNCTIONS.get(verb, verb)
+    name = function if isinstance(function, str) else verb
     module = importlib.import_module(f"lit_gpt.{'diagnostics' if verb in DIAGNOSTICS else 'commands'}.{name}")
     target: Any = getattr(module, "VERBS", None) or getattr(module, name, None)
     prog = f"python -m lit_gpt {verb}"

@@ -151,7 +151,18 @@ def row_lines(batch: Batch, row: int, tokenizer: Tokenizer | None) -> list[str]:
         *_wrapped("    ids", [f"{i} " for i in ids.tolist()]),
         *_wrapped("    targets", [f"{i} " for i in targets.tolist()]),
         *_wrapped("    mask", ["#" if real else "." for real in mask.tolist()]),
+        *_pair_lines(batch, row),
     ]
+
+
+def _pair_lines(batch: Batch, row: int) -> Iterator[str]:
+    """Lines for what the rows of a masked language model have besides: token types and the label of a pair."""
+    if "token_type_ids" in batch:
+        yield from _wrapped("    types", map(str, batch["token_type_ids"][row].tolist()))
+    if "next_sentence_label" in batch:
+        label = int(batch["next_sentence_label"][row])
+        meaning = {0: "0: the second sentence follows", 1: "1: the second sentence is random"}
+        yield f"    label   {meaning.get(label, f'{label}: none')}"
 
 
 def _wrapped(start: str, parts: Iterable[str], indent: int = 12) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Checks of what each token sees: later tokens, other documents, pads, cached tokens."""
 
+import math
 from itertools import pairwise
 
 import torch
@@ -16,8 +17,10 @@ ROUNDING = 1e-3
 @check("causality", "the attention mask, shifts (roll) and sums over time or over the batch")
 def causality(subject: Subject) -> Outcome:
     """A token that sees those after it learns to copy its target: training loss goes to zero, and the model writes
-    nonsense.
+    nonsense. An encoder must see them.
     """
+    if subject.own is not None and not subject.own.net.causal:
+        return _sees_both_sides(subject)
     batch, worst = subject.batch, 0.0
     # On a CPU a loss stays the same to the last bits. A GPU's kernels may differ in them.
     exact, allowed = (1e-7, 0.0) if subject.module.device.type == "cpu" else (1e-4, ROUNDING)
@@ -36,6 +39,25 @@ def causality(subject: Subject) -> Outcome:
                 worst = max(worst, share if moved > exact else 0.0)
     detail = f"later tokens and other rows change a token's loss {worst:.2g} times as much as its own id does"
     return worst <= allowed, detail
+
+
+def _sees_both_sides(subject: Subject) -> Outcome:
+    """For an encoder: tokens on both sides of a masked one change its loss, and other rows do not."""
+    batch, least, others = subject.batch, math.inf, 0.0
+    place = torch.arange(batch["targets"].size(1), device=batch["targets"].device)
+    real = batch.get("attention_mask", torch.ones_like(batch["targets"], dtype=torch.bool))
+    documents = batch.get("document_ids", torch.zeros_like(batch["targets"]))
+    own_row = torch.zeros_like(real)
+    own_row[0] = True
+    with subject.stirred():
+        for t in places(batch):
+            target, same = one_target(batch, 0, t), own_row & real & (documents == documents[0, t])
+            for side in (same & (place < t), same & (place > t)):
+                if side.any():
+                    least = min(least, subject.moved(target, side))
+            others = max(others, subject.moved(target, ~own_row)) if len(real) > 1 else 0.0
+    detail = f"tokens on each side change the loss of a masked one by at least {least:.2g} nats"
+    return least > 1e-5 and others < 1e-4, f"{detail}, other rows by at most {others:.2g}"
 
 
 @check("input of each target", "shift once: in the data (here) or in the module, not in both")
@@ -74,6 +96,7 @@ def short_rows(subject: Subject) -> Outcome:
     """Prompts and the last row of a text are shorter than the block. Positions or masks that are made for the full
     block stop there, or give other logits.
     """
+    subject.need_causal()
     batch = subject.batch
     T = batch["input_ids"].size(1)
     if T < 2:

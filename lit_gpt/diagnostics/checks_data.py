@@ -27,6 +27,7 @@ def shifted_once(subject: Subject) -> Outcome:
     """targets[i] is the token after input_ids[i]. Unshifted, the network learns to copy its input and the loss goes to
     zero; shifted twice, it never sees the token before.
     """
+    subject.need_causal()
     ids, targets = subject.rows["input_ids"], subject.rows["targets"]
     real = subject.rows.get("attention_mask", targets != IGNORE_INDEX)
     inside = (targets[:, :-1] != IGNORE_INDEX) & real[:, 1:]
@@ -112,6 +113,7 @@ def round_trip(subject: Subject) -> Outcome:
     """A tokenizer that drops capitals, spaces or characters gives a text that can never be written again, and a loss
     per token that does not compare.
     """
+    subject.need_causal()  # an encoder writes no text
     tokenizer = subject.text.tokenizer
     if tokenizer is None:
         raise NotApplicableError("the data has no tokenizer")
@@ -167,6 +169,7 @@ def eos(subject: Subject) -> Outcome:
     """Without an EOS token that is scored, a model never learns where a text ends, and generation does not stop. A pad
     that is the EOS token must not take it out of the loss.
     """
+    subject.need_causal()
     tokenizer, data = subject.text.tokenizer, subject.data
     eos_id = getattr(tokenizer, "eos_id", None)
     eos_id = getattr(tokenizer, "eos_token_id", None) if eos_id is None else eos_id
@@ -204,6 +207,7 @@ def coverage(subject: Subject) -> Outcome:
     """Whole batches only, or the first targets of each row only, leave text out of the metric: figures stop being
     comparable between batch sizes.
     """
+    subject.need_causal()  # masks score a part of the text
     data = subject.data
     if not isinstance(data, TextDataModule) or "val" not in data.stores:
         raise NotApplicableError("the size of this data's validation split is unknown")

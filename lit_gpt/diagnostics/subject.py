@@ -50,6 +50,11 @@ class Subject:
         """The module, if it is one of lit_gpt's or a subclass."""
         return self.module if isinstance(self.module, LitLanguageModel) else None
 
+    def need_causal(self) -> None:
+        """End a check of what only holds where each position predicts the token after it."""
+        if self.own is not None and not self.own.net.causal:
+            raise NotApplicableError(f"a {type(self.own.net).__name__} predicts masked tokens, from both sides")
+
     # ---- data
 
     @cached_property
@@ -201,10 +206,11 @@ class Subject:
 
 
 def one_target(batch: Batch, row: int, t: int) -> Batch:
-    """The batch with a single scored target."""
+    """The batch with a single scored target, and without labels of other kinds."""
     targets = torch.full_like(batch["targets"], IGNORE_INDEX)
     targets[row, t] = batch["targets"][row, t]
-    return {**batch, "targets": targets}
+    labels = {name: torch.full_like(batch[name], IGNORE_INDEX) for name in batch if name.endswith("_label")}
+    return {**batch, **labels, "targets": targets}
 
 
 def places(batch: Batch, row: int = 0) -> list[int]:

@@ -16,7 +16,7 @@ from datamodules.files import write_atomically
 from datamodules.tokenizers import Tokenizer, tokenizer_from_dict
 from datamodules.tokenizers import to_huggingface as tokenizer_to_huggingface
 from lit_gpt.checkpoint import KEY, MODULES, PREFIX, build_network
-from lit_gpt.interop import own_code
+from lit_gpt.interop import bert, own_code
 from lit_gpt.interop.files import WEIGHTS, safetensors_bytes
 from lit_gpt.interop.gpt2_llama import Config, to_huggingface, without_counterpart
 from lit_gpt.model import GPT
@@ -28,7 +28,7 @@ Files = dict[str, bytes]
 
 
 def huggingface_files(checkpoint: dict[str, Any]) -> Files:
-    """The files of a folder that `AutoModelForCausalLM` and `AutoTokenizer` load.
+    """The files of a folder that `AutoModelForCausalLM` and `AutoTokenizer` load, or `AutoModelForMaskedLM` for a BERT.
 
     If the network is a GPT-2 or Llama, `transformers` has its code. For any other GPT the folder includes the code,
     which `transformers` runs with ``trust_remote_code=True``.
@@ -37,10 +37,13 @@ def huggingface_files(checkpoint: dict[str, Any]) -> Files:
         checkpoint: What `lit_gpt.checkpoint.read` returned.
 
     Raises:
-        UserError: The network is no GPT, even after `fold`.
+        UserError: The network is neither a BERT nor, even after `fold`, a GPT.
     """
-    entry, net = checkpoint[KEY], _plain_gpt(checkpoint)
+    entry = checkpoint[KEY]
     tokenizer = None if entry["tokenizer"] is None else tokenizer_from_dict(entry["tokenizer"])
+    if entry["module"] == bert.MODULE:
+        return _bert_files(build_network(checkpoint), tokenizer)
+    net = _plain_gpt(checkpoint)
     is_own = bool(without_counterpart(net.config))
     config, files = _own_files(net, entry) if is_own else _known_files(net)
     files |= _tokenizer_files(tokenizer, net.config.block_size, is_own)
@@ -48,6 +51,18 @@ def huggingface_files(checkpoint: dict[str, Any]) -> Files:
     special = _special_ids(tokenizer)
     config |= {"dtype": str(net.wte.weight.dtype).removeprefix("torch."), **special, "pad_token_id": None}
     return {**files, "generation_config.json": _json(special), "config.json": _json(config)}
+
+
+def _bert_files(net: Network, tokenizer: Tokenizer | None) -> Files:
+    """The files of a BERT, which `transformers` has the code of."""
+    config, tensors = bert.to_huggingface(net.config, net.state_dict())
+    config |= {"dtype": str(tensors["bert.embeddings.word_embeddings.weight"].dtype).removeprefix("torch.")}
+    files = {WEIGHTS: safetensors_bytes(tensors, {})}
+    for name, content in bert.tokenizer_files(tokenizer, net.config.block_size):
+        files[name] = content.encode() if isinstance(content, str) else _json(content)
+    if tokenizer is not None:
+        config |= {"pad_token_id": getattr(tokenizer, "pad_id", None)}
+    return {**files, "config.json": _json(config)}
 
 
 def _special_ids(tokenizer: Tokenizer | None) -> Config:

@@ -19,7 +19,7 @@ State = dict[str, Tensor]
 
 WEIGHTS = "model.safetensors"
 #: The files of a model on the hub that are downloaded. Weights in other formats would double the size.
-WANTED = ["config.json", "tokenizer.json", "model*.safetensors"]
+WANTED = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "model*.safetensors"]
 
 
 #: Errors of the hub's library, as the reason in a sentence.

@@ -234,7 +234,9 @@ def from_huggingface(theirs: Config, tensors: State) -> tuple[GPTConfig, State]:
     """
     family = FAMILIES.get(str(theirs.get("model_type")))
     if family is None:
-        raise UserError(f"model_type {theirs.get('model_type')!r} cannot be imported: {' and '.join(FAMILIES)} can.")
+        raise UserError(
+            f"model_type {theirs.get('model_type')!r} cannot be imported: {', '.join(FAMILIES)} and bert can."
+        )
     theirs = family.defaults | family.only | _normalised_names(theirs)
     _check_options(family, theirs)
     try:

@@ -29,11 +29,16 @@ from lit_gpt.checkpoint import (
     read,
 )
 from lit_gpt.config import format_value
+from lit_gpt.interop import bert
 from lit_gpt.interop.files import State, find_folder, read_config, read_metadata, read_tensors, weight_files
 from lit_gpt.interop.gpt2_llama import Config, from_huggingface, without_padding
 from lit_gpt.interop.own_code import MODEL_TYPE, from_own
-from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.model import GPT
+from lit_gpt.protocols import Network
 from lit_gpt.version import CHECKPOINT_FORMAT
+
+#: Options of heads. A run may have one that the weights lack, or the other way round.
+HEADS = ("next_sentence",)
 
 
 def load_weights(source: str | Path) -> tuple[Config, State]:
@@ -47,31 +52,47 @@ def load_weights(source: str | Path) -> tuple[Config, State]:
     Raises:
         UserError: The source does not exist, is damaged, or holds no GPT that lit_gpt has.
     """
-    config, state, _ = _read_gpt(source)
-    return asdict(replace(config, pad_vocab_to=1)), state
+    net, _, _ = _read(source)
+    if not isinstance(net, GPT):
+        raise UserError(f"{source} holds a {type(net).__name__}, and no GPT.")
+    return asdict(replace(net.config, pad_vocab_to=1)), without_padding(net.config, net.state_dict())
 
 
 @torch.no_grad()
-def load_pretrained(net: GPT, source: str | Path, tokenizer: Tokenizer | None = None) -> None:
-    """Copy the weights of `source` (see `load_weights`) into `net`.
+def load_pretrained(net: Network, source: str | Path, tokenizer: Tokenizer | None = None) -> list[str]:
+    """Copy the weights of `source` into `net`, a GPT or a BERT.
 
-    If `net` has a smaller `block_size`, it gets the first of the learned positions.
+    If `net` has a smaller `block_size`, it gets the first of the learned positions. A BERT's heads may be missing on
+    either side.
 
     Args:
         net: The network to change.
         source: As in `load_weights`.
         tokenizer: The data's tokenizer. If `source` has one too, every id must be the same token in both.
 
+    Returns:
+        Lines about parts that keep their initial weights, and parts that are left out.
+
     Raises:
         UserError: The architecture, the size or the tokenizer is another. The message names the first field.
     """
-    config, state, source_tokenizer = _read_gpt(source)
-    _check_same(net.config, config, str(source))
+    theirs, source_tokenizer, notes = _read(source)
+    if theirs.causal != net.causal:
+        raise UserError(f"init_from {source} holds a {type(theirs).__name__}, which is no {type(net).__name__}.")
+    _check_same(net.config, theirs.config, str(source))
     if source_tokenizer is not None and tokenizer is not None:
         _check_meanings(source_tokenizer, tokenizer, str(source))
-    for name, tensor in net.state_dict().items():
-        rows = min(len(tensor), len(state[name]))  # fewer if the vocabulary is padded or positions are left out
-        tensor[:rows] = state[name][:rows]
+    state, ours = without_padding(theirs.config, theirs.state_dict()), net.state_dict()
+    for name in ours.keys() & state.keys():
+        rows = min(len(ours[name]), len(state[name]))  # fewer if the vocabulary is padded or positions are left out
+        ours[name][:rows] = state[name][:rows]
+    notes += [f"{name} keeps its initial weights: {source} has none" for name in _parts(ours.keys() - state.keys())]
+    return notes + [f"{name} of {source} is left out" for name in _parts(state.keys() - ours.keys())]
+
+
+def _parts(names: set[str]) -> list[str]:
+    """The modules of some tensors."""
+    return sorted({name.rpartition(".")[0] for name in names})
 
 
 def import_checkpoint(source: str | Path) -> dict[str, Any]:
@@ -80,18 +101,24 @@ def import_checkpoint(source: str | Path) -> dict[str, Any]:
     Raises:
         UserError: As `load_weights`, or the tokenizer cannot be rebuilt with the same ids.
     """
+    return imported(source)[0]
+
+
+def imported(source: str | Path) -> tuple[dict[str, Any], list[str]]:
+    """What `import_checkpoint` returns, and lines about what the weights lack."""
     folder = find_folder(str(source))
-    entry, state = _read_folder(folder)
+    entry, state, notes = _read_folder(folder)
     if entry["tokenizer"] is None:
-        tokenizer = _read_tokenizer(folder, entry["config"])
+        tokenizer = _read_tokenizer(folder, entry)
         entry |= {"tokenizer": tokenizer.to_dict(), "fingerprints": {"tokenizer": tokenizer.fingerprint}}
-    return {
+    checkpoint = {
         "pytorch-lightning_version": importlib.metadata.version("lightning"),
         "epoch": 0,
         "global_step": 0,
         "hyper_parameters": {"config": entry["config"]},
         **_checkpoint(entry, state),
     }
+    return checkpoint, notes
 
 
 def _checkpoint(entry: dict[str, Any], state: State) -> dict[str, Any]:
@@ -101,43 +128,49 @@ def _checkpoint(entry: dict[str, Any], state: State) -> dict[str, Any]:
 # reading
 
 
-def _read_gpt(source: str | Path) -> tuple[GPTConfig, State, Tokenizer | None]:
-    """Configuration, tensors without padding rows, and the tokenizer, None if there is none that lit_gpt can read."""
+def _read(source: str | Path) -> tuple[Network, Tokenizer | None, list[str]]:
+    """The network, the tokenizer (None if there is none that lit_gpt can read), and lines about what is missing."""
+    notes: list[str] = []
     if is_own_checkpoint(source):
         checkpoint = read(source)
         tokenizer = _stored_tokenizer(checkpoint[KEY])
     else:
         folder = find_folder(str(source))
-        checkpoint = _checkpoint(*_read_folder(folder))
-        tokenizer = _stored_tokenizer(checkpoint[KEY]) or _tokenizer_in(folder)
+        entry, state, notes = _read_folder(folder)
+        checkpoint = _checkpoint(entry, state)
+        tokenizer = _stored_tokenizer(entry) or _tokenizer_in(folder, entry)
     net = build_network(checkpoint)
     nets = net.trained_nets()
-    if len(nets) != 1 or not isinstance(nets[0], GPT):
+    if len(nets) != 1 or not (isinstance(nets[0], GPT) or not nets[0].causal):
         raise UserError(f"{source} holds a {type(net).__name__}, and only one GPT can be started from.")
-    return nets[0].config, without_padding(nets[0].config, nets[0].state_dict()), tokenizer
+    return nets[0], tokenizer, notes
 
 
 def _stored_tokenizer(entry: dict[str, Any]) -> Tokenizer | None:
     return None if entry["tokenizer"] is None else tokenizer_from_dict(entry["tokenizer"])
 
 
-def _tokenizer_in(folder: Path) -> Tokenizer | None:
+def _tokenizer_in(folder: Path, entry: dict[str, Any]) -> Tokenizer | None:
     with suppress(UserError):  # a kind that lit_gpt does not have
-        return load_tokenizer(folder / "tokenizer.json")
+        return bert.read_tokenizer(folder) if _is_bert(entry) else load_tokenizer(folder / "tokenizer.json")
     return None
 
 
-def _read_folder(folder: Path) -> tuple[dict[str, Any], State]:
-    """The entry of a checkpoint that describes the model, and its tensors by our names."""
+def _is_bert(entry: dict[str, Any]) -> bool:
+    return bool(entry["module"] == bert.MODULE)
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Any], State, list[str]]:
+    """The entry of a checkpoint that describes the model, its tensors by our names, and lines about what is missing."""
     files = weight_files(folder)
     tensors: State = {}
     for file in files:
         tensors |= read_tensors(file)
     if ours := read_metadata(files[0]).get(KEY):
-        return _our_entry(ours, tensors, files[0]), tensors
-    config, state = _translated(folder, tensors)
-    entry = {"format": CHECKPOINT_FORMAT, "module": "lit_gpt.module.LitGPT", "config": asdict(config)}
-    return {**entry, "tokenizer": None, "fingerprints": {}}, state
+        return _our_entry(ours, tensors, files[0]), tensors, []
+    module, config, state, notes = _translated(folder, tensors)
+    entry = {"format": CHECKPOINT_FORMAT, "module": module, "config": asdict(config)}
+    return {**entry, "tokenizer": None, "fingerprints": {}}, state, notes
 
 
 def _our_entry(text: str, tensors: State, file: Path) -> dict[str, Any]:
@@ -153,10 +186,14 @@ def _our_entry(text: str, tensors: State, file: Path) -> dict[str, Any]:
     return entry
 
 
-def _translated(folder: Path, tensors: State) -> tuple[GPTConfig, State]:
+def _translated(folder: Path, tensors: State) -> tuple[str, Any, State, list[str]]:
+    """The path of the LightningModule, its configuration, its tensors, and lines about what is missing."""
     config = read_config(folder)
     try:
-        return (from_own if config.get("model_type") == MODEL_TYPE else from_huggingface)(config, tensors)
+        if config.get("model_type") == bert.MODEL_TYPE:
+            return bert.MODULE, *bert.from_huggingface(config, tensors)
+        translate = from_own if config.get("model_type") == MODEL_TYPE else from_huggingface
+        return "lit_gpt.module.LitGPT", *translate(config, tensors), []
     except UserError:
         raise
     except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, LookupError, AssertionError) as error:
@@ -166,9 +203,13 @@ def _translated(folder: Path, tensors: State) -> tuple[GPTConfig, State]:
         ) from error
 
 
-def _read_tokenizer(folder: Path, config: Config) -> Tokenizer:
+def _read_tokenizer(folder: Path, entry: dict[str, Any]) -> Tokenizer:
     """The tokenizer of the folder's tokenizer.json. For a GPT-2 without one, tiktoken has the same ids."""
-    if (folder / "tokenizer.json").is_file():
+    config: Config = entry["config"]
+    tokenizer: Tokenizer
+    if _is_bert(entry):
+        tokenizer = bert.read_tokenizer(folder)
+    elif (folder / "tokenizer.json").is_file():
         tokenizer = load_tokenizer(folder / "tokenizer.json")
     elif config["vocab_size"] == 50257:
         tokenizer = open_tokenizer("gpt2")
@@ -183,9 +224,9 @@ def _read_tokenizer(folder: Path, config: Config) -> Tokenizer:
 # what a run that starts from weights must share with them
 
 
-def _check_same(ours: GPTConfig, theirs: GPTConfig, source: str) -> None:
+def _check_same(ours: Any, theirs: Any, source: str) -> None:
     theirs = _as_class_of(ours, theirs, source)
-    differing = [name for name in differing_fields(theirs, ours) if name not in CHANGEABLE_FIELDS]
+    differing = [name for name in differing_fields(theirs, ours) if name not in (*CHANGEABLE_FIELDS, *HEADS)]
     if not differing and ours.learned_positions and ours.block_size > theirs.block_size:
         differing = ["block_size"]
     if not differing:
@@ -198,11 +239,11 @@ def _check_same(ours: GPTConfig, theirs: GPTConfig, source: str) -> None:
     raise UserError(f"{has}: set {fixes.get(differing[0], flags)}.")
 
 
-def _as_option(config: GPTConfig, name: str) -> str:
+def _as_option(config: Any, name: str) -> str:
     return f"{name} {format_value(getattr(config, name))}"
 
 
-def _as_class_of(ours: GPTConfig, theirs: GPTConfig, source: str) -> GPTConfig:
+def _as_class_of(ours: Any, theirs: Any, source: str) -> Any:
     """The configuration of the weights in the class of ours. It may have more or fewer options."""
     values = asdict(theirs)
     more = values.keys() - asdict(ours).keys()

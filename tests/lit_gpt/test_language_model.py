@@ -1,4 +1,4 @@
-"""LitGPT under a plain Trainer: the loss of a step, metrics, train against eval mode, resume, checkpoints."""
+"""LitGPT and LitBERT under a plain Trainer: the loss of a step, metrics, evaluation mode, resume, checkpoints."""
 
 import math
 import os
@@ -19,12 +19,13 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch.utils.data import DataLoader, IterableDataset
 
-from datamodules import CharDataModule
+from datamodules import BertDataModule, CharDataModule
 from datamodules.errors import UserError
-from lit_gpt import ExtendedGPTConfig, LitExtendedGPT, LitGPT
+from lit_gpt import BertConfig, ExtendedGPTConfig, LitBERT, LitExtendedGPT, LitGPT
 from lit_gpt.callbacks.checkpoints import Interrupted, RunCheckpoints
 from lit_gpt.callbacks.resume import ExactResume
 from lit_gpt.config import GPTConfig
+from lit_gpt.language_model import LitLanguageModel
 from lit_gpt.optim import OptimizerConfig
 
 SMALL = {"block_size": 16, "n_layer": 1, "n_head": 2, "n_embd": 16}
@@ -37,9 +38,18 @@ def trainer(folder: Path, **options: Any) -> Trainer:
 
 
 def module(seed: int = 0, **options: Any) -> LitGPT:
+    return module_of("gpt", seed, **options)  # type: ignore[return-value]
+
+
+def module_of(network: str, seed: int = 0, **options: Any) -> LitLanguageModel:
     torch.manual_seed(seed)
     optimizer = OptimizerConfig(**{"kind": "sgd", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, **options})
+    if network == "bert":
+        return LitBERT(BertConfig(**SMALL, vocab_size=20, dropout=0.0), optimizer)
     return LitGPT(GPTConfig(**SMALL, vocab_size=20, init="normal"), optimizer)
+
+
+OF_EACH_KIND = pytest.mark.parametrize("kind", ["gpt", "bert"])
 
 
 def rows(*scored: int) -> list[dict[str, torch.Tensor]]:
@@ -54,32 +64,55 @@ def rows(*scored: int) -> list[dict[str, torch.Tensor]]:
     return batches
 
 
+def rows_of(kind: str, *scored: int) -> list[dict[str, torch.Tensor]]:
+    """The same for either kind of module: a BERT's scored targets are the inputs themselves, masked, and some rows have
+    a label of a pair.
+    """
+    batches = rows(*scored)
+    for number, batch in enumerate(batches if kind == "bert" else ()):
+        masked = batch["targets"] != -100
+        batch["targets"] = batch["input_ids"].where(masked, -100)
+        batch["input_ids"] = batch["input_ids"].masked_fill(masked, 19)
+        batch["token_type_ids"] = (torch.arange(16)[None] > 7).long()
+        batch["next_sentence_label"] = torch.tensor([(0, 1, -100, 1)[number % 4]])
+        batch["step_targets"] = torch.tensor([sum(scored)])
+        batch["step_pairs"] = torch.tensor([sum(i % 4 != 2 for i in range(len(scored)))])
+    return batches
+
+
 def joined(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return {name: torch.cat([b[name] for b in batches]) for name in batches[0]}
 
 
-def weights_after_a_step(batches: list[dict[str, torch.Tensor]], folder: Path, **options: Any) -> list[torch.Tensor]:
-    model = module()
+def weights_after_a_step(
+    batches: list[dict[str, torch.Tensor]], folder: Path, kind: str = "gpt", **options: Any
+) -> list[torch.Tensor]:
+    model = module_of(kind)
     trainer(folder, max_steps=1, **options).fit(model, DataLoader(batches, batch_size=None))
     return [p.detach() for p in model.parameters()]
 
 
-def test_the_loss_of_a_step_weighs_tokens_not_micro_batches(tmp_path: Path) -> None:
-    uneven = rows(16, 3, 9, 1)
-    together = weights_after_a_step([joined(uneven)], tmp_path)
-    accumulated = weights_after_a_step(uneven, tmp_path, accumulate_grad_batches=4)
-    short = weights_after_a_step(uneven, tmp_path, accumulate_grad_batches=7)  # the epoch ends before the window does
+@OF_EACH_KIND
+def test_the_loss_of_a_step_weighs_tokens_not_micro_batches(kind: str, tmp_path: Path) -> None:
+    uneven = rows_of(kind, 16, 3, 9, 1)
+    together = weights_after_a_step([joined(uneven)], tmp_path, kind)
+    accumulated = weights_after_a_step(uneven, tmp_path, kind, accumulate_grad_batches=4)
+    # the epoch ends before the window does
+    short = weights_after_a_step(uneven, tmp_path, kind, accumulate_grad_batches=7)
     for a, b, c in zip(together, accumulated, short, strict=True):
         torch.testing.assert_close(a, b)
         torch.testing.assert_close(a, c)
 
 
-def test_training_on_a_packed_row_is_training_on_its_documents_alone() -> None:
-    model = module()
+@OF_EACH_KIND
+def test_training_on_a_packed_row_is_training_on_its_documents_alone(kind: str) -> None:
+    model = module_of(kind)
+    model.config.next_sentence = False  # a packed row is no pair
     model.configure_model()
     for parameter in model.train().net.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    row = rows(16)[0]
+    per_row = ("next_sentence_label", "step_targets", "step_pairs")
+    row = {name: value for name, value in rows_of(kind, 16)[0].items() if name not in per_row}
     documents = {"document_ids": torch.tensor([[0] * 7 + [1] * 9], dtype=torch.int32)}
     alone = [{name: value[:, cut] for name, value in row.items()} for cut in (slice(7), slice(7, None))]
     torch.testing.assert_close(model.objective(row | documents)[0], sum(model.objective(one)[0] for one in alone))
@@ -106,13 +139,14 @@ def test_a_limit_of_nothing_clips_nothing(kind: str, limit: float, tmp_path: Pat
     torch.testing.assert_close(clipped, plain, rtol=0, atol=0)
 
 
-def test_pads_do_not_change_a_step(tmp_path: Path) -> None:
-    one = rows(16)
+@OF_EACH_KIND
+def test_pads_do_not_change_a_step(kind: str, tmp_path: Path) -> None:
+    one = rows_of(kind, 16)
     empty = {name: torch.zeros_like(value) for name, value in one[0].items()}
-    empty["targets"] -= 100
-    for a, b in zip(
-        weights_after_a_step(one, tmp_path), weights_after_a_step([joined([*one, empty])], tmp_path), strict=True
-    ):
+    for name in empty.keys() & {"targets", "next_sentence_label"}:
+        empty[name] -= 100
+    alone, beside = (weights_after_a_step([batch], tmp_path, kind) for batch in (one[0], joined([*one, empty])))
+    for a, b in zip(alone, beside, strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -216,9 +250,10 @@ KINDS: list[tuple[str, int, dict[str, float]]] = [
     ("muon", 2, {}),
     ("muon", 2, {"r_drop": 1.0}),
     ("muon", 2, {"r_drop": 1.0, "r_drop_start": 0.5}),
+    ("bert", 2, {}),
 ]
 #: Of every kind of length with every step one case; of KINDS each once.
-QUICK = [(0, False, 5), (1, True, 5), (2, False, 8), (3, True, 8)]
+QUICK = [(0, False, 5), (1, True, 5), (2, False, 8), (3, True, 8), (4, False, 5)]
 CASES = [
     pytest.param(*KINDS[i], epochs, saved, marks=[] if (i, epochs, saved) in QUICK else pytest.mark.slow)
     for i, epochs, saved in product(range(len(KINDS)), (False, True), (5, 8))
@@ -233,9 +268,14 @@ def test_a_resumed_run_equals_a_straight_one(
 
     def run(steps: int, resume: Path | None = None) -> dict[str, torch.Tensor]:
         torch.manual_seed(7)
-        config, optimizer = ExtendedGPTConfig(**SMALL, dropout=0.2), OptimizerConfig(kind=kind, lr=0.01, warmup=3)
-        model = LitExtendedGPT(config, optimizer, **options)
-        data = CharDataModule(str(text), tokens_per_step=128, micro_batch_size=8 // accumulation)
+        optimizer = OptimizerConfig(kind="adamw" if kind == "bert" else kind, lr=0.01, warmup=3)
+        size = {"tokens_per_step": 128, "micro_batch_size": 8 // accumulation}
+        if kind == "bert":
+            model: Any = LitBERT(BertConfig(**SMALL, dropout=0.2), optimizer)
+            data: Any = BertDataModule(str(text), vocab_size=100, **size)
+        else:
+            model = LitExtendedGPT(ExtendedGPTConfig(**SMALL, dropout=0.2), optimizer, **options)
+            data = CharDataModule(str(text), **size)
         # The schedule must see 12 steps in every part, so parts end by a stop, not by max_steps.
         watchers = {"callbacks": [ExactResume(), Stop(steps)], "enable_checkpointing": True}
         runner = trainer(tmp_path, val_check_interval=4, check_val_every_n_epoch=None, **length, **watchers)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.tokenizers import ByteTokenizer, Tokenizer
+from lit_gpt.bert.model import Bert
 from lit_gpt.checkpoint import KEY, PREFIX
 from lit_gpt.config import GPTConfig
 from lit_gpt.interop.exporting import export_huggingface
@@ -18,9 +19,8 @@ def small(**options: Any) -> GPTConfig:
 
 
 def checkpoint_of(net: Any, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
-    module = {GPT: "module.LitGPT", ExtendedGPT: "methods.module.LitExtendedGPT"}.get(
-        type(net), "baselines.module.LitBigram"
-    )
+    names = {GPT: "module.LitGPT", ExtendedGPT: "methods.module.LitExtendedGPT", Bert: "bert.module.LitBERT"}
+    module = names.get(type(net), "baselines.module.LitBigram")
     entry = {"format": 2, "module": f"lit_gpt.{module}", "config": asdict(net.config), "fingerprints": {}}
     state = {PREFIX + key: tensor for key, tensor in net.state_dict().items()}
     return {KEY: {**entry, "tokenizer": (tokenizer or ByteTokenizer(eos=True)).to_dict()}, "state_dict": state}

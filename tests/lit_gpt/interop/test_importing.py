@@ -149,7 +149,7 @@ def test_only_a_gpt_can_be_started_from(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "bert"}, "model_type 'bert' cannot be imported: gpt2 and llama can"),
+        ({"model_type": "t5"}, "model_type 't5' cannot be imported: gpt2, llama and bert can"),
         ({"layer_norm_epsilon": -1e-5}, "norm_eps is -1e-05: give a positive number"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx True"),
         ({"activation_function": "silu"}, "activation_function silu"),
