@@ -1,11 +1,13 @@
 """The base class of the datamodules: a prepared token store, its rows, and loaders for each process."""
 
 import os
+import sys
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -21,6 +23,7 @@ from datamodules.first_bytes import FirstBytes
 from datamodules.options import RemembersOptions
 from datamodules.prepare import NewTokenizer, Recipe, Share, find_store, load_tokenizer_of, prepare, prepare_share
 from datamodules.remote import is_url
+from datamodules.remote_store import hint_of_window
 from datamodules.scoring import ScoredText, scored_split, scored_targets
 from datamodules.sources import Source
 from datamodules.text_facts import TextFacts, read_text_facts
@@ -49,7 +52,8 @@ class TextDataModule(RemembersOptions, LightningDataModule):
     Args:
         block_size: T, the tokens of a row; None is the model's, from ``lightning_module.config.block_size``.
         tokens_per_step: tokens of an optimizer step, over all processes; None is 32 rows.
-        micro_batch_size: rows of one process in a forward pass; None is all rows that the process has of a step.
+        micro_batch_size: rows of one process in a forward pass; None is all rows that the process has of a step, and
+            auto as many of them as fit into the memory: ``fit`` tries that before the first step.
         rows: how text becomes rows: ``windows`` of the running text, ``padded`` (one document a row), or ``packed``
             (several documents a row); None is windows, for headlines packed.
         packing: how packed rows are filled for training. ``wrapped`` puts the documents end to end and cuts them at the
@@ -63,6 +67,9 @@ class TextDataModule(RemembersOptions, LightningDataModule):
             ``configs/char.yaml``.
         shuffle: whether training rows are shuffled anew in each epoch. If not, every epoch reads the text in its order,
             from its first token on.
+        shuffle_window: bytes of tokens, such as 4GB, inside of which rows are shuffled. Such windows of the text come
+            one after the other, in another order in each epoch, so that few shards are in use at a time: for stores
+            at a URL that are larger than ``max_cache_size``. None shuffles over the whole split.
         mask_first: number of training targets at the start of each window (or document) that are left out of the loss.
         train_eval_rows: rows of the training split that each validation evaluates too, 0 for none; None is as many as
             the validation split has.
@@ -97,12 +104,13 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         *,
         block_size: int | None = None,
         tokens_per_step: int | None = None,
-        micro_batch_size: int | None = None,
+        micro_batch_size: int | Literal["auto"] | None = None,
         rows: RowKind | None = None,
         packing: Packing = "wrapped",
         stride: int | None = None,
         val_stride: int | None = None,
         shuffle: bool = True,
+        shuffle_window: int | str | None = None,
         mask_first: int = 0,
         train_eval_rows: int | None = None,
         predict_source: str | None = None,
@@ -115,7 +123,8 @@ class TextDataModule(RemembersOptions, LightningDataModule):
     ) -> None:
         super().__init__()
         self.block_size = block_size
-        self.tokens_per_step, self.micro_batch_size = tokens_per_step, micro_batch_size
+        self.tokens_per_step, self.finds_micro_batch = tokens_per_step, micro_batch_size == "auto"
+        self.micro_batch_size: int | None = None if micro_batch_size == "auto" else micro_batch_size
         self.rows, self.packing = rows or self.default_rows, packing
         self.stride, self.mask_first = stride, mask_first
         self.shuffle, self.val_stride = shuffle, val_stride
@@ -127,6 +136,7 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         for name in ("train_eval_rows", "seed", "num_workers"):
             check_at_least(0, f"the data's {name}", getattr(self, name))
         check_workers(num_workers)
+        self.window_bytes = None if shuffle_window is None else parsed_size("the data's shuffle_window", shuffle_window)
         self.cache_bytes = parsed_size("the data's max_cache_size", max_cache_size)
         self.shard_bytes = parsed_size("the data's max_shard_size", max_shard_size)
         self._checkpoint_tokenizer: Tokenizer | None = None
@@ -149,6 +159,11 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         """The source that ``spec`` names, up to ``max_bytes``."""
         source = self.open_text(spec)
         return source if self.max_bytes is None else FirstBytes(source.name, source, self.max_bytes)
+
+    def use_micro_batch_size(self, rows: int) -> None:
+        """Takes the number that ``auto`` was found to be. The checkpoints of the run store it as the option."""
+        self.micro_batch_size, self.finds_micro_batch = rows, False
+        self.init_args["micro_batch_size"] = rows
 
     def use_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Uses a checkpoint's tokenizer and trains none. A tokenizer that the options name must equal it.
@@ -203,10 +218,12 @@ class TextDataModule(RemembersOptions, LightningDataModule):
             self.mask_first,
             self.subword_sampling,
             self.packing,
+            self.window_bytes,
         )
         self._cutting.check(self.stores, self.tokenizer, self._recipe.source.name)
         if stage == "fit" and self.trainer is not None:
             set_accumulation(self.trainer, self._share(0).accumulation)
+            self._print_hint()
             if "val" not in self.stores:  # otherwise Lightning would warn of a loader without batches
                 self.trainer.limit_val_batches = 0
 
@@ -238,8 +255,13 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         self._check_split("val")
         return self._eval_loader(self._cutting.documents(self.stores["val"]))
 
-    def scored_text(self, split: str) -> ScoredText:
-        """The size of the text that an evaluation of a split scores. ``split`` is train_eval, val or test."""
+    def scored_text(self, split: str) -> ScoredText | None:
+        """The size of the text that an evaluation of a split scores. ``split`` is train_eval, val or test.
+
+        None if the tokenizer loses a part of the text, such as capitals: nobody has predicted that.
+        """
+        if not self.tokenizer.lossless:
+            return None
         if split not in self._scored:
             train_eval = split == "train_eval"
             self._scored[split] = (
@@ -303,6 +325,13 @@ class TextDataModule(RemembersOptions, LightningDataModule):
     @property
     def _is_remote(self) -> bool:
         return is_url(self.cache_dir)
+
+    def _print_hint(self) -> None:
+        """Prints a line where the order of rows will make reading from storage slow."""
+        is_asked = self._is_remote and self.shuffle and not self.window_bytes and self._rank_and_world[0] == 0
+        hint = hint_of_window(self.stores["train"], self.cache_bytes) if is_asked else None
+        if hint:
+            print(hint, file=sys.stderr, flush=True)
 
     # Rows
 

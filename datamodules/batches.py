@@ -21,10 +21,12 @@ from datamodules.errors import UserError
 from datamodules.permutation import permute, random_words
 from datamodules.read_ahead import ahead
 from datamodules.tokens import TokenStream
+from datamodules.windowed_order import WindowedOrder, equal_windows
 
 IGNORE_INDEX = -100
 Batch = dict[str, torch.Tensor]
 _ROW_ORDER, _OFFSET, DOCUMENT_ORDER = 0, 1, 2  # independent random streams of one epoch
+_WINDOWED_ROWS, WINDOWED_DOCUMENTS = (4, 5), (6, 7)  # 3 is that of `resegmented_rows`
 
 
 class Rows(ABC):
@@ -34,14 +36,26 @@ class Rows(ABC):
         count: number of rows, the same in every epoch, so that every epoch has the same number of steps.
         seed: decides the order of the rows and where they are cut. None means neither shuffling nor an offset, as in
             evaluation and in ordered training.
+        windows: number of windows of the text that are read one after the other; rows are shuffled inside of each.
     """
 
     count: int
     seed: int | None
+    windows: int = 1
+    _order: WindowedOrder | None = None
 
     @abstractmethod
     def batch(self, epoch: int, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The arrays of a batch for the given row numbers (B,); -1 is an empty row, in which nothing is scored."""
+
+    def shuffled(self, epoch: int, position: np.ndarray) -> np.ndarray:
+        """The row numbers (B,) at positions (B,) of the epoch's random order."""
+        assert self.seed is not None
+        if self.windows == 1:
+            return permute(position, self.count, random_words(self.seed, epoch, _ROW_ORDER))
+        if self._order is None:
+            self._order = WindowedOrder(equal_windows(self.count, min(self.windows, self.count)), _WINDOWED_ROWS)
+        return self._order.items(position, self.seed, epoch)
 
     def prepare(self, epoch: int) -> None:
         """Computes what all batches of an epoch share. A loader calls it before worker processes start, so that they
@@ -288,7 +302,7 @@ class MicroBatches(Dataset[Batch]):
         if self.subset is not None:
             row[real] = self.subset[row[real]]
         elif self.rows.seed is not None:
-            row[real] = permute(row[real], self.share.rows, random_words(self.rows.seed, epoch, _ROW_ORDER))
+            row[real] = self.rows.shuffled(epoch, row[real])
         return row
 
 

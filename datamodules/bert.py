@@ -53,12 +53,12 @@ class BertDataModule(TextDataModule):
             other; or ``padded``, one document a row. None is pairs.
         pairs: ``balanced`` draws the label first and gives a random B the length of the true one; ``google`` makes
             pairs as BERT's data did, of which more than half are random and lengths give labels away.
-        masking: ``exact`` masks ``mlm_probability`` of each row's tokens, rounded, as BERT's data did; ``bernoulli``
-            masks each token by a coin.
-        mlm_probability: share of the tokens that training masks. Evaluation always masks 15 %, at fixed places.
+        masking: how training masks: ``exact`` takes ``mlm_probability`` of each row's tokens, rounded, as BERT's data
+            did; ``bernoulli`` takes each token by a coin. Evaluation always masks exactly 15 %, at fixed places.
+        mlm_probability: share of the tokens that training masks.
         max_predictions: the most masked tokens of a row in training; None is no limit. BERT's data had 20 of 128 tokens
             and 80 of 512, which 15 % does not reach.
-        whole_words: whether all pieces of a word are masked together.
+        whole_words: whether training masks all pieces of a word together.
         **options: the options of every datamodule. ``stride``, ``val_stride`` and ``mask_first`` are of no use here.
     """
 
@@ -145,6 +145,11 @@ class BertDataModule(TextDataModule):
             )
         if self._size < _SHORTEST_ROW:
             raise UserError(f"a block_size of {self._size} has no room for a pair: give at least {_SHORTEST_ROW}.")
+        for split, store in self.stores.items():
+            if not store.counts.text_tokens:
+                raise UserError(
+                    f"the {split} split of {self._recipe.source.name} has no token: give a text with words."
+                )
         if stage == "fit" and self.row_kind == "pairs":
             self._print_pairs()
 
@@ -169,7 +174,7 @@ class BertDataModule(TextDataModule):
     def text_facts(self, facts: TextFacts) -> None:
         self._facts = facts
 
-    def scored_text(self, split: str) -> None:  # type: ignore[override]
+    def scored_text(self, split: str) -> None:
         """None: some tokens of a text are scored, so their loss is none of its bytes or characters."""
         return
 
@@ -184,7 +189,7 @@ class BertDataModule(TextDataModule):
         assert isinstance(tokenizer, WordPieceTokenizer)
         seed = self._order_seed() if training else EVALUATION_SEED
         m = self.masking
-        masking = Masking(m.kind, m.probability, m.most, m.whole_words, seed) if training else m.evaluated()
+        masking = Masking(m.kind, m.probability, m.most, m.whole_words, seed) if training else Masking()
         shared = store, self._size, tokenizer, Masker(masking, tokenizer), seed if training and self.shuffle else None
         if self.row_kind == "pairs":
             return (GooglePairs if self.pairs == "google" else BalancedPairs)(*shared, pair_seed=seed)

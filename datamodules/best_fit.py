@@ -20,7 +20,7 @@ from datamodules.permutation import random_words
 from datamodules.tokens import TokenStream
 
 _CHUNK = 1 << 20  # documents that are sorted at a time
-_PIECE_ORDER, _REST = 4, 5  # independent random streams of one epoch, beside those of `batches`
+_PIECE_ORDER, _REST = 8, 9  # independent random streams of one epoch, beside those of `batches`
 
 
 @dataclass
@@ -97,7 +97,8 @@ class BestFit(StreamRows):
     the equally long documents are in which row changes with the epoch, and where a document longer than a row is cut:
     before or after its short piece. Neighbours in a row do not see each other (``document_ids``).
 
-    It keeps 4 bytes a document in memory (8 beyond 4 billion), and 16 for each document longer than a row.
+    It keeps 4 bytes a document in memory (8 beyond 4 billion), and 16 for each document longer than a row. They are
+    sorted once: 100 million documents took 35 s.
 
     Args:
         store: the split.

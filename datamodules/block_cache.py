@@ -2,6 +2,7 @@
 
 import os
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -10,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.errors import UserError
-from datamodules.files import BLOCK, TEMPORARY, write_atomically
+from datamodules.files import BLOCK, TEMPORARY
 
 #: Blocks that a process keeps mapped, so that neighbouring rows open no file: at most 128 MB of the disk's cache.
 _MAPPED = 32
@@ -31,13 +31,15 @@ class BlockCache:
         self._pending: dict[str, Future[np.ndarray]] = {}
         self._lock = threading.Lock()
         self._until_removal = 0
+        self._compared: set[str] = set()
 
-    def block(self, name: str, size: int, fetch: Callable[[], bytes]) -> np.ndarray:
+    def block(self, name: str, size: int, checksum: int, fetch: Callable[[], bytes]) -> np.ndarray:
         """The bytes of a block, (size,) uint8. Of several threads that want the same block one fetches it.
 
         Args:
             name: the name of its file.
             size: its bytes.
+            checksum: their CRC-32. A file that is there already is compared with it once in a process, 1 ms.
             fetch: reads it from the storage.
         """
         with self._lock:
@@ -49,7 +51,7 @@ class BlockCache:
         if waiting is not None:
             return waiting.result()
         try:
-            data = self._opened(name, size, fetch)
+            data = self._opened(name, size, checksum, fetch)
             mine.set_result(data)
         except BaseException as error:
             mine.set_exception(error)
@@ -63,17 +65,18 @@ class BlockCache:
                 self._mapped.popitem(last=False)
         return data
 
-    def _opened(self, name: str, size: int, fetch: Callable[[], bytes]) -> np.ndarray:
+    def _opened(self, name: str, size: int, checksum: int, fetch: Callable[[], bytes]) -> np.ndarray:
         path = self.folder / name
-        if (data := _mapped(path, size)) is None:
+        data = _mapped(path, size)
+        if data is None or (name not in self._compared and zlib.crc32(data.data) != checksum):
             content = fetch()
             self._make_room(size)
-            with suppress(OSError, UserError):  # a full disk costs the cache, not the run
-                write_atomically(path, lambda file: file.write(content))
-            data = _mapped(path, size)
-            return np.frombuffer(content, np.uint8) if data is None else data
-        with suppress(OSError):
-            os.utime(path)  # it is the most recently used
+            _write(path, content)
+            data = np.frombuffer(content, np.uint8) if (there := _mapped(path, size)) is None else there
+        else:
+            with suppress(OSError):
+                os.utime(path)  # it is the most recently used
+        self._compared.add(name)
         return data
 
     def _make_room(self, size: int) -> None:
@@ -90,6 +93,21 @@ class BlockCache:
                 path.unlink()
             held -= held_by_it
         self._until_removal = interval
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes a block by way of a temporary file. A full disk costs the cache, not the run.
+
+    It is not flushed: after a loss of power the block's checksum tells that it is not whole.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY}")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _files(folder: Path) -> list[tuple[Path, os.stat_result]]:

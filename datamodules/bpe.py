@@ -11,8 +11,8 @@ class BPEDataModule(SubwordDataModule):
     """Any text with any tokenizer, split into contiguous parts. EOS tokens are before, between and after documents.
 
     Args:
-        source: a file, folder or glob, the name of a download, or a list of these; None is ``embedded``, the
-            documentation of the running Python.
+        source: a file, folder or glob, the name of a download or of a data set of the hub, or a list; None is
+            ``embedded``, the documentation of the running Python.
         val_fraction: share of the characters of ``source`` to validate on; it follows the training part.
         test_fraction: share of the characters of ``source`` to test on, at its end.
         **options: the options of `SubwordDataModule`; by default a document is a whole file.

@@ -34,6 +34,7 @@ class Cutting:
         mask_first: number of training targets at the start of each window (or document) left out of the loss.
         sampling: smoothing of the sampled segmentations of the training text; 0 does not sample.
         packing: how packed rows are filled for training: ``wrapped`` or ``best_fit``.
+        window_bytes: bytes of tokens inside of which rows are shuffled; None is the whole split.
     """
 
     kind: RowKind
@@ -45,6 +46,7 @@ class Cutting:
     mask_first: int = 0
     sampling: float = 0.0
     packing: Packing = "wrapped"
+    window_bytes: int | None = None
 
     def training_rows(self, store: TokenStore, tokenizer: Tokenizer) -> Rows:
         """The rows to train on."""
@@ -53,7 +55,7 @@ class Cutting:
         options: dict[str, Any] = {"block_size": self.block_size, "mask_first": self.mask_first}
         options |= {"seed": self.seed if self.shuffle else None}
         options |= {"stride": self.stride} if self.kind == "windows" else {}  # `check` refuses it for the others
-        cut: Callable[[TokenStream], StreamRows] = partial(kind, **options)
+        cut: Callable[[TokenStream], StreamRows] = partial(_in_windows, partial(kind, **options), self.window_bytes)
         if not self.sampling:
             return cut(store)
         assert isinstance(tokenizer, UnigramTokenizer)  # `check` refuses all others
@@ -89,6 +91,7 @@ class Cutting:
         """
         self._check_strides()
         self._check_packing()
+        self._check_window(stores["train"])
         self._check_mask(stores["train"])
         self._check_sampling(tokenizer)
         if self.kind != "windows" and stores["train"].eos_id is None:
@@ -101,6 +104,18 @@ class Cutting:
                     f"{self.block_size + 1} (block_size {self.block_size} + 1): give more text, a smaller block_size "
                     "or another split."
                 )
+
+    def _check_window(self, train: TokenStore) -> None:
+        if self.window_bytes is None:
+            return
+        if not self.shuffle:
+            raise UserError("shuffle_window is of rows that are shuffled, and shuffle is false: leave one of them out.")
+        least = self.block_size * train.dtype.itemsize
+        if self.window_bytes < least:
+            raise UserError(
+                f"shuffle_window is {self.window_bytes:,} bytes, less than one row's {least:,}: give the size of some "
+                "shards, such as 4GB."
+            )
 
     def _check_strides(self) -> None:
         if self.stride is not None and self.kind != "windows":
@@ -118,6 +133,11 @@ class Cutting:
             raise UserError(
                 "packing best_fit takes documents by their length, and shuffle false by their order: set packing to "
                 "wrapped, or shuffle to true."
+            )
+        if self.packing == "best_fit" and self.window_bytes is not None:
+            raise UserError(
+                "packing best_fit takes the documents of a row from the whole split, and shuffle_window from a part: "
+                "leave one of them out."
             )
 
     def _check_mask(self, train: TokenStore) -> None:
@@ -138,3 +158,12 @@ class Cutting:
                 f"subword_sampling {self.sampling} draws the segmentations of a unigram tokenizer, and the data's is "
                 "of another kind: set tokenizer to unigram, or subword_sampling to 0."
             )
+
+
+def _in_windows(cut: Callable[[TokenStream], StreamRows], window_bytes: int | None, store: TokenStream) -> StreamRows:
+    """The rows of a stream of tokens, to be shuffled in windows of about so many bytes."""
+    rows = cut(store)
+    if window_bytes is not None:
+        size = len(store.tokens) * store.tokens.dtype.itemsize
+        rows.windows = -(-size // window_bytes)
+    return rows

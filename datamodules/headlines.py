@@ -17,8 +17,8 @@ class HeadlinesDataModule(SubwordDataModule):
     """Short documents. Each is whole in one split, and rows pack several, with attention inside each document only.
 
     Args:
-        source: a file, folder or glob, the name of a download, or a list of these; None is ``embedded_headlines``,
-            10,000 synthetic headlines.
+        source: a file, folder or glob, the name of a download or of a data set of the hub, or a list; None is
+            ``embedded_headlines``, 10,000 synthetic headlines.
         deduplicate: whether only the first of equal documents is kept. This happens before the split, and not to
             ``val_source`` and ``test_source``.
         split: ``order`` takes the last documents for validation, ``shuffle`` a random choice.
@@ -70,9 +70,9 @@ class HeadlinesDataModule(SubwordDataModule):
         The challenge's own figure is not among them: it is a sum over some tokens alone, which are not as hard as the
         others on average.
         """
-        if not self.challenge_metrics or split == "train_eval":
+        text = self.scored_text(split) if self.challenge_metrics and split != "train_eval" else None
+        if text is None:
             return {}
-        text = self.scored_text(split)
         chars = text.chars + (EOS_CHARS - 1) * text.eos_tokens  # text.chars holds one newline for each EOS token
         step, tokens = self._rows_per_step() * self._size, len(self.stores[split])
         return {"challenge_loss": nats / chars, "challenge_coverage": challenge_coverage(tokens, step)}

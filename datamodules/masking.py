@@ -19,13 +19,13 @@ MaskKind = Literal["exact", "bernoulli"]
 _CHOICE, _ACTION, _REPLACEMENT = 10, 11, 12
 #: Of the chosen positions, 80 % become [MASK], 10 % a random token, and 10 % keep theirs.
 _MASKED, _RANDOM = 0.8, 0.9
-#: Evaluation masks 15 %, whatever training masks, so that losses compare; with a seed that is not the run's.
+#: Evaluation masks 15 % of single tokens, however training masks, so that losses compare; its seed is not the run's.
 EVALUATED, EVALUATION_SEED = 0.15, 15
 
 
 @dataclass(frozen=True)
 class Masking:
-    """How positions are chosen.
+    """How positions are chosen. The defaults are the masks of every evaluation.
 
     Args:
         kind: ``exact`` chooses a fixed number in a row of n tokens, as BERT's own data did: ``probability`` n, rounded,
@@ -51,10 +51,6 @@ class Masking:
         check_at_least(1, "max_predictions", self.most)
         if self.most is not None and self.kind != "exact":
             raise UserError(f"max_predictions {self.most} limits exact masks, and these are {self.kind}: leave it out.")
-
-    def evaluated(self) -> "Masking":
-        """The fixed masks of evaluation: of the same kind, but of 15 % and with a seed of their own."""
-        return Masking(self.kind, whole_words=self.whole_words)
 
 
 class Masker:

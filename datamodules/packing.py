@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from datamodules.batches import DOCUMENT_ORDER, StreamRows, rows_needed
+from datamodules.batches import DOCUMENT_ORDER, WINDOWED_DOCUMENTS, StreamRows, rows_needed
 from datamodules.permutation import permute, random_words
 from datamodules.tokens import TokenStream
+from datamodules.windowed_order import WindowedOrder, equal_windows
 
 _CHUNK = 1 << 18  # documents whose rows are computed at a time, with about 20 MB of memory
 
@@ -35,7 +36,9 @@ class Packed(StreamRows):
         if self._plan is None or self._plan[0] != epoch:
             documents = len(self.store.starts) - 1
             order = np.arange(documents)
-            if self.seed is not None:
+            if self.seed is not None and self.windows > 1:
+                order = self._windowed().items(order, self.seed, epoch)
+            elif self.seed is not None:
                 order = permute(order, documents, random_words(self.seed, epoch, DOCUMENT_ORDER))
             # A document's length counts one EOS token, the one before it. The last EOS token of the stream ends the
             # last document; it is the extra entry of both arrays.
@@ -43,6 +46,13 @@ class Packed(StreamRows):
             in_stream = np.concatenate([[0], np.cumsum(np.diff(self.store.starts)[order])])
             self._plan = epoch, in_store, in_stream
         return self._plan[1:]
+
+    def _windowed(self) -> WindowedOrder:
+        """The order of documents in windows of about as many tokens each."""
+        starts = self.store.starts[:-1]
+        bounds = np.searchsorted(starts, equal_windows(self.last, self.windows))
+        bounds[-1] = len(starts)
+        return WindowedOrder(bounds, WINDOWED_DOCUMENTS)
 
     def prepare(self, epoch: int) -> None:
         """See `Rows`."""

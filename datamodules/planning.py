@@ -11,11 +11,10 @@ from datamodules.bert import BertDataModule
 from datamodules.downloads import offline
 from datamodules.errors import UserError
 from datamodules.files import cache_folder
-from datamodules.prepare import Recipe
+from datamodules.prepare import Recipe, store_folder
 from datamodules.subword import SubwordDataModule
 from datamodules.text_facts import Baselines, TextFacts, read_text_facts
 from datamodules.token_data import TokensDataModule
-from datamodules.token_recipe import TokenRecipe
 from datamodules.tokenizers import ENCODINGS, Tokenizer
 from datamodules.tokenizers.wordpiece import DEFAULT_SIZE
 from datamodules.tokens import META
@@ -32,8 +31,9 @@ def known_store(data: Any) -> Path | None:
         return None
     with offline(), contextlib.suppress(UserError, OSError, ImportError):
         recipe = data.recipe()
-        if isinstance(recipe, TokenRecipe) or _bytes_of(recipe) <= MAX_BYTES:
-            folder = cache_folder(data.cache_dir) / recipe.key
+        if not isinstance(recipe, Recipe) or _bytes_of(recipe) <= MAX_BYTES:
+            cache = data.cache_dir
+            folder = store_folder(recipe, cache) if isinstance(recipe, Recipe) else cache_folder(cache) / recipe.key
             return folder if (folder / META).is_file() else None
     return None
 

@@ -22,7 +22,7 @@ from datamodules.files import BLOCK, crc32_of, default_cache_dir, locked, write_
 from datamodules.integrity import read_checked
 from datamodules.remote import DamageError, RemoteFolder
 from datamodules.sharded import ShardedArray
-from datamodules.tokens import META, ORIGIN, STORE_VERSION, TOKENIZER, read_meta
+from datamodules.tokens import META, ORIGIN, STORE_VERSION, TOKENIZER, TokenStore, read_meta
 
 #: Bytes of the local disk for blocks of remote stores.
 CACHE_BYTES = 10 * 10**9
@@ -77,6 +77,18 @@ def verify_remote(folder: Path) -> None:
             _read_block(remote, name, number, record["size"], checksum)
 
 
+def hint_of_window(store: TokenStore, cache_bytes: int) -> str | None:
+    """What to say where rows are shuffled over more tokens than the cache of this machine holds."""
+    size = len(store) * store.dtype.itemsize
+    if size <= cache_bytes:
+        return None
+    return (
+        f"The tokens take {size / 1e9:.3g} GB and the cache of this machine {cache_bytes / 1e9:.3g} GB, so nearly "
+        "every row is a request to the storage: set --data.shuffle_window to half of the cache, or raise "
+        "--data.max_cache_size."
+    )
+
+
 def read_origin(folder: Path) -> str:
     """The URL of the store that the folder stands for."""
     return json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["url"]
@@ -119,9 +131,9 @@ class RemoteTokens(ShardedArray):
     def _part(self, number: int) -> np.ndarray:
         file = int(np.searchsorted(self._first, number, side="right")) - 1
         within, name, size = number - int(self._first[file]), self._names[file], self._sizes[file]
-        fetch = partial(_read_block, self._remote, name, within, size, int(self._checksums[number]))
-        length = min(BLOCK, size - within * BLOCK)
-        return self._cache.block(f"{self._key}-{name}-{within}", length, fetch).view(self.dtype)
+        length, checksum = min(BLOCK, size - within * BLOCK), int(self._checksums[number])
+        fetch = partial(_read_block, self._remote, name, within, size, checksum)
+        return self._cache.block(f"{self._key}-{name}-{within}", length, checksum, fetch).view(self.dtype)
 
 
 def _read_block(remote: RemoteFolder, name: str, number: int, size: int, checksum: int) -> bytes:

@@ -28,7 +28,7 @@ class ResegmentedRows(Rows):
     def __init__(self, texts: SampledTexts, cut: Callable[[TokenStream], StreamRows], seed: int) -> None:
         self._texts, self._cut, self._seed = texts, cut, seed
         first = self._sampled_rows(0, 0)
-        self.seed = first.seed
+        self.seed, self.windows = first.seed, first.windows
         self.count = first.count + first.count // 256 + 1
         self._current = 0, first
 

@@ -44,7 +44,7 @@ class ShardedArray:
             positions = np.where(positions < 0, positions + len(self), positions)
         first, last = np.searchsorted(self.bounds, (low, high), side="right") - 1
         if low >= 0 and first == last:  # one part has them all, as often where the others are short
-            return self.parts[first][positions - self.bounds[first]]
+            return self._part(int(first))[positions - self.bounds[first]]
         gathered = self._gathered(positions.ravel()).reshape(positions.shape)
         return gathered if positions.ndim else gathered[()]
 

@@ -16,7 +16,8 @@ class SubwordDataModule(TextDataModule):
     """Any text with any tokenizer. A subclass chooses how the text is split.
 
     Args:
-        source: a file, folder or glob, the name of a download, or a list of these.
+        source: a file, folder or glob, the name of a download or of a data set of the hub
+            (``hf:OWNER/NAME/CONFIG/SPLIT@REVISION``), or a list of files.
         val_source: text to validate on, all of it, instead of a part of ``source``.
         test_source: text to test on, all of it, instead of a part of ``source``.
         documents: what a document is: a whole ``file``, a ``line``, or a value in a ``column`` of a table; None is a

@@ -8,6 +8,7 @@ import numpy as np
 from datamodules.base import TextDataModule
 from datamodules.errors import UserError
 from datamodules.prepare import Share
+from datamodules.remote import is_url
 from datamodules.sources import Source, open_source
 from datamodules.splitting import Split
 from datamodules.token_files import TokenSource, open_tokens
@@ -49,6 +50,10 @@ class TokensDataModule(TextDataModule):
             raise UserError("there are no tokens to train on: set --data.source to files such as train.bin.")
         if not tokenizer:
             raise UserError("set --data.tokenizer to the tokenizer that the tokens were made with, such as gpt2.")
+        if is_url(self.cache_dir):
+            raise UserError(
+                f"cache_dir {self.cache_dir} is for tokens that are made here: leave it out, or give a folder."
+            )
         self.source, self.val_source, self.test_source = source, val_source, test_source
         self.tokenizer_name, self.val_fraction, self.test_fraction = tokenizer, val_fraction, test_fraction
 

@@ -89,7 +89,7 @@ class TokenStore:
         if self.is_remote:
             from datamodules.remote_store import RemoteTokens  # it imports this module
 
-            shards = [(name, n) for name, n, _ in self.shards]
+            shards = [(name, tokens) for name, tokens, _ in self.shards]
             return cast(np.ndarray, RemoteTokens(self.folder, shards, self.dtype, self.cache_bytes))
         kept = [shard for shard in self.shards if shard[1]]
         return joined([np.memmap(self.folder / name, self.dtype, "r", at, (n,)) for name, n, at in kept])

@@ -29,6 +29,7 @@ _HOMES = {
     "Network": "protocols",
     "LitExtendedGPT": "methods.module",
     "ExtendedGPTConfig": "methods.config",
+    "FSDP2": "strategies",
     "load": "checkpoint",
 }
 

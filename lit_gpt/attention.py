@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from lit_gpt import gpu_kernels
+from lit_gpt.gpu_kernels import fastest_kernel, groups_queries
 
 #: None: no mask beyond the argument `causal` of `attention`. A bool tensor, (1 or B, 1, 1 or T, S), is True where a
 #: query sees a key.
@@ -71,12 +71,12 @@ def attention(
     if mask is None and causal and 1 < q.size(2) < k.size(2):
         # The kernel's own is_causal takes the T queries for the first of the S tokens. Here they are the last.
         mask = _causal_mask(q, k)
-    # bool(): with a dynamic T, a comparison of sizes is symbolic in compiled code.
-    causal = bool(causal and mask is None and q.size(2) > 1)
+    # A branch: in compiled code, a comparison with a dynamic T is a symbol, which the kernel refuses.
+    causal = True if causal and mask is None and q.size(2) > 1 else False  # noqa: SIM210
     grouped = q.size(1) != k.size(1)
-    if grouped and q.is_cuda and not gpu_kernels.groups_queries(q, mask):
+    if grouped and q.is_cuda and not groups_queries(q, mask):
         k, v, grouped = *_repeated(q, k, v), False
-    with gpu_kernels.fastest(q):
+    with fastest_kernel(q):
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout_p, is_causal=causal, enable_gqa=grouped
         )

@@ -106,10 +106,13 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def out_of_memory(error: Exception) -> UserError:
-    """The error in one sentence, with what to lower."""
+def out_of_memory(error: Exception, fix: str | None = None) -> UserError:
+    """The error in one sentence, with what to type.
+
+    Args:
+        error: What numpy or torch raised.
+        fix: The end of the sentence. None: what may be lowered.
+    """
     reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-    return UserError(
-        f"there is not enough memory ({reason}): lower --data.micro_batch_size, --data.tokens_per_step or the size of "
-        "the network."
-    )
+    lower = "lower --data.micro_batch_size, --data.tokens_per_step or the size of the network"
+    return UserError(f"there is not enough memory ({reason}): {fix or lower}.")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from datamodules.errors import UserError
 from lit_gpt.distributed import local, part_of
 
 _ATEN = torch.ops.aten
@@ -20,6 +21,10 @@ _RANDOM = {_ATEN.normal_.default, _ATEN.uniform_.default}
 _ELEMENTWISE = {_ATEN.fill_.Scalar, _ATEN.zero_.default, _ATEN.mul_.Tensor, _ATEN.mul_.Scalar}
 _WITHOUT_VALUES = {_ATEN.empty.memory_format, _ATEN.detach.default}
 _FILLED = {_ATEN.full.default: lambda args: args[1], _ATEN.ones.default: lambda _: 1, _ATEN.zeros.default: lambda _: 0}
+_ADVICE = (
+    "which --trainer.strategy fsdp2 cannot defer: override `build_network` too, so that the network is built whole, "
+    "or use --trainer.strategy ddp."
+)
 
 
 class DeferredInit(TorchDispatchMode):
@@ -54,7 +59,7 @@ class DeferredInit(TorchDispatchMode):
         if func in _FILLED:
             self._log.append((_ATEN.fill_.Scalar, result, (_FILLED[func](args),)))
         elif func not in _WITHOUT_VALUES:
-            raise NotImplementedError(f"{func} cannot be deferred")
+            raise UserError(f"the network is initialised by {func}, {_ADVICE}")
         return result
 
     def note_names(self, net: nn.Module) -> None:
@@ -66,8 +71,14 @@ class DeferredInit(TorchDispatchMode):
         """Give the network's tensors, which have memory now, the values that were written down.
 
         It draws from torch's random numbers what building the network would have drawn.
+
+        Raises:
+            UserError: No value was written down for one of them: torch skips some operations on the meta device.
         """
         tensors = dict(_tensors(net))
+        given = {self._names.get(_storage(meta)) for _, meta, _ in self._log}
+        if missing := [name for name in tensors if name not in given]:
+            raise UserError(f"{missing[0]} is not initialised on the meta device, {_ADVICE}")
         for func, meta, args in self._log:
             target = tensors.get(self._names.get(_storage(meta), ""))
             if func in _RANDOM:

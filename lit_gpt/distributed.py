@@ -84,12 +84,23 @@ def full(tensor: Any) -> Tensor:
 
 def part_of(whole: Tensor, like: Any) -> Tensor:
     """The rows of ``whole`` that this process has of ``like``, a tensor of the same shape."""
-    if not is_sharded(like):
-        return whole
-    mesh = like.device_mesh
-    rows = -(-len(whole) // mesh.size())  # as torch.chunk: the last processes may have fewer, or none
-    first = min(mesh.get_local_rank() * rows, len(whole))
-    return whole[first : first + rows]
+    first = first_row(like)
+    return whole[first : first + len(local(like))] if is_sharded(like) else whole
+
+
+def first_row(tensor: Any) -> int:
+    """The number of the first row of a tensor that this process has."""
+    if not is_sharded(tensor):
+        return 0
+    rows = -(-len(tensor) // tensor.device_mesh.size())  # as torch.chunk: the last processes may have fewer, or none
+    return int(min(tensor.device_mesh.get_local_rank() * rows, len(tensor)))
+
+
+def copy_rows(source: Tensor, target: Any) -> None:
+    """Copy all rows of ``source`` to the first rows of ``target``, which may be sharded."""
+    own, first = local(target), first_row(target)
+    rows = max(0, min(len(own), len(source) - first))
+    own[:rows] = source[first : first + rows]
 
 
 def sharded_like(whole: Tensor, like: Any) -> Tensor:

@@ -190,11 +190,24 @@ def _multiply(a: Tensor, b: Tensor, *, out: Tensor) -> None:
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, share: float) -> None:
-    """``total += share * a @ b``, where ``total`` is float32: the matmul itself adds, without a pass over ``total``."""
-    if a.is_cuda and a.dtype != torch.float32:
+    """``total += share * a @ b``, where ``total`` is float32."""
+    if not a.is_cuda or a.dtype == torch.float32:
+        total.addmm_(a.float(), b.float(), alpha=share)
+    elif _can_add_float32(a.device, a.dtype):
         torch.addmm(total, a, b, out_dtype=torch.float32, alpha=share, out=total)
     else:
-        total.addmm_(a.float(), b.float(), alpha=share)
+        total.add_(torch.mm(a, b, out_dtype=torch.float32), alpha=share)
+
+
+@cache
+def _can_add_float32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a matmul of 16 bits adds to a float32 tensor itself, without a pass over it. In torch 2.9 it does not."""
+    factor, total = torch.ones(8, 8, device=device, dtype=dtype), torch.zeros(8, 8, device=device)
+    try:
+        torch.addmm(total, factor, factor, out_dtype=torch.float32, out=total)
+    except RuntimeError:
+        return False
+    return True
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ def compute_capability(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).major)  # which, in compiled code, is a constant
 
 
-def fastest(q: Tensor) -> AbstractContextManager[None]:
+def fastest_kernel(q: Tensor) -> AbstractContextManager[None]:
     """A context in which attention of queries like ``q`` takes the fastest kernel.
 
     On an H100 and H200 that is cuDNN's, in training: it prepares itself for every new shape, and training has one.

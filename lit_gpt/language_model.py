@@ -49,8 +49,8 @@ Batch = dict[str, Tensor]
 REFUSED_CALLBACKS: dict[type, str] = {
     LearningRateFinder: "tries one rate for all parameters, and each group here has its own: leave it out, and compare "
     "short runs with several --model.optimizer.lr",
-    BatchSizeFinder: "changes the size of an optimizer step, which is part of the recipe here: leave it out, and lower "
-    "--data.micro_batch_size until a step fits the memory",
+    BatchSizeFinder: "changes the size of an optimizer step, which is part of the recipe here: leave it out, and set "
+    "--data.micro_batch_size auto",
 }
 
 
@@ -209,6 +209,9 @@ class LitLanguageModel(CheckedModule):
         Nothing here: the number of scored targets is summed as they come. A loss with a second denominator needs it.
         """
         return {}
+
+    def prepare_trial(self) -> None:
+        """Make each step one that needs as much memory as any of a run. A copy of the module then tries batch sizes."""
 
     @property
     def step_loss(self) -> Tensor:
@@ -432,10 +435,9 @@ class LitLanguageModel(CheckedModule):
 
     def _weights_are_finite(self) -> bool:
         # Stacked: each bool() would wait for the GPU.
-        finite = bool(torch.stack([local(p).isfinite().all() for p in self.parameters()]).all())
-        if self._trainer is None or not isinstance(self.trainer.strategy, FSDP2):
-            return finite
-        return not summed_over_processes(torch.tensor(float(not finite), device=self.device), self.trainer.world_size)
+        bad = torch.stack([(~local(p).isfinite()).any() for p in self.parameters()]).any().float()
+        is_sharded = self._trainer is not None and isinstance(self.trainer.strategy, FSDP2)
+        return not summed_over_processes(bad, self.trainer.world_size if is_sharded else 1)
 
     def on_load_checkpoint(self, state: dict[str, Any]) -> None:
         """Refuse files of other programs, of a newer format, and of another tokenizer or network."""

@@ -15,8 +15,10 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 
     Five quintic Newton-Schulz steps with the coefficients of Keller Jordan's Muon, as in ``torch.optim.Muon``, but
     for all matrices of a shape at once, and in the precision of `working_dtype`. The matrices must be whole and plain
-    tensors: a DTensor's products would be computed from its shards, at a collective operation each.
+    tensors: the iteration on x x^T gives wrong numbers on DTensors. `lit_gpt.muon_shared` makes sharded ones whole.
     """
+    if hasattr(matrices, "placements"):
+        raise TypeError("orthogonalize needs whole matrices and got a DTensor: use lit_gpt.muon_shared.begin_updates")
     x = matrices.to(working_dtype(matrices))
     is_tall = x.size(-2) > x.size(-1)
     if is_tall:

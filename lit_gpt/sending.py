@@ -78,18 +78,16 @@ def _received(source: Path | None, receivers: list[int]) -> Path | None:
     """The file that was received, in a process that is among ``receivers``."""
     group = distributed.new_group([0, *receivers], backend="gloo")  # in all processes, as torch wants it
     error, path = None, None
-    try:
-        if is_first_process():
-            assert source is not None
-            with source.open("rb") as file:
-                _send(file, group)
-        elif distributed.get_rank() in receivers:
-            path, error = _receive(group)
-    finally:
-        if path and error:
-            remove_sent(path)
+    if is_first_process():
+        assert source is not None
+        with source.open("rb") as file:
+            _send(file, group)
+    elif distributed.get_rank() in receivers:
+        path, error = _receive(group)
     for rank, (problem, host) in enumerate(gathered((error, socket.gethostname()))):
         if problem:
+            if path:
+                remove_sent(path)
             raise DisagreementError(
                 f"process {rank} on {host} cannot write the checkpoint that process 0 sends to it ({problem}): set the "
                 "environment variable TMPDIR to a folder with room there.",

@@ -62,8 +62,7 @@ class FSDP2(ModelParallelStrategy):
                 f"trainer.strategy fsdp2 shards the `net` of a LitLanguageModel, and {type(model).__name__} is none: "
                 "use --trainer.strategy ddp."
             )
-        if (what := model.not_shardable()) is not None:
-            raise UserError(f"{what} cannot be sharded: use --trainer.strategy ddp instead of fsdp2.")
+        _refuse_not_shardable(model)
         super().connect(model)
 
     # ---- the network
@@ -81,17 +80,20 @@ class FSDP2(ModelParallelStrategy):
         _share_random_state(self)
         if hasattr(module, "net") or path_of(type(module)) not in DEFERRED:
             yield
+            _refuse_not_shardable(module)
             self._shard(module.net)
         else:
             with DeferredInit() as deferred:
                 yield
+            _refuse_not_shardable(module)  # again: `configure_model` may have added parameters
             deferred.note_names(module.net)
             self._shard(module.net)
             module.net.to_empty(device=self.root_device)
             deferred.fill(module.net)
         for callback in averages_of(module.trainer):  # each has a copy of the network, made before
             average: Any = callback._average_model
-            self._shard(average.module.net)
+            if average is not None:  # as it is outside of fit
+                self._shard(average.module.net)
 
     def _shard(self, net: Any) -> None:
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # not before it is needed
@@ -167,6 +169,11 @@ class FSDP2(ModelParallelStrategy):
                 for number, values in stored["state"].items()
             }
             optimizer.load_state_dict({**stored, "state": state})
+
+
+def _refuse_not_shardable(module: Any) -> None:
+    if (what := module.not_shardable()) is not None:
+        raise UserError(f"{what} cannot be sharded: use --trainer.strategy ddp instead of fsdp2.")
 
 
 def _parameters(module: Any) -> Iterator[Tensor]:

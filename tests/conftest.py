@@ -32,6 +32,12 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def _no_seed_of_an_earlier_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning leaves the seed of a run in this variable, and processes that are started later take it."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+
+
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     """A file of 12,000 characters with enough order in it to learn from."""

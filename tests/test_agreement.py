@@ -42,22 +42,23 @@ def typed(text: Path, monkeypatch: pytest.MonkeyPatch) -> Typed:
     return call
 
 
-def go_on(typed: Typed, rank: int) -> int:
+def go_on(typed: Typed, strategy: str) -> int:
     """A run of 4 steps; one that ends after step 2; and that one again with --resume auto."""
     tempfile.tempdir = str(Path.cwd())
-    learn = LitGPT.training_step
-    assert typed("--name", "straight") == 0
+    learn, flags = LitGPT.training_step, ["--trainer.strategy", strategy]
+    assert typed("--name", "straight", *flags) == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             LitGPT, "training_step", lambda net, *given: learn(net, *given) if net.global_step < 2 else 1 // 0
         )
         with pytest.raises(ZeroDivisionError):
-            typed("--resume", "auto")
-    return typed("--resume", "auto")
+            typed("--resume", "auto", *flags)
+    return typed("--resume", "auto", *flags)
 
 
-def test_a_run_goes_on_where_only_one_machine_has_its_checkpoint(typed: Typed, tmp_path: Path) -> None:
-    (status, first), (other, second) = forked(lambda rank: go_on(typed, rank), tmp_path)
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+def test_a_run_goes_on_where_only_one_machine_has_its_checkpoint(strategy: str, typed: Typed, tmp_path: Path) -> None:
+    (status, first), (other, second) = forked(lambda rank: go_on(typed, strategy), tmp_path)
     assert (status, other) == (0, 0), first + second
     assert "resuming logs/run/version_0\n" in first
     runs = (

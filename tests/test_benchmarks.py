@@ -12,7 +12,7 @@ from benchmarks import generate, gpu, muon, report, time_to_loss, timing
 from tests.conftest import TINY
 
 COMMANDS: tuple[str, ...] = ("callbacks", "data", "generate", "gpu", "memory", "muon", "overhead", "scaling")
-COMMANDS += ("shakespeare_char", "startup", "time_to_loss", "train_speed")
+COMMANDS += ("shakespeare_char", "shards", "startup", "time_to_loss", "train_speed")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from datamodules.errors import UserError
-from datamodules.tokenizers import ByteTokenizer
-from datamodules.tokenizers.wordpiece import WordPieceTokenizer
+from datamodules.tokenizers import ByteTokenizer, WordPieceTokenizer
 from lit_gpt.bert.config import BertConfig
 from lit_gpt.bert.filling import load
 from lit_gpt.bert.model import Bert
@@ -38,6 +37,10 @@ def folder_of(path: Path, kind: str = "BertForPreTraining", **options: Any) -> A
     net.save_pretrained(path)
     (path / "vocab.txt").write_text("\n".join(TOKENS) + "\n")
     return net
+
+
+def ids_of(tokens: str) -> list[int]:
+    return [TOKENS.index(token) for token in tokens.split()]
 
 
 def change_config(folder: Path, change: dict[str, Any]) -> None:
@@ -87,9 +90,9 @@ def test_an_export_reloads_as_each_class_with_equal_outputs(tmp_path: Path) -> N
     torch.testing.assert_close(ours.head(hidden), logits, atol=1e-5, rtol=1e-5)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     text = "The capital of France is [MASK]."
-    own = WordPieceTokenizer(TOKENS)
-    assert tokenizer(text)["input_ids"] == [own.cls_id, *own.encode_with_mask(text), own.sep_id]
-    assert tokenizer.mask_token_id == own.mask_id
+    assert tokenizer(text)["input_ids"] == ids_of("[CLS] the capital of france is [MASK] . [SEP]")
+    assert tokenizer.mask_token_id == TOKENS.index("[MASK]")
+    (tmp_path / "out" / "vocab.txt").unlink()  # tokenizer.json has it too
     again = import_checkpoint(tmp_path / "out")
     assert again[KEY] == checkpoint[KEY]
     assert all(torch.equal(again["state_dict"][n], t) for n, t in checkpoint["state_dict"].items())
@@ -208,10 +211,9 @@ def test_import_then_fill_mask(tmp_path: Path, capsys: pytest.CaptureFixture[str
     text = "The capital of [MASK] is [MASK]."
     run("fill-mask", ["--ckpt_path", out, "--text", text, "--top_k", "3", "--device", "cpu"])
     lines = capsys.readouterr().out.splitlines()
-    own = WordPieceTokenizer(TOKENS)
-    ids = torch.tensor([[own.cls_id, *own.encode_with_mask(text), own.sep_id]])
+    ids = torch.tensor([ids_of("[CLS] the capital of [MASK] is [MASK] . [SEP]")])
     with torch.no_grad():
-        chances = net(ids).prediction_logits[ids == own.mask_id].softmax(-1).topk(3)
+        chances = net(ids).prediction_logits[ids == TOKENS.index("[MASK]")].softmax(-1).topk(3)
     wanted = []
     for number, (best, values) in enumerate(zip(chances.indices.tolist(), chances.values.tolist(), strict=True), 1):
         wanted += [["[MASK]", str(number), "of", "2"]]

@@ -134,6 +134,17 @@ def test_a_next_sentence_head_without_pairs_is_refused(tmp_path: Path, text: Pat
         trainer(tmp_path, max_steps=1).fit(LitBERT(BertConfig(**{**SMALL, "vocab_size": None})), datamodule=data)
 
 
+@pytest.mark.parametrize("blocks", ["bert", "gpt"])
+def test_blocks_computed_again_have_the_same_gradients(blocks: str) -> None:
+    batch, gradients = masked_batch(), []
+    for again in (False, True):
+        model = module(blocks=blocks)
+        model.net.activation_checkpointing = again
+        model.objective(batch)[0].backward()
+        gradients.append([p.grad for p in model.train().parameters()])
+    torch.testing.assert_close(*gradients)
+
+
 # The verbs
 
 
@@ -160,13 +171,17 @@ def test_a_run_and_what_comes_after_it(fit: Callable[..., Path], capsys: pytest.
     assert mean == pytest.approx(final["val/loss"], abs=1e-4)
 
 
-def test_a_preset_of_a_bert_is_of_its_class(fit: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow  # two seconds for a sum that the test of the network makes too
+def test_a_plan_of_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    run("fit", ["--plan", "--preset", "bert-large", "--data", "BertDataModule"])
+    assert "336,226,108" in capsys.readouterr().out
+
+
+def test_a_preset_of_a_bert_is_of_its_class() -> None:
     assert dict.fromkeys(PRESETS, "LitBERT") == CLASS_OF_PRESET
     check("fit", ["--preset", "bert-base", "--model.config.token_types", "2"])
     with pytest.raises(UserError, match="token_types"):
         check("fit", ["--preset", "gpt2", "--model.config.token_types", "2"])
-    run("fit", ["--plan", "--preset", "bert-large", "--data", "BertDataModule"])
-    assert "336,226,108" in capsys.readouterr().out
     with pytest.raises(UserError, match="preset gpt2 is no architecture of LitBERT: choose one of bert-base"):
         run("fit", ["--preset", "gpt2", "--model", "LitBERT"])
     with pytest.raises(UserError, match="preset bert-tiny is no architecture of LitGPT: choose one of gpt2, "):

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import pickle
 import random
 import re
 import shlex
@@ -12,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
+import numpy as np
 import pytest
 
 from datamodules.errors import UserError
+from datamodules.offline import encoding_needs_network
 from lit_gpt import checkpoint
 from lit_gpt.__main__ import OUR_VERBS, TRAINER_VERBS
 from lit_gpt.cli import early, shrink
 from lit_gpt.cli.arguments import with_packaged_configs
 from lit_gpt.cli.lightning_cli import LitCLI, run
+from lit_gpt.cli.options import CLASSES
 from lit_gpt.cli.parsed import ParsedCLI
 from lit_gpt.cli.values import preset
 from lit_gpt.commands import plot
@@ -104,6 +108,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     words = random.Random(0).choices(["the", "model", "reads", "a", "token", "and", "writes", "another"], k=4000)
     for name in ("my_novel.txt", "my.txt", "titles.txt", "other.txt"):
         (folder / name).write_text("\n".join(" ".join(words[i : i + 8]) for i in range(0, 4000, 8)))
+    _write_tokens(folder)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    (folder / "vocab.txt").write_text("\n".join([*special, *sorted(set(words))]))
     page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     (folder / "mine.py").write_text("\n".join(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)))
     (folder / "configs").symlink_to(ROOT / "configs")
@@ -113,6 +120,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         run_command("tokenizer", ["train", "--source", "my.txt", "--out", "my.json", "--vocab_size", "300"])
         yield folder
     sys.modules.pop("mine", None)
+
+
+def _write_tokens(folder: Path) -> None:
+    """The tokens that docs/data.md names: of nanoGPT's prepare.py, and of datatrove."""
+    ids = np.tile(np.arange(60, dtype="<u2"), 200)
+    for name in ("shakespeare_char", "openwebtext"):
+        (folder / "data" / name).mkdir(parents=True)
+        for split in ("train", "val"):
+            ids.tofile(folder / "data" / name / f"{split}.bin")
+    meta = {"itos": {i: chr(33 + i) for i in range(60)}}
+    (folder / "data" / "shakespeare_char" / "meta.pkl").write_bytes(pickle.dumps(meta))
+    (folder / "tokens").mkdir()
+    ids.tofile(folder / "tokens" / "00000_unshuffled.ds")
+    np.array([len(ids)], "<u8").tofile(folder / "tokens" / "00000_unshuffled.ds.index")
 
 
 @pytest.fixture
@@ -176,9 +197,8 @@ def beginnings(fragment: str, page: str) -> list[list[str]]:
         return [[f"--trainer.callbacks+={name}"] for name in sorted(set(re.findall(r"callbacks\+=(\w+)", page)))]
     if fragment.startswith("--trainer.logger."):
         return [["--trainer.logger", name] for name in sorted(set(re.findall(r"--trainer.logger (\w+Logger)", page)))]
-    models = [["--model", name] for name in ("LitExtendedGPT", "mine.LitGRU")]
-    data = [["--data", name] for name in ("BPEDataModule", "HeadlinesDataModule", "BertDataModule")]
-    return [[], *data, *models]
+    models = [["--model", name] for name in ("LitExtendedGPT", "LitBERT", "mine.LitGRU")]
+    return [[], *(["--data", name] for name in CLASSES["data"]), *models]
 
 
 def is_parsed(arguments: list[str]) -> bool:
@@ -232,6 +252,10 @@ def test_fit_runs_in_small(command: str, folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(shrink, "MAX_BYTES", 20_000)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.chdir(folder)
+    if "TokensDataModule" in command and "gpt2" in command:  # whose tokenizer a trial cannot replace
+        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(ROOT.parent / "shared" / "tiktoken_cache"))
+        if encoding_needs_network("gpt2"):
+            pytest.skip("gpt2's ranks are not in ../shared/tiktoken_cache")
     few = ["--trainer.max_steps", "2", "--samples.max_new_tokens", "2", "--logs_dir", str(folder / "small")]
     run("fit", [*with_packaged_configs(arguments_of(command)[1:]), "--shrink", *few])
 

@@ -147,8 +147,14 @@ def test_deferred_weights_are_those_of_a_network_built_as_a_whole(options: Any, 
 
 
 def test_what_deferring_does_not_know_is_refused() -> None:
-    with DeferredInit(), pytest.raises(NotImplementedError, match="cannot be deferred"):
+    with DeferredInit(), pytest.raises(UserError, match=r"by aten\.copy_.* cannot defer"):
         torch.nn.Parameter(torch.empty(2, 2)).data.copy_(torch.empty(2, 2))
+    with DeferredInit() as deferred:
+        net = torch.nn.Module()
+        net.weight = torch.nn.Parameter(torch.nn.init.trunc_normal_(torch.empty(2, 2)))  # torch skips it there
+    deferred.note_names(net)
+    with pytest.raises(UserError, match="weight is not initialised on the meta device"):
+        deferred.fill(net.to_empty(device="cpu"))
 
 
 OWN = "NAdam cannot be sharded: use --trainer.strategy ddp instead of fsdp2"
@@ -281,6 +287,31 @@ def test_random_numbers_are_those_of_ddp(source: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_other_networks_and_weights_to_start_from(source: str, tmp_path: Path) -> None:
+    """Fitted, tested and fitted again: a network of a user's own, and a GPT from another run's weights."""
+    start = job(source, tmp_path / "start", "auto", trainer={"max_steps": 2, "precision": "32-true"})
+    train(start)
+    again = {"and_then": 9, "trainer": {"max_steps": 6, "val_check_interval": 3}, "data": {"test_fraction": 0.1}}
+    for name, more in {
+        "own": {"own": True},
+        "from": {"module": {"init_from": f"{start['folder']}/checkpoints/last.ckpt"}},
+    }.items():
+        one, two = (job(source, tmp_path / name / s, s, **again, **more) for s in ("auto", "fsdp2"))
+        values = compared(train(one), in_processes([two], tmp_path / name)[0], (one, two))
+        show(name, "fsdp2", values)
+        assert max(values) < 1e-9
+
+
+@pytest.mark.slow
+def test_no_process_saves_weights_of_which_another_has_nan(source: str, tmp_path: Path) -> None:
+    spoiled = job(source, tmp_path / "run", "fsdp2", callbacks=[{"kind": "spoil"}], trainer={"max_steps": 3})
+    with pytest.raises(AssertionError) as failed:
+        in_processes([spoiled], tmp_path)
+    assert str(failed.value).count("UserError: weights are not finite at step 3") == 2
+    assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.slow
 def test_a_network_is_never_whole_in_a_process(source: str, tmp_path: Path) -> None:
     """Peak memory of building a network of 300 MB on two processes, over that of a tiny one."""
     large = {
@@ -303,14 +334,15 @@ TWO = ["--trainer.devices", "2", "--trainer.strategy", "fsdp2"]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_stopped_and_killed_and_resumed_equals_straight(text: Path, tmp_path: Path) -> None:
     flags = ["fit", *TINY, *TWO, "--data.source", str(text), "--model.config.dropout", "0.2"]
-    flags += ["--trainer.max_steps", "400", "--trainer.val_check_interval", "100", "--checkpoint.every_n_steps", "20"]
+    flags += ["--trainer.max_steps", "80", "--trainer.val_check_interval", "20", "--checkpoint.every_n_steps", "5"]
     flags += ["--model.optimizer.kind", "muon", "--data.micro_batch_size", "2", "--resume", "auto", "--name"]
     status, _, err = finish(command(*flags, "straight", cwd=tmp_path))
     assert status == 0, err
     killed = tmp_path / "logs" / "killed" / "version_0"
-    for number, lines in ((signal.SIGTERM, 150), (signal.SIGKILL, 500)):  # of 800
+    for number, lines in ((signal.SIGTERM, 30), (signal.SIGKILL, 90)):  # of about 160
         process = command(*flags, "killed", cwd=tmp_path, start_new_session=True)
         while process.poll() is None and lines_logged(killed) < lines:
             time.sleep(0.005)

@@ -21,7 +21,7 @@ from lit_gpt.cli.lost_processes import LOST
 from tests.conftest import TINY
 from tests.forking import assert_equal
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 RUN = Path("logs", "run", "version_0")
 LAST = RUN / "checkpoints" / "last.ckpt"
 FLAGS = [
@@ -75,7 +75,7 @@ def by_devices(flags: list[str], folder: Path) -> "list[subprocess.Popen[str]]":
 
 def finished(processes: "list[subprocess.Popen[str]]") -> list[tuple[int, str, str]]:
     """Status, stdout and stderr of each."""
-    outputs = [process.communicate(timeout=240) for process in processes]
+    outputs = [process.communicate(timeout=600) for process in processes]
     return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
 
 
@@ -109,7 +109,7 @@ def test_two_torchruns_without_a_common_disk_resume_exactly(tmp_path: Path, text
     assert resumed["global_step"] == 400
     for part in ("state_dict", "optimizer_states", "loops", "lr_schedulers"):
         assert_equal(resumed[part], straight[part])
-    assert {path.name for path in (killed / "b").iterdir()} == {"cache"}
+    assert not [path for path in (killed / "b").iterdir() if path.name.startswith(("logs", "lit_gpt"))]
 
 
 @pytest.mark.parametrize("begin", [by_torchrun, by_devices, by_hand])

@@ -128,9 +128,13 @@ RESUMED = [
 
 
 BERT = ["--model", "LitBERT", "--data", "BertDataModule", "--data.vocab_size", "100"]
+#: Dropout is drawn by each process.
+BERT_WITHOUT_DROPOUT = [*BERT, "--model.config.dropout", "0"]
 
 
-@pytest.mark.parametrize("network", [[], BERT], ids=["gpt", "bert"])
+@pytest.mark.parametrize(  # a resume inside of one process is quick for both: tests/lit_gpt/test_language_model.py
+    "network", [pytest.param([], id="gpt"), pytest.param(BERT, id="bert", marks=pytest.mark.slow)]
+)
 def test_killed_and_resumed_equals_straight(fit: Callable[..., Path], tmp_path: Path, network: list[str]) -> None:
     flags = [*network, *RESUMED, "--trainer.max_steps", "12", "--trainer.val_check_interval", "4"]
     flags += ["--checkpoint.every_n_steps", "2", "--resume", "auto", "--name"]
@@ -270,8 +274,8 @@ ON_DOCUMENTS = {
     "padded": [*TITLES, "padded"],
     "packed": [*TITLES, "packed"],
     "members": [*TITLES, "packed", *MEMBERS],
-    "pairs": [*BERT, "--data.micro_batch_size", "2"],
-    "masked": [*BERT, "--data.rows", "packed", "--model.config.next_sentence", "false"],
+    "pairs": [*BERT_WITHOUT_DROPOUT, "--data.micro_batch_size", "2"],
+    "masked": [*BERT_WITHOUT_DROPOUT, "--data.rows", "packed", "--model.config.next_sentence", "false"],
 }
 
 
@@ -284,7 +288,7 @@ def test_two_processes_equal_one_on_documents(tmp_path: Path, text: Path, option
         status, _, err = finish(lit_gpt("fit", *flags, "--name", name, *more, cwd=tmp_path))
         assert status == 0, err
     one, two = (losses(tmp_path / "logs" / name / "version_0") for name in ("one", "two"))
-    assert one == pytest.approx(two, abs=1e-5)
+    assert one == pytest.approx(two, rel=2e-6, abs=1e-5)  # a perplexity is large
     keys = [keys_of(tmp_path / "logs" / name / "version_0") for name in ("one", "two")]
     assert keys[0] == keys[1]
 

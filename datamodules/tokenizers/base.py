@@ -25,11 +25,13 @@ class Tokenizer(ABC):
         vocab_size: number of ids; every id is in ``range(vocab_size)``.
         eos_id: id of the EOS token between documents, or None. No text encodes to it, not even ``<|endoftext|>``.
         prefix_space: whether a text is encoded with a space before it, which `decode` removes.
+        lossless: whether `decode` gives the text back. If not, a loss is not that of the text's bytes and characters.
     """
 
     vocab_size: int
     eos_id: int | None
     prefix_space: bool = False
+    lossless: bool = True
 
     @abstractmethod
     def encode_array(self, text: str, start: bool = True) -> Ids:

@@ -49,6 +49,8 @@ class WordPieceTokenizer(Tokenizer):
         uncased: whether text is lower-cased and loses its accents before it is encoded.
     """
 
+    lossless = False
+
     def __init__(self, vocab: list[str], uncased: bool = True) -> None:
         if not (isinstance(vocab, list) and all(isinstance(token, str) and token for token in vocab)):
             raise UserError("the vocabulary is not a list of tokens.")
@@ -234,16 +236,18 @@ def wordpiece_of(state: dict[str, Any]) -> WordPieceTokenizer:
     Raises:
         UserError: its ids would differ here, as with another normaliser.
     """
-    model, normalizer = state["model"], state.get("normalizer") or {}
+    model, normalizer = state["model"], dict(state.get("normalizer") or {})
+    if normalizer.get("strip_accents") == normalizer.get("lowercase"):
+        normalizer["strip_accents"] = None  # which means the same
     vocab = sorted(model["vocab"], key=model["vocab"].__getitem__)
     if [model["vocab"][token] for token in vocab] != list(range(len(vocab))):
         raise UserError("its ids are not 0, 1, 2 and so on, one for each token.")
     tokenizer = WordPieceTokenizer(vocab, bool(normalizer.get("lowercase")))
     same = tokenizer._plain_state()
-    for part in ("normalizer", "pre_tokenizer"):
-        if state.get(part) != same[part]:
-            raise UserError(f"its {part} is not BERT's, so that its ids would differ here.")
+    for part, given in (("normalizer", normalizer), ("pre_tokenizer", state.get("pre_tokenizer"))):
+        if given != same[part]:
+            raise UserError(f"its {part} is not BERT's, and its ids would differ here.")
     ours, theirs = ({k: v for k, v in m.items() if k != "vocab"} for m in (same["model"], model))
     if ours != theirs:
-        raise UserError("its model has other settings than BERT's, so that its ids would differ here.")
+        raise UserError("its model has other settings than BERT's, and its ids would differ here.")
     return tokenizer

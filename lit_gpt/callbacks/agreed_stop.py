@@ -53,7 +53,7 @@ class AgreedStop:
         return any_process(self._signals.received is not None, self._group)
 
     def signal(self) -> int:
-        """The number of the signal, which may have come to another process alone. Call it in all processes."""
+        """The number of the signal, which another process may have got alone. All call it once they are to stop."""
         return largest_of_processes(self._signals.received or 0, self._group)
 
     def _time_is_up_here(self) -> bool:

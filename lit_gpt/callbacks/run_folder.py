@@ -144,6 +144,12 @@ def pass_on(folder: Path) -> None:
         os.environ[FOLDER_VARIABLE] = f"{os.getpid()}:{folder}"
 
 
+def pass_on_no_more() -> None:
+    """Forget the folder at the end of a run: a process that is started later belongs to another run."""
+    if os.environ.get(FOLDER_VARIABLE, "").startswith(f"{os.getpid()}:"):
+        del os.environ[FOLDER_VARIABLE]
+
+
 def chosen_by_rank_0() -> Path | None:
     """The run's folder, as rank 0 passed it to this process, which it started. None in others, as under torchrun."""
     parent, _, folder = os.environ.get(FOLDER_VARIABLE, "").partition(":")

@@ -246,8 +246,10 @@ def _unsharded(module: LitLanguageModel) -> Network:
         return module.net
     with torch.device("meta"), WithoutInitialisation():
         net = module.build_network().to(next(module.net.parameters()).dtype)
-    if hasattr(module.net, "activation_checkpointing"):
-        net.activation_checkpointing = module.net.activation_checkpointing
+    settings = (bool, torch.dtype, type(None))  # such as `activation_checkpointing`, which a module sets after building
+    for name, value in vars(module.net).items():
+        if isinstance(value, settings) and not name.startswith("_"):
+            setattr(net, name, value)
     return net
 
 

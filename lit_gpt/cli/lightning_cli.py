@@ -39,7 +39,7 @@ from lit_gpt.callbacks.start import EvaluateAtStart
 from lit_gpt.callbacks.summary import RunSummary
 from lit_gpt.callbacks.tensorboard import TensorBoardCharts
 from lit_gpt.callbacks.throughput import Throughput
-from lit_gpt.cli import lost_processes, run_data, shrink
+from lit_gpt.cli import lost_processes, micro_batch, run_data, shrink
 from lit_gpt.cli.arguments import value_of, wants_plan, with_packaged_configs
 from lit_gpt.cli.changed_options import changed_options
 from lit_gpt.cli.early import chosen_classes, other_options
@@ -147,7 +147,7 @@ class LitCLI(LightningCLI):
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise out_of_memory(error) from error
+            raise out_of_memory(error, micro_batch.fix(self)) from error
         except OSError as error:
             if not is_refusal(error) or error.filename or self.verb != "fit":
                 raise
@@ -156,6 +156,7 @@ class LitCLI(LightningCLI):
         except SIGTERMException:  # RunCheckpoints handles it only after training began, in fit
             raise Interrupted(signal.SIGTERM) from None
         finally:
+            run_folder.pass_on_no_more()
             self._remove_unused_folder()
 
     def _remove_unused_folder(self) -> None:
@@ -398,6 +399,8 @@ class LitCLI(LightningCLI):
         return built
 
     def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand == "fit":
+            micro_batch.settle(self)
         config = self.config[subcommand]
         path = Path(config.ckpt_path) if config.ckpt_path else None
         meeting = Meeting(lambda: run_facts(config, (type(self.model), type(self.datamodule))), path, self._adopt)
@@ -424,15 +427,18 @@ class LitCLI(LightningCLI):
             _DEFAULTS[key] = self._parsed([*classes])[self.verb]
         return changed_options(config, _DEFAULTS[key])
 
+    def resolved_config(self) -> str:
+        """What config.yaml holds. It starts a new run like this one, so it must not name a checkpoint."""
+        fresh = self.config[self.verb].clone()
+        del fresh["ckpt_path"], fresh["resume"], fresh["plan"]
+        resolved: str = self._parser(self.verb).dump(fresh, skip_unset=False)
+        return resolved
+
     def _callbacks(self) -> list[Callback]:
         config = self.config[self.verb]
         summary = RunSummary(run_folder.hash_of(self.settings), config.seed_everything)
-        fresh = config.clone()  # config.yaml starts a new run like this one, so it must not name a checkpoint
-        del fresh["ckpt_path"], fresh["resume"], fresh["plan"]
-        resolved = self._parser(self.verb).dump(fresh, skip_unset=False)
-        self.folder_callback = run_folder.RunFolder(
-            self.folder, resolved, run_folder.hash_of(self.settings), self.claimed
-        )
+        hashed = run_folder.hash_of(self.settings)
+        self.folder_callback = run_folder.RunFolder(self.folder, self.resolved_config(), hashed, self.claimed)
         callbacks: list[Callback] = [self.folder_callback, Throughput(), ExactResume()]
         callbacks += [summary, LogArtifacts()]
         if config.val_at_start:

@@ -204,7 +204,7 @@ def _rows(old: Mapping[str, Any], model_block: float, block: int) -> dict[str, A
     new = {"tokens_per_step": min(rows, ROWS) * block}
     new |= _at_most(old, {"block_size": block, "stride": block, "val_stride": block, "mask_first": block - 1})
     micro = old.get("micro_batch_size")
-    if micro and rows > ROWS:
+    if isinstance(micro, int) and rows > ROWS:
         new["micro_batch_size"] = ROWS if micro >= rows else min(micro, ROWS // 2)
         new["tokens_per_step"] = ROWS // new["micro_batch_size"] * new["micro_batch_size"] * block
     return new

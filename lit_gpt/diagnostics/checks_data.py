@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules import TextDataModule
+from datamodules import TextDataModule, TokensDataModule
 from datamodules.corpus_stats import document_lengths, overlap, token_counts
 from lit_gpt.diagnostics.result import NotApplicableError, Outcome, check
 from lit_gpt.diagnostics.subject import Batch, Subject
@@ -134,7 +134,7 @@ def round_trip(subject: Subject) -> Outcome:
 def _samples(subject: Subject) -> Iterator[str]:
     """Some of the training text; where that is unknown, text with all kinds of characters that the tokenizer takes."""
     data, tokenizer = subject.data, subject.text.tokenizer
-    if isinstance(data, TextDataModule):
+    if isinstance(data, TextDataModule) and not isinstance(data, TokensDataModule):
         yield from (piece.text[:SAMPLE] for piece in data.opened_sources()[0].pieces(SAMPLE))
         return
     try:
@@ -212,5 +212,5 @@ def coverage(subject: Subject) -> Outcome:
     if not isinstance(data, TextDataModule) or "val" not in data.stores:
         raise NotApplicableError("the size of this data's validation split is unknown")
     scored = sum(int((batch["targets"] != IGNORE_INDEX).sum()) for batch in subject.val_loader())
-    wanted = data.scored_text("val").tokens
+    wanted = len(data.stores["val"]) - 1  # the first token has none before it
     return scored == wanted, f"{scored:,} of {wanted:,} tokens of the validation split are scored"

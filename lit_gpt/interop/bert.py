@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import UserError
-from datamodules.tokenizers.wordpiece import WordPieceTokenizer
+from datamodules.tokenizers import WordPieceTokenizer, load_tokenizer
 from lit_gpt.bert.config import BertConfig
 from lit_gpt.bert.model import INIT_STD, Bert
 from lit_gpt.bounds import check_memory
@@ -237,35 +237,26 @@ def _key_of(table: dict[str, str], value: str) -> str:
 
 
 def read_tokenizer(folder: Path) -> WordPieceTokenizer:
-    """The WordPiece tokenizer of a folder: its vocab.txt, or the vocabulary in its tokenizer.json.
+    """The WordPiece tokenizer of a folder: its vocab.txt, or else its tokenizer.json.
 
     Raises:
         UserError: There is neither, or it splits text in another way than BERT's.
     """
+    if not (folder / "vocab.txt").is_file():
+        whole = folder / "tokenizer.json"
+        tokenizer = load_tokenizer(whole) if whole.is_file() else None
+        if isinstance(tokenizer, WordPieceTokenizer):
+            return tokenizer
+        raise UserError(f"{folder} holds neither vocab.txt nor the tokenizer.json of a WordPiece: put one there.")
     options: Config = {"do_lower_case": True} | _json_in(folder / "tokenizer_config.json")
     uncased = bool(options["do_lower_case"])
-    if (folder / "vocab.txt").is_file():
-        tokenizer = WordPieceTokenizer.from_file(folder / "vocab.txt", uncased)
-    else:
-        whole = _json_in(folder / "tokenizer.json")
-        model, normalizer = whole.get("model") or {}, whole.get("normalizer") or {}
-        if model.get("type") != "WordPiece":
-            raise UserError(f"{folder} holds neither vocab.txt nor the tokenizer.json of a WordPiece: put one there.")
-        options |= {"strip_accents": normalizer.get("strip_accents")}
-        options |= {"tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True)}
-        uncased = bool(normalizer.get("lowercase", uncased))
-        tokenizer = WordPieceTokenizer(sorted(model["vocab"], key=model["vocab"].get), uncased)
-    _check_normalisation(options, uncased, folder)
-    return tokenizer
-
-
-def _check_normalisation(options: Config, uncased: bool, folder: Path) -> None:
     for name, usual in (("strip_accents", uncased), ("tokenize_chinese_chars", True)):
         if options.get(name) not in (None, usual):
             raise UserError(
                 f"{name} {format_value(options[name])} of the tokenizer in {folder} has no counterpart here: import a "
                 f"model that has {format_value(usual)}."
             )
+    return WordPieceTokenizer.from_file(folder / "vocab.txt", uncased)
 
 
 def _json_in(path: Path) -> Config:

@@ -29,6 +29,7 @@ from lit_gpt.checkpoint import (
     read,
 )
 from lit_gpt.config import format_value
+from lit_gpt.distributed import copy_rows
 from lit_gpt.interop import bert
 from lit_gpt.interop.files import State, find_folder, read_config, read_metadata, read_tensors, weight_files
 from lit_gpt.interop.gpt2_llama import Config, from_huggingface, without_padding
@@ -85,7 +86,7 @@ def load_pretrained(net: Network, source: str | Path, tokenizer: Tokenizer | Non
     state, ours = without_padding(theirs.config, theirs.state_dict()), net.state_dict()
     for name in ours.keys() & state.keys():
         rows = min(len(ours[name]), len(state[name]))  # fewer if the vocabulary is padded or positions are left out
-        ours[name][:rows] = state[name][:rows]
+        copy_rows(state[name][:rows], ours[name])
     notes += [f"{name} keeps its initial weights: {source} has none" for name in _parts(ours.keys() - state.keys())]
     return notes + [f"{name} of {source} is left out" for name in _parts(state.keys() - ours.keys())]
 

@@ -128,6 +128,10 @@ class LitExtendedGPT(LitGPT):
         self._full_softmax_step = self._step_after("sampled_softmax_until") if sampled else math.inf
         return super().configure_optimizers()
 
+    def prepare_trial(self) -> None:
+        """See `LitLanguageModel`: the whole vocabulary, and as many passes as R-Drop has."""
+        self._full_softmax_step = 0
+
     def _step_after(self, option: str) -> float:
         """The step at which the fraction of the run has passed that an option gives."""
         fraction = self.options[option]

@@ -107,8 +107,13 @@ def test_each_epoch_has_other_masks_and_each_seed_another_order(make: Callable[.
 
 
 def test_evaluation_does_not_depend_on_seed_masking_share_and_epoch(make: Callable[..., BertDataModule]) -> None:
-    for options in ({"rows": "pairs"}, {"rows": "packed"}, {"pairs": "google"}):
-        one, other = make(**options), make(**options, seed=9, mlm_probability=0.3, max_predictions=3, shuffle=False)
+    others: list[dict[str, object]] = [
+        {"max_predictions": 3, "shuffle": False},
+        {"masking": "bernoulli"},
+        {"whole_words": True},
+    ]
+    for options, training in zip(({"rows": "pairs"}, {"rows": "packed"}, {"pairs": "google"}), others, strict=True):
+        one, other = make(**options), make(**options, seed=9, mlm_probability=0.3, **training)
         for mine, yours in zip(one.val_dataloader(), other.val_dataloader(), strict=True):
             batches = list(mine)
             assert all(map(equal, batches, yours))
@@ -132,6 +137,19 @@ def test_a_trainer_takes_it(
         sum(int((batch["targets"] != -100).sum()) for batch in seen[start : start + 4]) for start in range(0, 20, 4)
     ]
     assert capsys.readouterr().out.count("pairs: ") == 1
+
+
+def test_predict_scores_fixed_masks_of_its_own_text(
+    make: Callable[..., BertDataModule],
+    recorder: Callable[..., object],
+    make_trainer: Callable[..., Trainer],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "other.txt").write_text("it stops and writes another token before the model reads. " * 20)
+    for options in ({}, {"predict_source": str(tmp_path / "other.txt")}):
+        outputs = [make_trainer().predict(recorder(32), datamodule=make(**options, seed=seed)) for seed in (1, 2)]  # type: ignore[arg-type]
+        assert all(map(equal, *outputs))
+        assert any(int((batch["targets"] != -100).sum()) for batch in outputs[0])
 
 
 def test_no_bits_per_byte_and_facts_of_masked_tokens(make: Callable[..., BertDataModule]) -> None:
@@ -164,6 +182,7 @@ def test_a_decoder_can_have_the_very_tokens_of_a_bert(make: Callable[..., BertDa
     decoder = BPEDataModule(bert.source, tokenizer="wordpiece", vocab_size=120, block_size=32)
     decoder.setup()
     assert decoder._folder == bert._folder
+    assert decoder.scored_text("val") is None  # capitals and spaces are not predicted
     with pytest.raises(UserError, match="prefix_space is for a bpe or unigram"):
         BPEDataModule(bert.source, tokenizer="wordpiece", prefix_space=True).recipe()
 
@@ -208,6 +227,12 @@ def test_another_tokenizer_of_a_file_is_refused(make: Callable[..., BertDataModu
     save_tokenizer(ByteTokenizer(eos=True), tmp_path / "bytes.json")
     with pytest.raises(UserError, match=r"need a WordPiece tokenizer, and .*bytes\.json is a ByteTokenizer"):
         make(tokenizer=str(tmp_path / "bytes.json"), vocab_size=None)
+
+
+def test_a_split_without_a_token_is_one_sentence(make: Callable[..., BertDataModule], tmp_path: Path) -> None:
+    (tmp_path / "blank.txt").write_text(" \n" * 50)
+    with pytest.raises(UserError, match=r"the val split of .* has no token: give a text with words"):
+        make(val_source=str(tmp_path / "blank.txt"))
 
 
 def test_a_plan_knows_the_vocabulary() -> None:

@@ -120,6 +120,7 @@ def test_pieces_that_no_row_number_names_are_padding() -> None:
     [
         ({"rows": "windows"}, "packing best_fit is for packed rows, and rows are windows: set rows to packed"),
         ({"shuffle": False}, "set packing to wrapped, or shuffle to true"),
+        ({"shuffle_window": "1MB"}, "from the whole split, and shuffle_window from a part: leave one of them out"),
     ],
 )
 def test_best_fit_is_refused_where_it_means_nothing(options: dict, message: str) -> None:

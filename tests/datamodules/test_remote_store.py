@@ -5,6 +5,7 @@ import pickle
 import shutil
 import sys
 import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from datamodules.read_ahead import ahead
 from datamodules.tokens import TokenStore
 
 BLOCK = 512
+ABC = zlib.crc32(b"abc")
 
 
 class FlakyFileSystem(LocalFileSystem):
@@ -264,20 +266,40 @@ def test_the_cache_stays_below_its_limit_and_batches_do_not_depend_on_it(lines: 
     assert_equal(found, list(itertools.islice(iter(opened(lines, str(tmp_path / "c")).train_dataloader()), 40)))
 
 
+def test_a_cache_that_is_too_small_for_the_order_is_named(
+    lines: str, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small: dict[str, Any] = {"max_cache_size": 3000}
+    for options, hints in (
+        ({}, 0),
+        (small, 1),
+        ({**small, "shuffle_window": 999}, 0),
+        ({**small, "shuffle": False}, 0),
+    ):
+        opened(lines, url, **options)._print_hint()
+        assert capsys.readouterr().err.count("set --data.shuffle_window to half of the cache") == hints
+
+
 def test_a_block_that_is_in_the_cache_is_not_fetched(tmp_path: Path) -> None:
     for _ in range(2):
         cache = BlockCache(tmp_path, 100)
-        assert bytes(cache.block("a", 3, lambda: b"abc")) == b"abc"
+        assert bytes(cache.block("a", 3, ABC, lambda: b"abc")) == b"abc"
     cache = BlockCache(tmp_path, 100)
-    assert bytes(cache.block("a", 3, lambda: pytest.fail("it is there"))) == b"abc"
-    (tmp_path / "a").write_bytes(b"ab")  # cut
-    assert bytes(BlockCache(tmp_path, 100).block("a", 3, lambda: b"xyz")) == b"xyz"
+    assert bytes(cache.block("a", 3, ABC, lambda: pytest.fail("it is there"))) == b"abc"
+
+
+@pytest.mark.parametrize("damaged", [b"ab", b"abd", b"", b"abcd"])
+def test_a_block_that_is_damaged_on_this_machine_is_fetched_again(tmp_path: Path, damaged: bytes) -> None:
+    (tmp_path / "a").write_bytes(damaged)
+    assert bytes(BlockCache(tmp_path, 100).block("a", 3, ABC, lambda: b"abc")) == b"abc"
+    assert (tmp_path / "a").read_bytes() == b"abc"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_cache_that_cannot_be_written_costs_the_cache_only(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     cache = BlockCache(tmp_path / "file" / "blocks", 100)
-    assert bytes(cache.block("a", 3, lambda: b"abc")) == b"abc"
+    assert bytes(cache.block("a", 3, ABC, lambda: b"abc")) == b"abc"
 
 
 def test_threads_that_want_the_same_block_fetch_it_once(tmp_path: Path) -> None:
@@ -288,7 +310,7 @@ def test_threads_that_want_the_same_block_fetch_it_once(tmp_path: Path) -> None:
         wait.wait(5)
         return b"abc"
 
-    threads = [threading.Thread(target=lambda: cache.block("a", 3, fetch)) for _ in range(5)]
+    threads = [threading.Thread(target=lambda: cache.block("a", 3, ABC, fetch)) for _ in range(5)]
     for thread in threads:
         thread.start()
     wait.set()

@@ -18,6 +18,7 @@ from datamodules.sources import open_source
 from datamodules.splitting import Split, scan
 from datamodules.tokenizers import train_tokenizer
 from datamodules.tokens import TokenStore, read_meta
+from lit_gpt.commands.data import main
 
 WORDS = ["a", "café", "tokens", "日本", "in", "shards", "of", "text", "\n", "read", "anywhere,"]
 
@@ -262,3 +263,22 @@ def test_shares_divide_the_work() -> None:
     for count in (0, 1, 5, 16):
         units = [unit for number in range(1, 5) for unit in Share(number, 4).units(count)]
         assert units == list(range(count))
+
+
+def test_the_verb_prepares_a_share_and_says_what_is_missing(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [f"--data.source={files[0]}", f"--data.cache_dir={tmp_path / 'cache'}", "--data.max_shard_size=600"]
+    main([*given, "--prepare", "--shard", "2/2"])
+    assert "shard 2/2 is done; the tokens are complete when the other shards are" in capsys.readouterr().out
+    main([*given, "--prepare", "--shard", "1/2"])
+    folder = next(path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    said = capsys.readouterr().out
+    assert f"the tokens are complete: {folder}\ntrain " in said
+    main([*given, "--prepare"])
+    assert capsys.readouterr().out == said
+
+
+def test_a_share_without_a_preparation_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="--shard 1/2 is a share of a preparation: give --prepare too"):
+        main(["--shard", "1/2"])

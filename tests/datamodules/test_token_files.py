@@ -1,5 +1,6 @@
 """Tokens of other tools: the same batches and sizes as the same text prepared here, and faults in one sentence."""
 
+import json
 import os
 import pickle
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 
 from datamodules import BPEDataModule, CharDataModule, TextDataModule, TokensDataModule, UserError
+from datamodules.tokenizers import ByteTokenizer, to_huggingface
 from lit_gpt import GPTConfig, LitGPT
 
 E = 256  # of the tokenizer "byte"
@@ -345,3 +347,26 @@ def test_a_meta_file_is_refused_unless_it_is_plain_characters(
     with pytest.raises(UserError, match=r"meta.pkl (is no meta.pkl|has characters in another order)"):
         TokensDataModule("a.bin", tokenizer="meta.pkl").prepare_data()
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.slow  # needs datatrove, which the project does not install
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_of_datatrove_itself_gives_the_batches_of_the_text(tmp_path: Path, own: Any) -> None:
+    executor = pytest.importorskip("datatrove.executor")
+    readers, tokens = (pytest.importorskip(f"datatrove.pipeline.{name}") for name in ("readers", "tokens"))
+    (tmp_path / "byte.json").write_text(json.dumps(to_huggingface(ByteTokenizer(eos=True))))
+    for split, lines in (("train", LINES), ("val", VAL)):
+        (tmp_path / f"{split}_text").mkdir()
+        for number, part in enumerate((lines[:2], lines[2:])):
+            rows = "".join(json.dumps({"text": line, "id": "x"}) + "\n" for line in part)
+            (tmp_path / f"{split}_text" / f"{number}.jsonl").write_text(rows)
+        tokenizer = tokens.DocumentTokenizer(
+            str(tmp_path / split), str(tmp_path / "byte.json"), eos_token="<|endoftext|>", shuffle_documents=False
+        )
+        pipeline = [readers.JsonlReader(str(tmp_path / f"{split}_text")), tokenizer]
+        executor.LocalPipelineExecutor(pipeline, tasks=2, workers=1, logging_dir=str(tmp_path / "logs" / split)).run()
+    sources = {"source": str(tmp_path / "train"), "val_source": str(tmp_path / "val")}
+    options: dict[str, Any] = {"rows": "packed", "block_size": 16, "tokens_per_step": 64}
+    assert_equal(ready(TokensDataModule(**sources, tokenizer="byte", **options)), ready(own(**options)))
+    del options["block_size"]
+    assert trained(TokensDataModule(**sources, tokenizer="byte", **options)) == trained(own(**options))

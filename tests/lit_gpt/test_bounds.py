@@ -183,7 +183,7 @@ def test_a_batch_larger_than_the_memory(text: Path, tmp_path: Path, monkeypatch:
         raise MemoryError("Unable to allocate 46.6 GiB")
 
     monkeypatch.setattr("datamodules.batches.RankShare.positions", refuse)
-    with pytest.raises(UserError, match=r"not enough memory \(Unable to allocate 46\.6 GiB\): lower --data.micro"):
+    with pytest.raises(UserError, match=r"not enough memory \(Unable to allocate 46\.6 GiB\): add --data.micro"):
         run("fit", [*TINY, "--data.source", str(text)])
 
 

@@ -51,7 +51,7 @@ def attended(dtype: torch.dtype, mask: bool = False, heads: int = 2) -> tuple[in
 
 
 @pytest.mark.usefixtures("fake")
-@pytest.mark.parametrize("capability", [7, 8, 9, 10, 12])
+@pytest.mark.parametrize("capability", [7, 8, 9, 12])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("mask", [False, True])
 def test_keys_are_shared_only_by_a_kernel_that_can(
@@ -77,8 +77,8 @@ def test_a_kernel_that_is_chosen_first_is_not_chosen_for_others() -> None:
     assert torch._C._get_sdp_priority_order() == before
 
 
-@pytest.mark.parametrize("length", [129, 256, 400])
-@pytest.mark.parametrize("share", [0.0, 0.002, 0.02, 0.5])
+@pytest.mark.parametrize("length", [129, 400])
+@pytest.mark.parametrize("share", [0.002, 0.02, 0.5])
 def test_blocks_of_documents_are_those_of_every_pair_of_tokens(length: int, share: float) -> None:
     torch.manual_seed(0)
     documents = (torch.rand(2, length) < share).cumsum(1).int()
@@ -130,7 +130,9 @@ def test_a_bfloat16_residual_stream_needs_a_mixed_precision(monkeypatch: pytest.
     def built(precision: str | None) -> GPT:
         module = LitGPT(config, residual_dtype="bfloat16")
         if precision is not None:
-            monkeypatch.setattr(module, "_trainer", type("T", (), {"precision": precision, "datamodule": None})())
+            monkeypatch.setattr(
+                module, "_trainer", type("T", (), {"precision": precision, "datamodule": None, "strategy": None})()
+            )
         LitGPT.configure_model(module)
         return module.net  # type: ignore[return-value]
 

@@ -18,7 +18,7 @@ from lit_gpt.optim import GroupedOptimizer
 from tests.processes import on_processes
 
 #: Rows that no number of processes divides; a matrix with fewer rows than processes; a tall, wide and square one.
-SHAPES = [(6, 6), (5, 12), (12, 5), (5, 12), (7, 8), (3, 9), (5, 12)]
+SHAPES = [(6, 6), (5, 12), (12, 5), (5, 12), (7, 8), (3, 9), (5, 12), (5, 12), (6, 6), (5, 12)]
 
 
 def optimizer(parameters: list[nn.Parameter]) -> GroupedOptimizer:
@@ -108,8 +108,8 @@ def test_each_machine_does_all_of_the_work(
     found = on_processes(len(machines), work, tmp_path)
     for weights_and_moments, _ in found:
         torch.testing.assert_close(weights_and_moments, expected, rtol=0, atol=1e-6)
-    for machine in set(machines):  # 6 matrices with a gradient, 4 steps
-        assert sum(n for name, (_, [n]) in zip(machines, found, strict=True) if name == machine) == 24
+    for machine in set(machines):  # 9 matrices with a gradient, 4 steps
+        assert sum(n for name, (_, [n]) in zip(machines, found, strict=True) if name == machine) == 36
 
 
 @pytest.mark.slow
@@ -133,6 +133,8 @@ def test_a_matrix_that_is_sharded_by_columns_is_refused(tmp_path: Path) -> None:
         steps = optimizer([*parameters, nn.Parameter(torch.zeros(1, 1))])
         with pytest.raises(ValueError, match="along their rows"):
             steps.step()
+        with pytest.raises(TypeError, match="needs whole matrices"):
+            muon.orthogonalize(parameters[0])
         return "refused"
 
     assert on_processes(1, work, tmp_path) == ["refused"]

@@ -10,6 +10,7 @@ from datamodules import UserError
 from datamodules.embedded import corpus
 from datamodules.tokenizers import (
     WordPieceTokenizer,
+    from_huggingface,
     load_tokenizer,
     save_tokenizer,
     to_huggingface,
@@ -98,6 +99,20 @@ def test_it_is_kept_in_files_checkpoints_and_pickles(trained: WordPieceTokenizer
 def test_a_tokenizer_json_of_transformers_is_read(trained: WordPieceTokenizer, tmp_path: Path) -> None:
     theirs(trained.vocab, tmp_path).save_pretrained(tmp_path / "saved")  # type: ignore[attr-defined]
     assert load_tokenizer(tmp_path / "saved" / "tokenizer.json").fingerprint == trained.fingerprint
+
+
+def test_a_tokenizer_json_with_other_ids_is_refused(trained: WordPieceTokenizer) -> None:
+    state = to_huggingface(trained)
+    assert from_huggingface({**state, "normalizer": {**state["normalizer"], "strip_accents": True}})
+    for part, other in (
+        ("normalizer", {**state["normalizer"], "strip_accents": False}),
+        ("normalizer", None),
+        ("pre_tokenizer", {"type": "Whitespace"}),
+        ("model", {**state["model"], "max_input_chars_per_word": 50}),
+        ("model", {**state["model"], "vocab": {**state["model"]["vocab"], "one more": 5000}}),
+    ):
+        with pytest.raises(UserError, match="its ids"):
+            from_huggingface({**state, part: other})
 
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
