@@ -90,6 +90,7 @@ class TextDataModule(RemembersOptions, LightningDataModule):
     # A default that differs between classes is an attribute, and the parameter's default is None: when another class is
     # chosen on the command line, it keeps the parameters' defaults of the class that it started from.
     default_rows: RowKind = "windows"
+    masked = False  # targets are next tokens
     subword_sampling: float = 0.0  # an option of the classes whose tokenizer can be a unigram
     source: str | list[str]
     val_source: str | list[str] | None
@@ -122,6 +123,7 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         max_shard_size: int | str = "1GB",
     ) -> None:
         super().__init__()
+        self._check_complete()
         self.block_size = block_size
         self.tokens_per_step, self.finds_micro_batch = tokens_per_step, micro_batch_size == "auto"
         self.micro_batch_size: int | None = None if micro_batch_size == "auto" else micro_batch_size
@@ -138,9 +140,18 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         check_workers(num_workers)
         self.window_bytes = None if shuffle_window is None else parsed_size("the data's shuffle_window", shuffle_window)
         self.cache_bytes = parsed_size("the data's max_cache_size", max_cache_size)
-        self.shard_bytes = parsed_size("the data's max_shard_size", max_shard_size)
+        self.shard_bytes = parsed_size("the data's max_shard_size", max_shard_size, least=100)
         self._checkpoint_tokenizer: Tokenizer | None = None
         self._trained_tokenizer: Tokenizer | None = None
+
+    def _check_complete(self) -> None:
+        """Refuses a base class, which Python does not do here: Lightning's class is no ABC."""
+        for name in ("recipe", "open_text"):
+            if getattr(getattr(type(self), name), "__isabstractmethod__", False):
+                raise UserError(
+                    f"{type(self).__name__} is a base class without {name}: give one that has it, such as "
+                    "CharDataModule."
+                )
 
     @abstractmethod
     def recipe(self) -> Recipe | TokenRecipe:

@@ -1,8 +1,10 @@
 """The datamodule for masked language models such as BERT."""
 
+import sys
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.base import TextDataModule
@@ -21,6 +23,9 @@ from datamodules.tokenizers import Tokenizer, WordPieceTokenizer, load_tokenizer
 from datamodules.tokens import TokenStore
 
 BertRowKind = Literal["pairs", "packed", "padded"]
+#: Tokens at the beginning of the text that are looked at for unknown words, and the share that is named: English prose
+#: has below 0.1 % with bert-base-uncased's vocabulary.
+_LOOK, _MOST_UNKNOWN = 1 << 20, 0.02
 #: [CLS], A, [SEP], B and [SEP] with two tokens in A and in B, and one to spare.
 _SHORTEST_ROW = 8
 
@@ -59,10 +64,12 @@ class BertDataModule(TextDataModule):
         max_predictions: the most masked tokens of a row in training; None is no limit. BERT's data had 20 of 128 tokens
             and 80 of 512, which 15 % does not reach.
         whole_words: whether training masks all pieces of a word together.
-        **options: the options of every datamodule. ``stride``, ``val_stride`` and ``mask_first`` are of no use here.
+        **options: the options of every datamodule. ``stride``, ``val_stride``, ``mask_first``,
+            ``packing`` and ``shuffle_window`` are refused here.
     """
 
     default_rows = "padded"
+    masked = True
 
     def __init__(
         self,
@@ -95,9 +102,10 @@ class BertDataModule(TextDataModule):
         self.pairs = pairs
         self.masking = Masking(masking, mlm_probability, max_predictions, whole_words)
         self._masked_facts: TextFacts | None = None
-        for name in ("stride", "val_stride", "mask_first"):
-            if getattr(self, name):
-                raise UserError(f"the data's {name} is for models that predict the next token: leave it out for BERT.")
+        usual = {"stride": None, "val_stride": None, "mask_first": 0, "packing": "wrapped", "window_bytes": None}
+        for name in (name for name, value in usual.items() if getattr(self, name) != value):
+            option = {"window_bytes": "shuffle_window"}.get(name, name)
+            raise UserError(f"the data's {option} is for models that predict the next token: leave it out for BERT.")
 
     # Text and tokenizer
 
@@ -150,8 +158,23 @@ class BertDataModule(TextDataModule):
                 raise UserError(
                     f"the {split} split of {self._recipe.source.name} has no token: give a text with words."
                 )
+        self._check_unknown(stage == "fit")
         if stage == "fit" and self.row_kind == "pairs":
             self._print_pairs()
+
+    def _check_unknown(self, prints: bool) -> None:
+        """Refuses a text in which the vocabulary knows no word, and names a large share of unknown ones."""
+        assert isinstance(self.tokenizer, WordPieceTokenizer)
+        ids = np.asarray(self.stores["train"].tokens[:_LOOK])
+        share = float((ids == self.tokenizer.unk_id).sum() / max((ids != self.tokenizer.sep_id).sum(), 1))
+        if share <= _MOST_UNKNOWN:
+            return
+        fix = "check --data.uncased, or give a vocabulary of this language"
+        what = f"of the tokens of {self._recipe.source.name}, {share:.0%} are [UNK], which is not trained on"
+        if share == 1.0:
+            raise UserError(f"{what}: {fix}.")
+        if prints:
+            _print_line(f"{what}: {fix}")
 
     @rank_zero_only
     def _print_pairs(self) -> None:
@@ -202,11 +225,19 @@ class BertDataModule(TextDataModule):
         rows = self.make_rows("train", training=True)
         dataset = StepBatches(rows, self._share(rows.count))
         overfit = bool(getattr(self.trainer, "overfit_batches", 0))
-        return (BatchLoader if overfit else TrainLoader)(dataset, self.num_workers)
+        return (BatchLoader if overfit else TrainLoader)(dataset, self.num_workers, self._is_remote)
 
     def predict_dataloader(self) -> BatchLoader:
         """The loader of ``predict_source``, with the fixed masks of evaluation; None is the validation split."""
         if self.predict_source is None:
             self._check_split("val")
             return self._eval_loader(self.make_rows("val"))
-        return self._eval_loader(self._rows_of(TokenStore(self._prepare_predict_store(), "train")))
+        return self._eval_loader(self._rows_of(TokenStore(self._prepare_predict_store(), "train", self.cache_bytes)))
+
+    def _print_hint(self) -> None:
+        """Nothing: rows are not shuffled in windows here."""
+
+
+@rank_zero_only
+def _print_line(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

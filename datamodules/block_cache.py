@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from datamodules.files import BLOCK, TEMPORARY
 
 #: Blocks that a process keeps mapped, so that neighbouring rows open no file: at most 128 MB of the disk's cache.
 _MAPPED = 32
+#: Seconds after which a temporary file is one of a process that was killed. A block is written in less than one.
+_ABANDONED = 600
 
 
 class BlockCache:
@@ -111,11 +114,14 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _files(folder: Path) -> list[tuple[Path, os.stat_result]]:
+    """The blocks. Temporary files of processes that were killed are removed."""
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
         with suppress(OSError):  # another process has removed it
             if not path.name.endswith(TEMPORARY):
                 found.append((path, path.stat()))
+            elif time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
     return found
 
 

@@ -155,10 +155,18 @@ class HubSource(Source):
         said = " ".join(str(error).split("\n")[:2]).rstrip(".")  # the first line alone may name no choices
         fix = (
             "connect this machine, or prepare the tokens on one that is"
-            if isinstance(error, OSError)
+            if _is_of_network(error)
             else f"write it as {FORM}"
         )
         return UserError(f"the data set {self.name} could not be read from the hub ({said}): {fix}.")
+
+
+def _is_of_network(error: Exception) -> bool:
+    """Whether no answer came. An error with an answer, such as "not found", is an OSError too."""
+    if getattr(error, "response", None) is not None:
+        return False
+    # The hub's library has its HTTP from httpx, whose errors of the network are no OSErrors.
+    return isinstance(error, OSError) or any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
 
 
 def open_hub(spec: str, column: str | None, strip: bool, folder: Path | None = None) -> HubSource:

@@ -23,9 +23,9 @@ from datamodules.files import cache_folder, locked
 from datamodules.integrity import damage, is_whole
 from datamodules.merging import merge, remove_units
 from datamodules.recipe import Kind, NewTokenizer, Recipe
-from datamodules.remote import is_url
+from datamodules.remote import is_url, joined_url
 from datamodules.remote_store import find_remote, local_folder, upload, verify_remote
-from datamodules.text_facts import store_text_facts
+from datamodules.text_facts import has_text_facts, store_text_facts
 from datamodules.tokenizers import (
     CharTokenizer,
     Tokenizer,
@@ -35,7 +35,7 @@ from datamodules.tokenizers import (
     train_wordpiece,
 )
 from datamodules.tokens import TOKENIZER, read_meta
-from datamodules.units import Plan, build_units, drop_damaged, make_plan, read_plan, unfinished
+from datamodules.units import Plan, build_units, drop_damaged, has_damaged_starts, make_plan, read_plan, unfinished
 
 __all__ = [
     "Kind",
@@ -51,6 +51,8 @@ __all__ = [
 
 #: Most bytes of a file of tokens.
 SHARD_BYTES = 10**9
+#: The suffix of a file beside a store that is on this machine only until it is copied to a URL.
+_COPY = ".copy"
 
 
 class Share(NamedTuple):
@@ -85,7 +87,7 @@ def store_folder(recipe: Recipe, cache_dir: str | Path | None = None) -> Path:
 
 
 def _url(recipe: Recipe, cache_dir: object) -> str:
-    return f"{str(cache_dir).rstrip('/')}/{recipe.key}"
+    return joined_url(str(cache_dir), recipe.key)
 
 
 def find_store(recipe: Recipe, cache_dir: str | Path | None = None, verify: bool = False) -> Path | None:
@@ -127,10 +129,10 @@ def prepare(
         UserError: the source or the tokenizer refuses the text, or the cache cannot be written.
     """
     if (found := find_store(recipe, cache_dir, verify)) is not None:
-        return found
+        return _alone(recipe, found, cache_dir)
     if is_url(cache_dir):
-        kept = store_folder(recipe).exists()
-        return _copied(recipe, prepare(recipe, None, shard_bytes=shard_bytes), cache_dir, kept)
+        _mark_copy(recipe)
+        return _copied(recipe, prepare(recipe, None, shard_bytes=shard_bytes), cache_dir)
     folder = store_folder(recipe, cache_dir)
     with writable(folder.parent), locked(folder.with_suffix(".lock")):
         # Under the lock, again: another process may have prepared the store while this one waited.
@@ -155,11 +157,11 @@ def prepare_share(
         The folder of the store; None if other shares are missing.
     """
     if (found := find_store(recipe, cache_dir)) is not None:
-        return found
+        return _alone(recipe, found, cache_dir)
     if is_url(cache_dir):
-        kept = store_folder(recipe).exists()
+        _mark_copy(recipe)
         made = prepare_share(recipe, share, None, shard_bytes)
-        return made and _copied(recipe, made, cache_dir, kept)
+        return made and _copied(recipe, made, cache_dir)
     folder = store_folder(recipe, cache_dir)
     part, lock = _part(folder), folder.with_suffix(".lock")
     with writable(folder.parent):
@@ -179,28 +181,47 @@ def prepare_share(
     return folder
 
 
-def _copied(recipe: Recipe, folder: Path, cache_dir: object, kept: bool) -> Path:
+def _copied(recipe: Recipe, folder: Path, cache_dir: object) -> Path:
     """Copies a store of this machine into the storage, and returns the folder that stands for it from now on.
 
     Args:
         recipe: what went into the store.
         folder: the store of this machine.
         cache_dir: the URL of the parent of all stores.
-        kept: whether the store of this machine stays.
     """
     url = _url(recipe, cache_dir)
     with locked(folder.with_suffix(".upload.lock")):
         if (found := find_remote(url)) is None:
             upload(folder, url)
             found = find_remote(url)
-    assert found is not None
-    if not kept:
-        _remove(folder)
+    if found is None:
+        raise UserError(f"{url} is not there after it was written: give storage that keeps files as --data.cache_dir.")
+    return _alone(recipe, found, cache_dir)
+
+
+def _mark_copy(recipe: Recipe) -> None:
+    """Notes that the store is made on this machine to be copied only, unless it was there before."""
+    folder = store_folder(recipe)
+    if not folder.exists():
+        with writable(folder.parent):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.with_suffix(_COPY).touch()
+
+
+def _alone(recipe: Recipe, found: Path, cache_dir: object) -> Path:
+    """The folder ``found``. If it stands for a store at a URL, what was made to be copied there is removed."""
+    folder = store_folder(recipe)
+    if is_url(cache_dir) and folder.with_suffix(_COPY).exists():
+        _remove(folder, _part(folder))
+        folder.with_suffix(_COPY).unlink(missing_ok=True)
     return found
 
 
 def _found(folder: Path, verify: bool = False) -> bool:
-    """Whether the store is there. One that is damaged is removed."""
+    """Whether the store is there. One that is damaged is removed, and one that lacks its name only gets it."""
+    part = _part(folder)
+    if not folder.exists() and is_whole(part) and has_text_facts(part):  # a process was killed at the very end
+        _rename(part, folder)
     fault = damage(folder, verify) if folder.exists() else None
     if fault is not None:
         print(f"The tokens in {folder} are damaged ({fault}): preparing them anew.", file=sys.stderr, flush=True)
@@ -212,6 +233,12 @@ def _part(folder: Path) -> Path:
     return folder.with_suffix(".part")
 
 
+def _rename(part: Path, folder: Path) -> None:
+    """Makes a finished ``.part`` folder the store."""
+    remove_units(part, read_meta(part)["files"])
+    part.rename(folder)
+
+
 def _build_and_rename(recipe: Recipe, folder: Path, shard_bytes: int) -> None:
     """Builds what is missing of the store in the ``.part`` folder and renames that.
 
@@ -221,10 +248,8 @@ def _build_and_rename(recipe: Recipe, folder: Path, shard_bytes: int) -> None:
     try:
         with recipe.unchanging():
             _build(recipe, part, shard_bytes)
-        files = read_meta(part)["files"]
-        remove_units(part, files)
         store_text_facts(part, load_tokenizer_of(part))  # after the comparison, because it reads the tokens
-        part.rename(folder)
+        _rename(part, folder)
     except Exception:
         if recipe.changed or not list(part.glob("unit-*.json")):
             _remove(part)
@@ -242,9 +267,11 @@ def _build(recipe: Recipe, part: Path, shard_bytes: int) -> None:
     built: set[int] = set()
     while True:
         built |= build_units(recipe, plan, tokenizer, part, range(len(plan.parts)))
-        merge(recipe, plan, tokenizer, part)
-        if (fault := damage(part, verify=True)) is None:
-            return
+        fault: str | None = "the positions of documents differ from their checksum"
+        if not has_damaged_starts(plan, part):  # later they are in one file, with a checksum of its own
+            merge(recipe, plan, tokenizer, part)
+            if (fault := damage(part, verify=True)) is None:
+                return
         # What an earlier process or another machine has left is built again, once.
         if (damaged := drop_damaged(plan, part)) & built or not damaged:
             raise UserError(

@@ -30,6 +30,16 @@ def is_url(path: object) -> bool:
     return isinstance(path, str) and "://" in path
 
 
+def joined_url(url: str, name: str) -> str:
+    """The URL of a file or folder inside of another. The slashes of ``memory://`` alone belong to the protocol."""
+    return f"{_trimmed(url)}{'' if _trimmed(url).endswith('://') else '/'}{name}"
+
+
+def _trimmed(url: str) -> str:
+    protocol, _, path = url.partition("://")
+    return f"{protocol}://{path.rstrip('/')}"
+
+
 class DamageError(Exception):
     """What was read is not what was written."""
 
@@ -42,22 +52,22 @@ class RemoteFolder:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+        self.url = _trimmed(url)
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         """The bytes of a file, or those from ``start`` up to ``end``."""
         return self.tried(name, lambda fs, path: bytes(fs.cat_file(path, start=start, end=end)))
 
-    def sizes(self) -> dict[str, int]:
-        """The bytes of each file, by name. Empty: there is no such folder."""
+    def sizes(self) -> dict[str, int | None]:
+        """The bytes of each file, by name; None where the storage does not tell. Empty: there is no such folder."""
 
-        def listed(fs: Any, path: str) -> dict[str, int]:
+        def listed(fs: Any, path: str) -> dict[str, int | None]:
             fs.invalidate_cache()
             try:
                 entries = fs.ls(path, detail=True)
             except FileNotFoundError:
                 return {}
-            return {entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in entries if entry["type"] == "file"}
+            return {entry["name"].rsplit("/", 1)[-1]: entry.get("size") for entry in entries if entry["type"] == "file"}
 
         return self.tried("", listed)
 
@@ -65,8 +75,11 @@ class RemoteFolder:
         """Copies a file of this machine into the folder."""
 
         def copy(fs: Any, path: str) -> None:
-            fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-            fs.put_file(str(source), path)
+            try:
+                fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+                fs.put_file(str(source), path)
+            except FileNotFoundError as error:  # of the folder: the file is to be made
+                raise PermissionError(_reason(error)) from None
 
         self.tried(name, copy)
 
@@ -76,11 +89,12 @@ class RemoteFolder:
         Raises:
             UserError: it failed six times, or will always: the file is missing, or permission to read it.
         """
-        url = f"{self.url}/{name}" if name else self.url
-        fs, path = _opened(url)
+        url = joined_url(self.url, name) if name else self.url
         for wait in (*_WAITS, None):
             try:
-                return act(fs, path)
+                return act(*_opened(url))
+            except UserError:
+                raise
             except FileNotFoundError:
                 raise UserError(
                     f"{url} is missing: copy it there again, or remove the folder to have it made."
@@ -88,6 +102,10 @@ class RemoteFolder:
             except (PermissionError, NotImplementedError) as error:
                 raise UserError(f"{url} cannot be used ({_reason(error)}): check the permissions there.") from None
             except Exception as error:  # each library of storage raises errors of its own
+                if wait is None and isinstance(error, DamageError):
+                    raise UserError(
+                        f"{url} is damaged ({error}): copy it there again, or remove that folder to have it made again."
+                    ) from None
                 if wait is None:
                     raise UserError(
                         f"{url} could not be used in {len(_WAITS) + 1} tries ({_reason(error)}): check the network and "
@@ -102,6 +120,8 @@ def _opened(url: str) -> tuple[Any, str]:
     import fsspec
 
     protocol = url.partition("://")[0]
+    if not protocol:
+        raise UserError(f"{url} names no protocol: give a folder, or a URL such as s3://bucket/folder.")
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:

@@ -149,22 +149,30 @@ def _read_block(remote: RemoteFolder, name: str, number: int, size: int, checksu
 
 
 def _fetched_meta(remote: RemoteFolder, folder: Path) -> dict[str, Any]:
-    data = remote.read(META)
-    write_atomically(folder / META, lambda file: file.write(data))
-    meta = read_checked(folder / META)
-    if meta is None or meta.get("version") != STORE_VERSION:
-        fault = "cannot be read" if meta is None else "was written by another version"
-        raise UserError(f"{remote.url}/{META} {fault}: remove that folder to have it made again.")
+    def read(fs: Any, path: str) -> dict[str, Any]:
+        data = bytes(fs.cat_file(path))
+        write_atomically(folder / META, lambda file: file.write(data))
+        if (meta := read_checked(folder / META)) is None:
+            raise DamageError("it differs from its checksum")
+        return meta
+
+    meta = remote.tried(META, read)
+    if meta.get("version") != STORE_VERSION:
+        raise UserError(
+            f"{remote.url}/{META} was written by another version: remove that folder to have it made again."
+        )
     return meta
 
 
-def _check_sizes(remote: RemoteFolder, files: dict[str, Any], sizes: dict[str, int]) -> None:
+def _check_sizes(remote: RemoteFolder, files: dict[str, Any], sizes: dict[str, int | None]) -> None:
     for name, record in files.items():
-        if sizes.get(name) != record["size"]:
-            found = "is missing" if name not in sizes else f"has {sizes[name]:,} bytes, not {record['size']:,}"
-            raise UserError(
-                f"{remote.url}/{name} {found}: copy it there again, or remove that folder to have it made again."
-            )
+        size = sizes.get(name)
+        if name in sizes and size in (None, record["size"]):
+            continue
+        found = "is missing" if size is None else f"has {size:,} bytes, not {record['size']:,}"
+        raise UserError(
+            f"{remote.url}/{name} {found}: copy it there again, or remove that folder to have it made again."
+        )
 
 
 def _is_copy(path: Path, record: dict[str, Any]) -> bool:
@@ -174,16 +182,16 @@ def _is_copy(path: Path, record: dict[str, Any]) -> bool:
 
 
 def _copy(remote: RemoteFolder, folder: Path, name: str, record: dict[str, Any]) -> None:
-    """Copies a file to this machine, a block at a time."""
+    """Copies a file to this machine, a block at a time. One that differs from its checksum is copied again."""
 
     def fill(file: Any) -> None:
         for start in range(0, record["size"], BLOCK):
             file.write(remote.read(name, start, min(start + BLOCK, record["size"])))
 
-    write_atomically(folder / name, fill)
-    if not _is_copy(folder / name, record):
-        (folder / name).unlink(missing_ok=True)
-        raise UserError(
-            f"{remote.url}/{name} differs from its checksum: copy it there again, or remove that folder to have it "
-            "made again."
-        )
+    def copy(fs: Any, path: str) -> None:
+        write_atomically(folder / name, fill)
+        if not _is_copy(folder / name, record):
+            (folder / name).unlink(missing_ok=True)
+            raise DamageError("it differs from its checksum")
+
+    remote.tried(name, copy)

@@ -100,6 +100,11 @@ def store_text_facts(folder: Path, tokenizer: Tokenizer) -> None:
     add_to_meta(folder, KEY, facts)
 
 
+def has_text_facts(folder: Path) -> bool:
+    """Whether `store_text_facts` has been there."""
+    return KEY in read_meta(folder)
+
+
 def read_text_facts(folder: Path) -> TextFacts:
     """The facts of a store."""
     meta = read_meta(folder)

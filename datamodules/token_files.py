@@ -9,8 +9,10 @@ All numbers are little-endian.
 """
 
 import glob
+from codecs import getincrementaldecoder
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +27,10 @@ _HEADER = 256  # integers of 32 bits
 _INDEX = "<u8"
 #: Ids at the beginning of a file that are looked at for a wrong type.
 _LOOK = 4096
+#: How files of other formats begin. Their bytes, read as ids, would be in the range of a vocabulary.
+_OTHERS = {b"\x93NUMPY": "numpy's .npy", b"PK\x03\x04": "zip", b"\x1f\x8b\x08": "gzip", b"PAR1": "Parquet"}
+#: Bytes of text: all but control characters. A file of ids with only such bytes in its first 256 would be a wonder.
+_OF_TEXT, _FEWEST = bytes({9, 10, 12, 13, *range(32, 127), *range(128, 256)}), 256
 
 
 @dataclass(frozen=True)
@@ -145,7 +151,7 @@ def open_tokens(spec: str | Sequence[str], vocab_size: int) -> TokenSource:
     """
     specs = [spec] if isinstance(spec, str) else list(spec)
     paths = [path for each in specs for path in _paths(each)]
-    twice = next((path for path, times in Counter(paths).items() if times > 1), None)
+    twice = next((path for path, times in Counter(path.resolve() for path in paths).items() if times > 1), None)
     if twice is not None:
         raise UserError(f"the source has {twice} twice: give each file once.")
     files = [file for file in (_opened(path, vocab_size) for path in paths) if file.count]
@@ -241,7 +247,23 @@ def _with_header(path: Path) -> TokenFile | None:
     return TokenFile(path, dtype, offset, count)
 
 
+def _check_plain(path: Path) -> None:
+    """Refuses text and files of other formats. Any two letters are an id below 32,768, which most tokenizers have."""
+    with path.open("rb") as file:
+        begin = file.read(2 * _LOOK)
+    if other := next((name for magic, name in _OTHERS.items() if begin.startswith(magic)), None):
+        raise UserError(
+            f"{path} is in {other} format, and not ids alone: write them as uint16, for example with numpy's "
+            "`astype('uint16').tofile`."
+        )
+    if len(begin) >= _FEWEST and not begin.translate(None, _OF_TEXT):
+        with suppress(UnicodeDecodeError):
+            getincrementaldecoder("utf-8")().decode(begin)  # its end may cut a character
+            raise UserError(f"{path} is text and not tokens: give it to --data CharDataModule or BPEDataModule.")
+
+
 def _plain(path: Path, vocab_size: int) -> TokenFile:
+    _check_plain(path)
     dtype = "<u2" if vocab_size <= 1 << 16 else "<u4"
     size, width = path.stat().st_size, np.dtype(dtype).itemsize
     if size % width:

@@ -140,7 +140,7 @@ class TokenWriter:
         eos_id: the EOS token.
         begun: whether the split has text before this part.
         inside: whether the first piece goes on with a document of the part before.
-        max_bytes: a file of ids that would become larger is closed, and another begins.
+        max_bytes: a file of ids that would become larger is closed, and another begins. At least the bytes of an id.
     """
 
     def __init__(
@@ -214,12 +214,16 @@ class TokenWriter:
         self._starts.write(position.to_bytes(8, "little", signed=True))
 
     def _write(self, data: bytes) -> None:
-        if self._max_bytes and self._ids.size and self._ids.size + len(data) > self._max_bytes:
+        most = self._max_bytes and self._max_bytes // self.dtype.itemsize * self.dtype.itemsize
+        self.tokens += len(data) // self.dtype.itemsize
+        while most and self._ids.size + len(data) > most:
+            room = most - self._ids.size
+            self._ids.write(data[:room])
+            data = data[room:]
             self._ids.close()
             self._ids = self._new_file(f"{self._name}-{len(self._id_files)}.bin")
             self._id_files.append(self._ids)
         self._ids.write(data)
-        self.tokens += len(data) // self.dtype.itemsize
 
     def _new_file(self, name: str) -> SummedFile:
         self.files[name] = SummedFile(self._folder / name)

@@ -21,7 +21,7 @@ from datamodules.progress import progress
 from datamodules.recipe import Part, Recipe
 from datamodules.splitting import Mark, Scan, SplitPiece, Stretch
 from datamodules.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
-from datamodules.tokens import STORE_VERSION, TokenWriter, token_dtype
+from datamodules.tokens import STORE_VERSION, TOKENIZER, TokenWriter, token_dtype
 
 PLAN, _KEEP = "plan.json", "keep-{}.npy"
 #: Characters that are encoded at a time. A worker process gets them in one message: a message for each headline of 50
@@ -49,7 +49,7 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, tokenizer: Tokenizer, folder: Path, max_shard_bytes: int) -> Plan:
-    """Divides the text into parts and writes ``plan.json``."""
+    """Divides the text into parts and writes ``plan.json``. The folder has the tokenizer already."""
     per_token = 1 if isinstance(tokenizer, CharTokenizer | ByteTokenizer) else _CHARS_A_TOKEN
     chars = max_shard_bytes // token_dtype(tokenizer.vocab_size).itemsize * per_token
     plan = Plan(recipe.parts(max(chars, 1)), max_shard_bytes)
@@ -59,14 +59,18 @@ def make_plan(recipe: Recipe, tokenizer: Tokenizer, folder: Path, max_shard_byte
         if scan.keep is not None:
             np.save(folder / _KEEP.format(number), scan.keep)
     content = {"version": STORE_VERSION, "scans": scans, "max_shard_bytes": max_shard_bytes, "parts": plan.parts}
+    content["files"] = {path.name: crc32_of(path) for path in (folder / TOKENIZER, *folder.glob(_KEEP.format("*")))}
     write_json(folder / PLAN, with_checksum(content))
     return plan
 
 
 def read_plan(recipe: Recipe, folder: Path) -> Plan | None:
-    """The plan that a process has written to the folder, or None. The recipe then knows the sizes of its text."""
+    """The plan that a process has written to the folder. The recipe then knows the sizes of its text.
+
+    None: there is no plan, or it is damaged, or the tokenizer is, or what the plan says of documents.
+    """
     content = read_checked(folder / PLAN)
-    if content is None or content["version"] != STORE_VERSION:
+    if content is None or content["version"] != STORE_VERSION or not _are_intact(folder, content["files"]):
         return None
     scans = []
     for number, sizes in enumerate(content["scans"]):
@@ -120,12 +124,24 @@ def drop_damaged(plan: Plan, folder: Path) -> set[int]:
     return damaged
 
 
-def _is_intact(folder: Path, unit: int) -> bool:
+def has_damaged_starts(plan: Plan, folder: Path) -> bool:
+    """Whether the positions of documents in one of several units differ from their checksum."""
+    several = len(plan.parts) > 1  # the files of a single unit are those of the store
+    return several and not all(_is_intact(folder, unit, ".starts") for unit in range(len(plan.parts)))
+
+
+def _is_intact(folder: Path, unit: int, ending: str = "") -> bool:
+    """Whether the files of a unit are as they were written, or those of them with names that end so."""
     record = unit_record(folder, unit)
+    if record is None:
+        return False
+    files = {name: file["crc32"] for name, file in record["files"].items() if name.endswith(ending)}
+    return _are_intact(folder, files)
+
+
+def _are_intact(folder: Path, checksums: dict[str, int]) -> bool:
     with suppress(OSError):
-        return record is not None and all(
-            crc32_of(folder / name) == file["crc32"] for name, file in record["files"].items()
-        )
+        return all(crc32_of(folder / name) == checksum for name, checksum in checksums.items())
     return False
 
 

@@ -14,6 +14,18 @@ def averages_of(trainer: Any) -> list[WeightAveraging]:
     return [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]
 
 
+def widen_averages(trainer: Any, module: LightningModule) -> None:
+    """Let a module with averages, and these, be in float64 from the start if the run is.
+
+    The callback builds and copies the module before Lightning converts it. A checkpoint that is loaded would be
+    rounded, and so would the weights by a validation, which swaps the two.
+    """
+    for callback in averages_of(trainer):
+        if trainer.precision == "64-true" and callback._average_model is not None:
+            module.double()
+            callback._average_model.double()
+
+
 def begin_averages(trainer: Any, module: LightningModule) -> None:
     """Begin a new average from the weights as they are now, and let it use the module's own buffers.
 

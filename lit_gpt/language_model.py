@@ -26,7 +26,7 @@ from torch.nn.parameter import is_lazy
 
 from datamodules.errors import UserError
 from lit_gpt import checkpoint
-from lit_gpt.averaging import begin_averages
+from lit_gpt.averaging import begin_averages, widen_averages
 from lit_gpt.checked_module import CheckedModule
 from lit_gpt.config import resolve_vocab_size
 from lit_gpt.ddp import Votes, spare_copies
@@ -38,7 +38,7 @@ from lit_gpt.loss import IGNORE_INDEX, LossInputs, cross_entropy_sum, score
 from lit_gpt.metrics import TokenMetrics, per_text, whole_split
 from lit_gpt.muon import has_bfloat16
 from lit_gpt.optim import OptimizerConfig, StepSchedule, build_optimizer, learning_rates
-from lit_gpt.protocols import Network, TextData, data_of
+from lit_gpt.protocols import Network, TextData, check_targets, data_of
 from lit_gpt.strategies import FSDP2
 from lit_gpt.strategy_names import refuse_strategy
 
@@ -125,8 +125,10 @@ class LitLanguageModel(CheckedModule):
             self._store_hyper_parameters()
             self.net = self.build_network()
             _refuse_lazy_layers(self.net)
+        check_targets(self.net, data)
         if self._trainer is not None:
             spare_copies(self.trainer.strategy, self.net)
+            widen_averages(self.trainer, self)
         self._tokenizer = checkpoint.check_tokens(self._tokenizer, self.config.vocab_size, data)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]

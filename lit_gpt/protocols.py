@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from datamodules.errors import UserError
 from lit_gpt.fused_loss import LinearHead
 
 
@@ -167,6 +168,10 @@ class TextData(Protocol):
     """Token ids of each split, as `datamodules.tokens.TokenStream`. Without them: no n-gram counts, and the verb
     ``data`` prints batches alone."""
 
+    masked: bool | None
+    """Whether targets are masked tokens of the input itself, for an encoder, and not the tokens after. Without it:
+    nobody checks that network and data are of one kind."""
+
     @property
     def text_facts(self) -> Any:
         """Sizes of the text, and the losses of models without a network, as `datamodules.text_facts.TextFacts`.
@@ -208,6 +213,7 @@ class _WithDefaults:
         self.vocab_size: int | None = getattr(data, "vocab_size", None)
         self.fingerprints: Mapping[str, str] = getattr(data, "fingerprints", {})
         self.stores: Mapping[str, Any] = getattr(data, "stores", {})
+        self.masked: bool | None = getattr(data, "masked", None)
         self.datamodule = data
 
     @property
@@ -253,3 +259,22 @@ def data_of(trainer: Any) -> TextData:
 def with_defaults(datamodule: Any) -> TextData:
     """A datamodule (or None), with defaults for the members of `TextData` that it lacks. Many do before ``setup``."""
     return _WithDefaults(datamodule)
+
+
+def check_targets(net: Network, data: TextData) -> None:
+    """Refuse data of masked tokens for a network of next tokens, and the other way round.
+
+    Both would train without an error: an encoder reads the next token off its input.
+    """
+    if data.masked is None or data.masked != net.causal:
+        return
+    name, source = type(net).__name__, type(data.datamodule).__name__
+    if net.causal:
+        raise UserError(
+            f"a {name} predicts the next token, and {source} masks tokens for an encoder: give --model LitBERT, or "
+            "other data."
+        )
+    raise UserError(
+        f"a {name} fills masked tokens, and the targets of {source} are next tokens, which an encoder would read off "
+        "its input: give --data BertDataModule, or --model LitGPT."
+    )

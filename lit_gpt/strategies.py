@@ -57,12 +57,7 @@ class FSDP2(ModelParallelStrategy):
 
     def connect(self, model: Any) -> None:
         """Refuse what cannot be sharded, before data is prepared."""
-        if not hasattr(model, "not_shardable"):
-            raise UserError(
-                f"trainer.strategy fsdp2 shards the `net` of a LitLanguageModel, and {type(model).__name__} is none: "
-                "use --trainer.strategy ddp."
-            )
-        _refuse_not_shardable(model)
+        refuse_not_shardable(model)
         super().connect(model)
 
     # ---- the network
@@ -80,12 +75,12 @@ class FSDP2(ModelParallelStrategy):
         _share_random_state(self)
         if hasattr(module, "net") or path_of(type(module)) not in DEFERRED:
             yield
-            _refuse_not_shardable(module)
+            refuse_not_shardable(module)
             self._shard(module.net)
         else:
             with DeferredInit() as deferred:
                 yield
-            _refuse_not_shardable(module)  # again: `configure_model` may have added parameters
+            refuse_not_shardable(module)  # again: `configure_model` may have added parameters
             deferred.note_names(module.net)
             self._shard(module.net)
             module.net.to_empty(device=self.root_device)
@@ -171,7 +166,13 @@ class FSDP2(ModelParallelStrategy):
             optimizer.load_state_dict({**stored, "state": state})
 
 
-def _refuse_not_shardable(module: Any) -> None:
+def refuse_not_shardable(module: Any) -> None:
+    """Raise a UserError for a module that cannot be sharded, or not all of it."""
+    if not hasattr(module, "not_shardable"):
+        raise UserError(
+            f"trainer.strategy fsdp2 shards the `net` of a LitLanguageModel, and {type(module).__name__} is none: "
+            "use --trainer.strategy ddp."
+        )
     if (what := module.not_shardable()) is not None:
         raise UserError(f"{what} cannot be sharded: use --trainer.strategy ddp instead of fsdp2.")
 

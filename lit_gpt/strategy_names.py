@@ -14,6 +14,11 @@ OWN = ("fsdp2",)
 CHOICES = ("auto", "ddp", "fsdp2", "ddp_notebook", "ddp_fork")
 
 
+def name_of(strategy: Any) -> str:
+    """The name in the option ``--trainer.strategy``: as it was typed, or that of the class that was chosen."""
+    return str(strategy.class_path.rpartition(".")[2] if hasattr(strategy, "class_path") else strategy)
+
+
 def refuse_name(name: str) -> None:
     """Raise a UserError for the name, or the class, of a strategy that shards weights or copies the run's objects.
 

@@ -102,6 +102,13 @@ DIFFERENCES: dict[str, tuple[Callable[[Patch], Any], list[str], str, str, str]] 
         r"[\d.e-]+",
         "start all processes with the same command line and the same files",
     ),
+    "option --trainer.strategy": (
+        lambda _: None,
+        ["--trainer.strategy", "fsdp2"],
+        '"fsdp2"',
+        '"ddp"',
+        "start all processes with the same command line and the same files",
+    ),
     "text": (
         lambda _: Path("other.txt").write_text("other words " * 50),
         ["--data.source", "other.txt"],
@@ -131,6 +138,19 @@ DIFFERENCES: dict[str, tuple[Callable[[Patch], Any], list[str], str, str, str]] 
         "let the machine with the right checkpoint have process 0, .*",
     ),
 }
+
+
+def differ_in_strategy(typed: Typed, rank: int) -> int:
+    return typed("--trainer.strategy", ("ddp", "fsdp2")[rank])
+
+
+def test_a_process_of_another_strategy_is_refused(typed: Typed, tmp_path: Path) -> None:
+    results = forked(lambda rank: differ_in_strategy(typed, rank), tmp_path, "host{}".format)
+    assert [status for status, _ in results] == [2, 2]
+    wanted = r'^lit_gpt: .* --trainer\.strategy: it is "fsdp2" in process 1 .* and "ddp" in process 0'
+    assert re.search(wanted, results[0][1], re.MULTILINE)
+
+
 OWN = "from lit_gpt import LitGPT\n\n\nclass Own(LitGPT):\n    pass\n"
 BYTES = ["--data", "BPEDataModule", "--data.tokenizer", "byte"]
 

@@ -10,7 +10,7 @@ import torch
 from datamodules.errors import UserError
 from datamodules.tokenizers import ByteTokenizer, WordPieceTokenizer
 from lit_gpt.bert.config import BertConfig
-from lit_gpt.bert.filling import load
+from lit_gpt.bert.filling import MaskFiller, load
 from lit_gpt.bert.model import Bert
 from lit_gpt.checkpoint import KEY, build_network
 from lit_gpt.commands import run
@@ -219,6 +219,28 @@ def test_import_then_fill_mask(tmp_path: Path, capsys: pytest.CaptureFixture[str
         wanted += [["[MASK]", str(number), "of", "2"]]
         wanted += [[TOKENS[i], f"{value:.4f}"] for i, value in zip(best, values, strict=True)]
     assert [line.split() for line in lines] == wanted
+
+
+def test_ids_that_the_tokenizer_lacks_fill_no_mask() -> None:
+    """A network may have more rows than the vocabulary, for the hardware's sake."""
+    net = small(vocab_size=len(TOKENS) + 8)
+    with torch.no_grad():
+        net.mlm_bias[-8:] = 5.0
+    logits = net(torch.tensor([[TOKENS.index(name) for name in ("[CLS]", "[MASK]", "[SEP]")]]))[0, 1]
+    wanted = logits.softmax(-1)[: len(TOKENS)].topk(3)
+    found = MaskFiller(net.eval(), WordPieceTokenizer(TOKENS)).fill("[MASK]", 3)[0]
+    assert [name for name, _ in found] == [TOKENS[i] for i in wanted.indices]
+    assert [p for _, p in found] == pytest.approx(wanted.values.tolist())
+
+
+def test_weights_with_more_rows_than_their_vocabulary_are_named(tmp_path: Path) -> None:
+    own, V = WordPieceTokenizer(TOKENS), len(TOKENS)
+    path = saved(small(vocab_size=V + 8), own, tmp_path / "padded.ckpt")
+    with pytest.raises(UserError, match=f"has vocab_size {V + 8}, not {V}: set --model.config.vocab_size {V + 8}"):
+        load_pretrained(small(vocab_size=V), path, own)
+    with pytest.raises(UserError, match="give the data the tokenizer of these weights"):
+        load_pretrained(small(vocab_size=V), path, WordPieceTokenizer([*TOKENS[:-1], "zzz"]))
+    load_pretrained(small(vocab_size=V + 8), path, own)
 
 
 def test_what_fill_mask_refuses(tmp_path: Path) -> None:

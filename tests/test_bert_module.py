@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from datamodules import BertDataModule
+from datamodules import BertDataModule, BPEDataModule
 from datamodules.errors import UserError
-from lit_gpt import BertConfig, LitBERT, OptimizerConfig
+from lit_gpt import BertConfig, GPTConfig, LitBERT, LitGPT, OptimizerConfig
 from lit_gpt.attention import build_mask
 from lit_gpt.bert.config import PRESETS
 from lit_gpt.bert.module import places_of
@@ -79,6 +79,18 @@ def test_places_found_ahead_change_nothing_and_a_batch_may_have_none() -> None:
     assert not any(p.grad.any() for p in model.net.parameters() if p.grad is not None)
 
 
+def test_two_halves_are_the_whole_in_float64() -> None:
+    """Nothing on the way rounds to float32."""
+    model, batch = module().double(), masked_batch(8)
+    totals = model.step_totals([batch])
+    gradients = []
+    for parts in ([batch], [{name: value[rows] for name, value in batch.items()} for rows in (slice(3), slice(3, 8))]):
+        model.zero_grad()
+        torch.stack([model.objective({**part, **totals})[0] for part in parts]).sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-11, atol=1e-13)
+
+
 def test_scores_are_of_masked_tokens_alone() -> None:
     model, batch = module().eval(), masked_batch()
     nats, rank = model.token_scores(batch)
@@ -113,7 +125,7 @@ class Pairs(DataLoader):
 
 def test_both_labels_of_a_pair_are_learned_and_measured(tmp_path: Path) -> None:
     model = module(n_layer=1)
-    runner = trainer(tmp_path, max_steps=150)
+    runner = trainer(tmp_path, max_steps=90)
     runner.fit(model, Pairs(1, 256))
     found: dict[str, float] = runner.validate(model, Pairs(2), verbose=False)[0]
     batch = next(iter(DataLoader(Pairs(2).dataset, batch_size=64)))
@@ -132,6 +144,26 @@ def test_a_next_sentence_head_without_pairs_is_refused(tmp_path: Path, text: Pat
     data = BertDataModule(str(text), vocab_size=100, tokens_per_step=128, rows="packed")
     with pytest.raises(UserError, match=r"no pairs of sentences .* set --model\.config\.next_sentence false"):
         trainer(tmp_path, max_steps=1).fit(LitBERT(BertConfig(**{**SMALL, "vocab_size": None})), datamodule=data)
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+def test_network_and_data_are_of_one_kind(tmp_path: Path, text: Path, stage: str) -> None:
+    """An encoder reads next tokens off its input, and would train on them without an error."""
+    masked = BertDataModule(str(text), vocab_size=100, block_size=16)
+    following = BPEDataModule(str(text), vocab_size=300, block_size=16)
+    small = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16}
+    bert, gpt = LitBERT(BertConfig(**small, next_sentence=False)), LitGPT(GPTConfig(**small))
+    for model, data, message in (
+        (bert, following, "a Bert fills masked tokens, and the targets of BPEDataModule are next tokens"),
+        (gpt, masked, "a GPT predicts the next token, and BertDataModule masks tokens for an encoder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            getattr(trainer(tmp_path, max_steps=1), stage)(model, datamodule=data)
+
+
+def test_segments_without_an_embedding_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has segment 1, .* embeds 1 from 0 on: set --model\.config\.token_types 2"):
+        trainer(tmp_path, max_steps=1).fit(module(token_types=1), Pairs(1))
 
 
 @pytest.mark.parametrize("blocks", ["bert", "gpt"])

@@ -7,6 +7,7 @@ import torch
 
 from datamodules.errors import UserError
 from lit_gpt.bert.config import PRESETS, BertConfig
+from lit_gpt.bert.metrics import pair_cross_entropy
 from lit_gpt.bert.model import Bert
 from lit_gpt.config import GPTConfig
 from lit_gpt.integrity import WithoutInitialisation
@@ -124,6 +125,19 @@ def test_every_output_is_that_of_hugging_face_at_the_published_sizes(size: str) 
     print(size, worst)
     assert max(worst.values()) < 1e-4, worst
     assert size == "large" or max(worst.values()) < 1e-5, worst
+
+
+@torch.no_grad()
+def test_float64_is_rounded_nowhere() -> None:
+    net, labels = small().double(), torch.tensor([1, 0, 0])
+    hidden = net.hidden_of_batch(two_segments(3, 16, 60))
+    x = torch.nn.functional.gelu(hidden @ net.mlm_dense.weight.T + net.mlm_dense.bias)
+    x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + net.config.norm_eps).sqrt()
+    x = x * net.mlm_norm.weight + net.mlm_norm.bias
+    torch.testing.assert_close(net.head(hidden), x @ net.wte.weight.T + net.mlm_bias, rtol=1e-12, atol=1e-12)
+    pairs = net.pair_logits(hidden)
+    by_hand = -pairs.log_softmax(-1)[torch.arange(3), labels].sum()
+    torch.testing.assert_close(pair_cross_entropy(pairs, labels), by_hand, rtol=1e-12, atol=1e-12)
 
 
 # What each token sees

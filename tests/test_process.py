@@ -223,9 +223,10 @@ BOTH_WAYS = [*ONCE[:1], ("two", "20", TWO), *ONCE[1:2], ("mixed", "13", []), ("m
 
 @pytest.mark.parametrize(
     ("parts", "stops"),
-    [(ONCE, {"7"}), pytest.param(BOTH_WAYS, {"7", "13"}, marks=pytest.mark.slow)],
+    [(ONCE, {"7"}), (BOTH_WAYS, {"7", "13"})],
     ids=["once", "both"],
 )
+@pytest.mark.slow  # quick ones: forked processes in test_language_model, test_fsdp2 and test_agreement
 def test_two_processes_equal_one_and_hand_over(
     parts: list[tuple[str, str, list[str]]], stops: set[str], tmp_path: Path, text: Path
 ) -> None:

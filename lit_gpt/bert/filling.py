@@ -37,7 +37,9 @@ class MaskFiller:
         check_at_least(1, "top_k", top_k)
         ids = self._ids(text)  # (T,)
         hidden = self.net.hidden(ids[None])[0, ids == self.tokenizer.mask_id]  # (masks, C)
-        best = self.net.head(hidden).float().softmax(-1).topk(min(top_k, self.tokenizer.vocab_size))
+        probabilities = self.net.head(hidden).float().softmax(-1)  # (masks, V)
+        V = self.tokenizer.vocab_size  # the network may know more ids
+        best = probabilities[:, :V].topk(min(top_k, V))
         return [
             [(self.tokenizer.token_text(i), p) for i, p in zip(tokens, probabilities, strict=True)]
             for tokens, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)

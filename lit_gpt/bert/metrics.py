@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_gpt.loss import IGNORE_INDEX
+from lit_gpt.loss import IGNORE_INDEX, at_least_float32
 
 
 class PairMetrics(Metric):
@@ -28,7 +28,7 @@ class PairMetrics(Metric):
         """Add one batch: logits (B, 2) and labels (B,), -100 for a row without one."""
         labelled = labels != IGNORE_INDEX
         # bf16-true casts every state to bfloat16.
-        self.nats = self.nats.float() + pair_cross_entropy(logits, labels)
+        self.nats = self.nats.float() + pair_cross_entropy(logits, labels).float()
         self.pairs += labelled.sum()
         self.right += (labelled & (logits.argmax(1) == labels)).sum()
 
@@ -41,4 +41,4 @@ class PairMetrics(Metric):
 
 def pair_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy summed over the pairs with a label, in nats. Label 0 is one like any other: only -100 is none."""
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    return F.cross_entropy(at_least_float32(logits), labels, ignore_index=IGNORE_INDEX, reduction="sum")

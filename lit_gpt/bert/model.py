@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from lit_gpt.attention import Mask, attention, build_mask, dropout, position_ids, rotary_cos_sin
 from lit_gpt.bert.config import PRESETS, BertConfig
 from lit_gpt.bounds import check_memory
+from lit_gpt.loss import at_least_float32
 from lit_gpt.model import MLP, Attention, Block
 from lit_gpt.protocols import Network
 
@@ -183,7 +184,8 @@ class Bert(Network):
         table, bias, dense, dense_bias, gain, shift = self.head_weights() if weights is None else weights
         h = _ACTIVATIONS[self.config.activation](F.linear(hidden, dense, dense_bias))  # (..., C)
         # Under autocast the norm computes in float32, whatever its weights were cast to.
-        h = F.layer_norm(h.float(), h.shape[-1:], gain.float(), shift.float(), self.config.norm_eps).to(h.dtype)
+        wide, gain, shift = map(at_least_float32, (h, gain, shift))
+        h = F.layer_norm(wide, h.shape[-1:], gain, shift, self.config.norm_eps).to(h.dtype)
         return F.linear(h, table, bias)
 
     def pair_logits(self, hidden: Tensor) -> Tensor:

@@ -73,7 +73,16 @@ class LitBERT(LitTransformer):
         """
         if isinstance(batch, dict) and "targets" in batch:
             batch = {**batch, PLACES: places_of(batch["targets"])}
+            self._check_token_types(batch)
         return super()._apply_batch_transfer_handler(batch, *args, **kwargs)
+
+    def _check_token_types(self, batch: Batch) -> None:
+        """Refuse segments that have no embedding, while reading them makes no GPU wait."""
+        if "token_type_ids" in batch and (last := int(batch["token_type_ids"].max())) >= self.config.token_types:
+            raise UserError(
+                f"the data has segment {last}, and the network embeds {self.config.token_types} from 0 on: set "
+                f"--model.config.token_types {last + 1}."
+            )
 
     # ---- losses
 

@@ -114,6 +114,8 @@ class Labels:
         """The label of a bar."""
         if self.tokenizer is None:
             return str(token)
+        if token >= self.tokenizer.vocab_size:  # the network may know more ids
+            return f"(id {token})"
         if token == self.tokenizer.eos_id:
             return "EOS"
         try:

@@ -46,9 +46,11 @@ class Meeting:
         Lightning has no hook there: `setup` is called after the data has been prepared, which may take hours.
         """
         strategy, connector = trainer.strategy, trainer._checkpoint_connector
-        meet, resume, end = strategy.setup_environment, connector.resume_start, connector.resume_end
+        # After this one, FSDP2 makes groups of processes, for which a process of another strategy would wait.
+        hook = "_setup_distributed" if hasattr(strategy, "_setup_distributed") else "setup_environment"
+        meet, resume, end = getattr(strategy, hook), connector.resume_start, connector.resume_end
 
-        def setup_environment() -> None:
+        def meet_and_agree() -> None:
             with _said_if_long():
                 meet()
             self.agree()
@@ -60,7 +62,7 @@ class Meeting:
             end()  # waits for all processes, so that none reads the file any more
             self.close()
 
-        strategy.setup_environment = setup_environment  # type: ignore[method-assign]
+        setattr(strategy, hook, meet_and_agree)
         connector.resume_start = resume_start  # type: ignore[method-assign, assignment]
         connector.resume_end = resume_end  # type: ignore[method-assign]
 

@@ -30,8 +30,8 @@ def settle(cli: Any) -> None:
 
 def _known(cli: Any) -> int | None:
     """The number that rank 0 found, or that of the run that is resumed."""
-    if cli.trainer.global_rank:
-        return int(os.environ[VARIABLE]) if VARIABLE in os.environ else None
+    if cli.trainer.global_rank and VARIABLE in os.environ:
+        return int(os.environ[VARIABLE])
     options = (cli.stored.get("data") or {}).get("init_args") or {}
     stored = options.get("micro_batch_size")
     return stored if isinstance(stored, int) else None

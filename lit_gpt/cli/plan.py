@@ -33,7 +33,9 @@ from lit_gpt.callbacks.throughput import PEAK_FLOPS
 from lit_gpt.cli.lightning_cli import LitCLI
 from lit_gpt.language_model import LitLanguageModel
 from lit_gpt.optim import build_optimizer
-from lit_gpt.protocols import with_defaults
+from lit_gpt.protocols import check_targets, with_defaults
+from lit_gpt.strategies import refuse_not_shardable
+from lit_gpt.strategy_names import OWN, name_of
 
 #: Devices of the table of hours, and how many of each.
 DEVICES = {"T4": 1, "RTX 4090": 1, "A100": 1, "H100": 1, "8 x H100": 8}
@@ -79,6 +81,9 @@ class Plan:
 
     def __init__(self, module: LightningModule, data: Any, config: Namespace) -> None:
         self.module, self.config = module, config
+        self.is_sharded = name_of(config.trainer.strategy).lower() in OWN
+        if self.is_sharded:
+            refuse_not_shardable(module)
         self.notes: list[str] = []
         store = known_store(data)
         self.text = known_facts(store, data)
@@ -112,6 +117,7 @@ class Plan:
             module.options["compile"] = False  # it would load a compiler, which takes seconds
         with torch.device("meta"):
             module.configure_model()
+        check_targets(module.net, with_defaults(data))
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         module = self.module
@@ -146,7 +152,7 @@ class Plan:
         """The memory of a step with micro-batches of some rows."""
         packed = bool(self.step and self.step.packed)
         step = StepSize(rows, rows, 1, self.step.block_size if self.step else self.block_size, packed)
-        shards = self.processes if self.config.trainer.strategy == "fsdp2" else 1
+        shards = self.processes if self.is_sharded else 1
         return memory_of(self.module, self.optimizers, step, self.precision, self.device, shards)
 
     # ---- tables

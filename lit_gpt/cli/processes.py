@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 
 from datamodules.errors import UserError
 from lit_gpt.cli.suggest import unknown
-from lit_gpt.strategy_names import CHOICES, OWN, refuse_name
+from lit_gpt.strategy_names import CHOICES, OWN, name_of, refuse_name
 
 LAUNCHERS = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
 #: What each machine must know, if no launcher sets it: the number of the machine, and where the first one listens.
@@ -43,7 +43,7 @@ def _check_numbers(trainer: Namespace) -> None:
 
 def _check_strategy(strategy: Any) -> None:
     is_class = isinstance(strategy, Namespace)
-    name = strategy.class_path.rpartition(".")[2] if is_class else str(strategy)
+    name = name_of(strategy)
     refuse_name(name)
     if is_class and str(strategy.get("init_args.start_method", "popen")) in ("spawn", "forkserver"):
         refuse_name(f"ddp_spawn, which {name} with this start_method is,")

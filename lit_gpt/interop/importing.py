@@ -80,7 +80,9 @@ def load_pretrained(net: Network, source: str | Path, tokenizer: Tokenizer | Non
     theirs, source_tokenizer, notes = _read(source)
     if theirs.causal != net.causal:
         raise UserError(f"init_from {source} holds a {type(theirs).__name__}, which is no {type(net).__name__}.")
-    _check_same(net.config, theirs.config, str(source))
+    fingerprints = {None if known is None else known.fingerprint for known in (source_tokenizer, tokenizer)}
+    same_tokens = len(fingerprints) == 1 and None not in fingerprints
+    _check_same(net.config, theirs.config, str(source), same_tokens)
     if source_tokenizer is not None and tokenizer is not None:
         _check_meanings(source_tokenizer, tokenizer, str(source))
     state, ours = without_padding(theirs.config, theirs.state_dict()), net.state_dict()
@@ -225,7 +227,7 @@ def _read_tokenizer(folder: Path, entry: dict[str, Any]) -> Tokenizer:
 # what a run that starts from weights must share with them
 
 
-def _check_same(ours: Any, theirs: Any, source: str) -> None:
+def _check_same(ours: Any, theirs: Any, source: str, same_tokens: bool) -> None:
     theirs = _as_class_of(ours, theirs, source)
     differing = [name for name in differing_fields(theirs, ours) if name not in (*CHANGEABLE_FIELDS, *HEADS)]
     if not differing and ours.learned_positions and ours.block_size > theirs.block_size:
@@ -234,7 +236,7 @@ def _check_same(ours: Any, theirs: Any, source: str) -> None:
         return
     has = f"init_from {source} has {_as_option(theirs, differing[0])}, not {format_value(getattr(ours, differing[0]))}"
     fixes = {"block_size": f"it to {theirs.block_size} or less"}
-    if differing == ["vocab_size"]:
+    if differing == ["vocab_size"] and not same_tokens:  # else they have more rows than the vocabulary
         raise UserError(f"{has}: give the data the tokenizer of these weights.")
     flags = " ".join(f"--model.config.{_as_option(theirs, name)}" for name in differing)
     raise UserError(f"{has}: set {fixes.get(differing[0], flags)}.")

@@ -187,6 +187,15 @@ def test_a_decoder_can_have_the_very_tokens_of_a_bert(make: Callable[..., BertDa
         BPEDataModule(bert.source, tokenizer="wordpiece", prefix_space=True).recipe()
 
 
+def test_rows_of_a_store_at_a_url_are_those_of_a_file(make: Callable[..., BertDataModule], tmp_path: Path) -> None:
+    for kind in KINDS[:3]:
+        near, far = make(**kind), make(**kind, cache_dir=f"file://{tmp_path}/storage")
+        assert far.train_dataloader().remote  # threads read ahead
+        assert not near.train_dataloader().remote
+        for one, other in zip(islice(near.train_dataloader(), 3), islice(far.train_dataloader(), 3), strict=True):
+            assert equal(one, other)
+
+
 def test_a_resumed_run_does_not_train_its_tokenizer_again(make: Callable[..., BertDataModule]) -> None:
     trained = make().tokenizer
     other = WordPieceTokenizer([*trained.vocab[:-1], "zzz"])  # type: ignore[attr-defined]
@@ -202,6 +211,8 @@ def test_a_resumed_run_does_not_train_its_tokenizer_again(make: Callable[..., Be
     [
         ({"stride": 3}, "stride is for models that predict the next token"),
         ({"mask_first": 3}, "mask_first is for models that predict the next token"),
+        ({"rows": "packed", "packing": "best_fit"}, "packing is for models that predict the next token"),
+        ({"shuffle_window": "1MB"}, "shuffle_window is for models that predict the next token"),
         ({"block_size": 7}, "block_size of 7 has no room for a pair: give at least 8"),
         ({"tokenizer": "bpe"}, "bpe is no WordPiece vocabulary"),
         ({"vocab_size": 20}, "vocab_size=20 is none for wordpiece"),
@@ -233,6 +244,33 @@ def test_a_split_without_a_token_is_one_sentence(make: Callable[..., BertDataMod
     (tmp_path / "blank.txt").write_text(" \n" * 50)
     with pytest.raises(UserError, match=r"the val split of .* has no token: give a text with words"):
         make(val_source=str(tmp_path / "blank.txt"))
+
+
+def test_words_that_the_vocabulary_does_not_know_are_named(
+    make: Callable[..., BertDataModule], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = make().tokenizer
+    (tmp_path / "vocab.txt").write_text("\n".join(trained.vocab))  # type: ignore[attr-defined]
+    known, source = " ".join(WORDS) + ". ", tmp_path / "mixed.txt"
+    for unknown, lines in ((0, 0), (1, 1)):
+        source.write_text((known + "ᚠᛇᚻ " * unknown) * 300)
+        data = BertDataModule(str(source), tokenizer=str(tmp_path / "vocab.txt"), block_size=32)
+        data.setup("fit")
+        said = capsys.readouterr().err
+        assert said.count("mixed.txt, 7% are [UNK], which is not trained on: check --data.uncased") == lines
+        assert data.text_facts.splits["train"]["documents"] == 1
+    source.write_text("ᚠᛇᚻ " * 300)
+    with pytest.raises(UserError, match=r"mixed.txt, 100% are \[UNK\], which is not trained on: check --data.uncased"):
+        BertDataModule(str(source), tokenizer=str(tmp_path / "vocab.txt"), block_size=32).setup()
+
+
+def test_batches_from_storage_are_built_ahead(make: Callable[..., BertDataModule]) -> None:
+    local, remote = make(), make(cache_dir="memory://ahead", max_cache_size=1)
+    loader = remote.train_dataloader()
+    assert loader.remote
+    assert not local.train_dataloader().remote
+    for one, other in zip(islice(loader, 3), islice(local.train_dataloader(), 3), strict=True):
+        assert equal(one, other)
 
 
 def test_a_plan_knows_the_vocabulary() -> None:

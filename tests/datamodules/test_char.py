@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import seed_everything
 
 from datamodules import CharDataModule, HeadlinesDataModule
+from datamodules.base import TextDataModule
 from datamodules.batches import IGNORE_INDEX
 from datamodules.errors import UserError
 from datamodules.tokenizers import CharTokenizer
@@ -339,3 +340,8 @@ def test_rank_and_world_come_from_the_strategy(text: str) -> None:
 
     halves = [torch.cat(pair) for pair in zip(batches(0, 2), batches(1, 2), strict=True)]
     assert all(torch.equal(a, b) for a, b in zip(halves, batches(0, 1), strict=True))
+
+
+def test_a_base_class_is_named() -> None:
+    with pytest.raises(UserError, match="TextDataModule is a base class without recipe: give one that has it"):
+        TextDataModule()  # type: ignore[abstract]

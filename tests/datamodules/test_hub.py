@@ -228,6 +228,34 @@ def test_a_network_that_fails_in_the_middle_is_named(
         next(pieces)
 
 
+class TransportError(Exception):
+    """As in httpx: no OSError."""
+
+
+class ConnectError(TransportError):
+    """No answer came."""
+
+
+class NotFoundError(OSError):
+    """As in the hub's library: an OSError with the answer."""
+
+    response = "404"
+
+
+@pytest.mark.parametrize(
+    ("error", "fix"),
+    [
+        (ConnectError("Name or service not known"), "connect this machine, or prepare the tokens on one that is"),
+        (ConnectionError("reset"), "connect this machine"),
+        (NotFoundError("404 Client Error"), "write it as hf:OWNER/NAME@REVISION"),
+        (ValueError("Unknown split"), "write it as hf:OWNER/NAME@REVISION"),
+    ],
+)
+def test_what_is_to_be_done_depends_on_whether_the_hub_answered(tmp_path: Path, error: Exception, fix: str) -> None:
+    refusal = source_of("hf:a/b/titles@main", tmp_path)._unreadable(error)
+    assert f"could not be read from the hub ({error}): {fix}" in str(refusal)
+
+
 def test_a_data_set_always_needs_the_network(tmp_path: Path) -> None:
     assert source_needs_network("hf:a/b@main", tmp_path)
     assert source_needs_network("hacker_news", tmp_path)

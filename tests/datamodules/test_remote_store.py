@@ -1,6 +1,7 @@
 """Stores in object storage: the same batches as from a local store, through a bounded cache, over faults."""
 
 import itertools
+import os
 import pickle
 import shutil
 import sys
@@ -124,6 +125,22 @@ def test_a_store_that_was_there_before_stays(lines: str, url: str) -> None:
     assert local._folder.exists()
 
 
+@pytest.mark.parametrize("place", ["upload", "_remove", "store_text_facts"])
+def test_a_kill_while_a_store_is_copied_leaves_nothing_on_this_machine(
+    lines: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"datamodules.prepare.{place}", kill)
+        with pytest.raises(KeyboardInterrupt):
+            opened(lines, url)
+    key = opened(lines, url)._recipe.key
+    assert {path.suffix for path in default_cache_dir().glob(f"{key}*")} == {".lock"}
+    assert not list((tmp_path / "home").rglob("train*.bin"))
+
+
 def test_shares_are_copied_by_the_last(lines: str, url: str, tmp_path: Path) -> None:
     options = {"tokenizer": "byte", "block_size": 16, "max_shard_size": 1500}
     shares = [HeadlinesDataModule(lines, cache_dir=url, **options).prepare_share(Share(i, 2)) for i in (1, 2, 2)]
@@ -157,9 +174,77 @@ def test_a_storage_that_fails_every_tenth_time_changes_nothing(
     assert_equal(found, batches(opened(lines, str(tmp_path / "local")), steps=10**6))
 
 
+@pytest.mark.parametrize("spoiled", [lambda data: data[: len(data) // 2], lambda data: data.swapcase()])
+def test_a_storage_that_now_and_then_gives_other_bytes_changes_nothing(
+    lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoiled: Callable[[bytes], bytes]
+) -> None:
+    url = f"flaky://{tmp_path / 'bucket'}"
+    opened(lines, url)
+    shutil.rmtree(tmp_path / "home")
+    read, calls = FlakyFileSystem.cat_file, itertools.count()
+
+    def now_and_then(self: FlakyFileSystem, path: str, **options: Any) -> bytes:
+        data = read(self, path, **options)
+        return spoiled(data) if next(calls) % 7 == 0 else data
+
+    monkeypatch.setattr(FlakyFileSystem, "cat_file", now_and_then)
+    assert_equal(batches(opened(lines, url), steps=99), batches(opened(lines, str(tmp_path / "local")), steps=99))
+    assert next(calls) > 9
+
+
+def test_a_storage_that_does_not_tell_sizes_is_read(
+    lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, ls = f"flaky://{tmp_path / 'bucket'}", FlakyFileSystem.ls
+
+    def without_sizes(self: FlakyFileSystem, *args: Any, **options: Any) -> Any:
+        return [{**entry, "size": None} for entry in ls(self, *args, **options)]
+
+    monkeypatch.setattr(FlakyFileSystem, "ls", without_sizes)
+    assert_equal(batches(opened(lines, url)), batches(opened(lines, str(tmp_path / "local"))))
+
+
+def test_a_storage_that_keeps_nothing_is_one_sentence(
+    lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FlakyFileSystem, "put_file", lambda *_, **__: None)
+    with pytest.raises(UserError, match=r"flaky://.* is not there after it was written: give storage that keeps"):
+        opened(lines, f"flaky://{tmp_path / 'bucket'}")
+
+
+def test_a_file_system_that_needs_the_network_to_be_opened_is_tried_again(
+    lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, open_url, calls = f"flaky://{tmp_path / 'bucket'}", fsspec.core.url_to_fs, itertools.count()
+
+    def now_and_then(*args: Any) -> Any:
+        if next(calls) % 2 == 0:
+            raise ConnectionError("no route to the host")
+        return open_url(*args)
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", now_and_then)
+    assert_equal(batches(opened(lines, url)), batches(opened(lines, str(tmp_path / "local"))))
+
+
+@pytest.mark.parametrize("url", ["memory://", "memory:///", "memory://bucket/"])
+def test_a_protocol_alone_is_the_root_of_its_storage(
+    lines: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = opened(lines, url)
+    folder = url.removeprefix("memory://").strip("/")
+    assert fsspec.filesystem("memory").exists(f"{folder}/{data._recipe.key}/meta.json")
+    assert {path.name for path in tmp_path.iterdir()} == {"home", "lines.txt"}
+
+
 @pytest.mark.parametrize(
     ("error", "workers"),
-    [(OSError("the connection was reset"), 1), (ValueError("bad gateway"), 0), (TimeoutError(), 0)],
+    [
+        # torch waits five seconds for a worker that has ended with an error.
+        pytest.param(OSError("the connection was reset"), 1, marks=pytest.mark.slow),
+        (ValueError("bad gateway"), 0),
+        (TimeoutError(), 0),
+    ],
 )
 def test_a_storage_that_fails_always_is_one_sentence(
     lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, workers: int
@@ -209,7 +294,7 @@ def test_a_shard_of_another_store_is_named(lines: str, tmp_path: Path) -> None:
     opened(lines, other)
     shutil.copy(shard_of(other), shard_of(url))
     with pytest.raises(
-        UserError, match=rf"{shard_of(url).name} could not be used .*block \d+ differs from its checksum"
+        UserError, match=rf"{shard_of(url).name} is damaged \(block \d+ differs from its checksum\): copy it there"
     ):
         batches(data, steps=10**6)
 
@@ -221,7 +306,7 @@ def test_a_damaged_small_file_is_named(lines: str, tmp_path: Path, name: str) ->
     path = next((tmp_path / "bucket").glob(f"*/{name}"))
     path.write_text(path.read_text().replace("e", "i", 1))
     (next((tmp_path / "home").rglob(f"remote/*/{name}"))).unlink()
-    with pytest.raises(UserError, match=rf"{url}/\w+/{name} (differs from its checksum|cannot be read)"):
+    with pytest.raises(UserError, match=rf"{url}/\w+/{name} is damaged \(it differs from its checksum\): copy it"):
         opened(lines, url)
 
 
@@ -236,9 +321,15 @@ def test_verifying_reads_everything(lines: str, tmp_path: Path) -> None:
         data.prepare_data(verify=True)
 
 
+def test_a_place_that_cannot_be_written_is_one_sentence(lines: str) -> None:
+    with pytest.raises(UserError, match=r"^file:///proc/x/\w+/[\w.-]+ cannot be used \(.*\): check the perm"):
+        opened(lines, "file:///proc/x")
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [
+        ("://bucket", r"://bucket/\w+ names no protocol: give a folder, or a URL such as s3://bucket/folder\.$"),
         ("s3://bucket/x", r"s3://bucket/x/\w+ needs a package that is not installed: pip install s3fs\.$"),
         ("nosuch://bucket/x", r"nosuch://bucket/x/\w+ cannot be used \(Protocol not known: nosuch\): give a folder"),
     ],
@@ -294,6 +385,15 @@ def test_a_block_that_is_damaged_on_this_machine_is_fetched_again(tmp_path: Path
     assert bytes(BlockCache(tmp_path, 100).block("a", 3, ABC, lambda: b"abc")) == b"abc"
     assert (tmp_path / "a").read_bytes() == b"abc"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+    for name, age in (("old", 3600), ("new", 0)):
+        path = tmp_path / f".{name}.1-2.tmp"
+        path.write_bytes(b"ab")
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - age))
+    BlockCache(tmp_path, 100).block("a", 3, ABC, lambda: b"abc")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".new.1-2.tmp", "a"]
 
 
 def test_a_cache_that_cannot_be_written_costs_the_cache_only(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from datamodules import HeadlinesDataModule
 from datamodules import units as units_module
 from datamodules.errors import UserError
 from datamodules.prepare import NewTokenizer, Recipe, Share, prepare, prepare_share, store_folder
@@ -150,14 +151,16 @@ class Killed(BaseException):
     """Ends a preparation without its cleaning up, as a kill does."""
 
 
-@pytest.mark.parametrize("at", range(3))
+@pytest.mark.parametrize("at", range(5))
 def test_after_a_kill_only_what_is_missing_is_done(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     places = [
         (units_module, "written_by"),
         ("datamodules.merging", "write_meta"),
+        ("datamodules.prepare", "store_text_facts"),
         ("datamodules.prepare", "remove_units"),
+        ("pathlib.Path", "rename"),
     ]
     cache, built, calls = tmp_path / "cache", counted_units(monkeypatch), [0]
 
@@ -195,6 +198,33 @@ def test_what_a_killed_machine_left_damaged_is_made_again(recipe: Recipe, tmp_pa
     cut = part / "train-00001.bin"
     cut.write_bytes(cut.read_bytes()[:-2])
     assert contents(prepare(recipe, cache)) == contents(prepare(recipe, tmp_path / "one"))
+
+
+@pytest.mark.parametrize("name", ["train-00000.starts", "tokenizer.json", "keep-0.npy"])
+def test_small_files_that_a_killed_machine_left_damaged_are_made_again(
+    files: list[str], tmp_path: Path, name: str
+) -> None:
+    source = open_source(files, documents="line", strip=True)
+
+    def recipe() -> Recipe:
+        return Recipe(source, NewTokenizer("bpe", 300), Split("documents", val=0.3, deduplicate=True))
+
+    good = contents(prepare(recipe(), tmp_path / "one"))
+    for number, spoil in enumerate((cut_short, with_a_flipped_bit, Path.unlink)):
+        cache = tmp_path / str(number)
+        assert prepare_share(recipe(), Share(1, 2), cache, 600) is None
+        spoil(store_folder(recipe(), cache).with_suffix(".part") / name)
+        assert contents(prepare(recipe(), cache)) == good
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def with_a_flipped_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
 
 
 def missing(folder: Path, _: Path) -> str:
@@ -236,6 +266,21 @@ def test_no_file_is_larger_than_asked_for(recipe: Recipe, tmp_path: Path) -> Non
     for chosen in (ids, recipe):
         folder = prepare(chosen, tmp_path / "cache", shard_bytes=700)
         assert max(path.stat().st_size for path in folder.glob("*.bin")) <= 700
+
+
+def test_a_piece_of_text_that_is_larger_than_a_file_is_cut(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datamodules.splitting.PIECE", 10_000)
+    folder = prepare(recipe, tmp_path / "cache", shard_bytes=701)
+    assert max(path.stat().st_size for path in folder.glob("train*.bin")) == 700
+    assert contents(folder) == contents(prepare(recipe, tmp_path / "one"))
+
+
+@pytest.mark.parametrize("size", ["1", "99", "0.09KB"])
+def test_a_file_of_next_to_nothing_is_one_sentence(size: str) -> None:
+    with pytest.raises(UserError, match=rf"^the data's max_shard_size is {size}: give at least 100 bytes\.$"):
+        HeadlinesDataModule(max_shard_size=size)
 
 
 def test_the_record_of_a_shard_has_a_checksum_of_each_block(

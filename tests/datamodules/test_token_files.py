@@ -1,5 +1,6 @@
 """Tokens of other tools: the same batches and sizes as the same text prepared here, and faults in one sentence."""
 
+import gzip
 import json
 import os
 import pickle
@@ -272,6 +273,25 @@ def shard(folder: Path) -> Path:
     return write_indexed(folder / "a.ds", [[1, 5, E], [4, 3, 2, E]])
 
 
+def saved(path: Path, ids: Any) -> Path:
+    np.save(path, np.asarray(ids, "<u2"))
+    return path
+
+
+def zipped(path: Path, ids: Any) -> Path:
+    return written(path, gzip.compress(np.asarray(ids, "<u2").tobytes()))
+
+
+def written(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def linked(path: Path, target: Path) -> Path:
+    path.symlink_to(target)
+    return path
+
+
 FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no file": (lambda f: f / "none.bin", "there is no file or folder .*none.bin': give files of tokens"),
     "a folder": (lambda f: f, "has no .ds files: name the files in it, such as train.bin"),
@@ -296,8 +316,26 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         "x.ds.metadata counts 10 tokens, and its 1 shards hold 5: one is missing",
     ),
     "two formats": (lambda f: [str(shard(f)), str(write_plain(f / "a.bin", [1, E]))], "is of another format than"),
+    "numpy's": (lambda f: saved(f / "a.npy", [1, E] * 9), r"a\.npy is in numpy's \.npy format, and not ids alone: wr"),
+    "zipped": (lambda f: zipped(f / "a.bin", [1, E] * 9), r"a\.bin is in gzip format"),
+    "text": (
+        lambda f: written(f / "a.bin", "Words, and more of them. " * 20),
+        r"a\.bin is text and not tokens: give it",
+    ),
+    "other text": (lambda f: written(f / "a.bin", "é日本 " * 1200), r"a\.bin is text and not tokens"),
+    "linked": (
+        lambda f: [str(write_plain(f / "a.bin", [1, E])), str(linked(f / "b.bin", f / "a.bin"))],
+        "a.bin twice: give each file once",
+    ),
     "twice": (lambda f: [str(write_plain(f / "a.bin", [1, E]))] * 2, "a.bin twice"),
 }
+
+
+def test_ids_that_look_like_a_little_text_are_tokens(tmp_path: Path) -> None:
+    pairs = [ord(a) + 256 * ord(b) for a, b in ("ab", "Th", "e ", ", ")]
+    for ids in (pairs * 20, [*pairs * 200, 7]):  # too few to tell, and one that is none
+        data = TokensDataModule(str(write_plain(tmp_path / "a.bin", ids)), tokenizer="byte", val_fraction=0.0)
+        assert data.recipe().source.count == len(ids)
 
 
 @pytest.mark.parametrize("fault", sorted(FAULTS))

@@ -3,6 +3,7 @@ where there is no GPU.
 """
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -130,9 +131,8 @@ def test_a_bfloat16_residual_stream_needs_a_mixed_precision(monkeypatch: pytest.
     def built(precision: str | None) -> GPT:
         module = LitGPT(config, residual_dtype="bfloat16")
         if precision is not None:
-            monkeypatch.setattr(
-                module, "_trainer", type("T", (), {"precision": precision, "datamodule": None, "strategy": None})()
-            )
+            trainer = SimpleNamespace(precision=precision, datamodule=None, strategy=None, callbacks=[])
+            monkeypatch.setattr(module, "_trainer", trainer)
         LitGPT.configure_model(module)
         return module.net  # type: ignore[return-value]
 

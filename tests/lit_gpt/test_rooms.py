@@ -143,6 +143,7 @@ def without_methods(folder: Path, whole: bool) -> str:
     return done.stdout
 
 
+@pytest.mark.slow  # 8 s: each verb once
 def test_without_the_methods_a_gpt_is_trained_and_writes(tmp_path: Path) -> None:
     """Nor does training import the diagnostics."""
     without_methods(tmp_path, whole=False)

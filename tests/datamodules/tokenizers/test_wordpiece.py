@@ -45,7 +45,7 @@ def test_ids_are_those_of_transformers(trained: WordPieceTokenizer, tmp_path: Pa
     ours = WordPieceTokenizer(trained.vocab, uncased)
     other = theirs(trained.vocab, tmp_path, uncased)
     other._tokenizer.encode_special_tokens = True  # type: ignore[attr-defined]
-    text = corpus()[60_000:90_000] + HARD
+    text = corpus()[60_000:75_000] + HARD
     assert ours.encode(text) == ids(other, text)
     assert ours.unk_id in ours.encode("你")
     for name in ("pad", "unk", "cls", "sep", "mask"):
@@ -59,7 +59,7 @@ def test_ids_of_real_text_with_the_real_vocabulary(tmp_path: Path) -> None:
     assert (ours.pad_id, ours.unk_id, ours.cls_id, ours.sep_id, ours.mask_id) == (0, 100, 101, 102, 103)
     other = theirs(ours.vocab, tmp_path)
     for name in ("moby_dick.txt", "hn_titles_100k.txt"):
-        text = (SHARED / "data" / name).read_text(encoding="utf-8")[:200_000]
+        text = (SHARED / "data" / name).read_text(encoding="utf-8")[:50_000]
         assert ours.encode(text) == other.encode(text, add_special_tokens=False)  # type: ignore[attr-defined]
     assert ours.decode(ours.encode("The Capital of FRANCE is embeddings")) == "the capital of france is embeddings"
 
@@ -76,8 +76,8 @@ def test_training_repeats_itself_and_spells_its_text(trained: WordPieceTokenizer
 
 
 def test_a_long_text_is_encoded_in_pieces(trained: WordPieceTokenizer) -> None:
-    text = corpus()
-    assert len(text) > 1 << 18  # the length of a piece
+    text = corpus()[: (1 << 18) + 20_000]  # more than a piece
+    assert len(text) > 1 << 18
     assert trained.encode(text) == trained._library.encode(text, add_special_tokens=False).ids
 
 

@@ -63,7 +63,7 @@ def test_checkpoints_hold_the_average_and_are_scored_as_in_fit(fit: Fit, capsys:
     assert line.removeprefix("step 6  ") in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("options", [pytest.param([], marks=pytest.mark.slow), EVERY], ids=["gpt", "every method"])
+@pytest.mark.parametrize("options", [[], pytest.param(EVERY, marks=pytest.mark.slow)], ids=["gpt", "every method"])
 def test_a_resumed_run_is_the_straight_one_bit_for_bit(options: list[str], fit: Fit) -> None:
     straight = saved(fit(*options, *SHORT, *EMA, "--name", "straight", runs="straight"))
     first = fit(*options, *SHORT, *EMA, "--trainer.max_steps", "3", "--name", "parts", runs="parts")
@@ -94,6 +94,18 @@ def test_the_first_validation_of_published_weights_is_of_them(fit: Fit, capsys: 
     losses = [line.split()[3] for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert len(losses) == 3
     assert len(set(losses)) == 1
+
+
+def test_weights_of_float64_are_rounded_neither_by_a_validation_nor_by_a_resume(fit: Fit) -> None:
+    flags = [*SHORT, *EMA, "--trainer.precision", "64-true", "--trainer.val_check_interval"]
+    first = fit(*flags, "1", "--trainer.max_steps", "2", "--name", "parts", runs="parts")
+    often = saved(
+        fit(*flags, "1", "--trainer.max_steps", "3", "--ckpt_path", str(first), "--name", "parts", runs="parts")
+    )
+    seldom = saved(fit(*flags, "3", "--trainer.max_steps", "3"))
+    for part in ("state_dict", "current_model_state"):
+        assert {weights.dtype for weights in often[part].values()} == {torch.float64}
+        assert same(often[part], seldom[part]), part
 
 
 def test_averages_of_token_ids_are_refused(fit: Fit) -> None:

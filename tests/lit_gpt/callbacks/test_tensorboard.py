@@ -272,11 +272,12 @@ def test_norms_of_layers_are_root_mean_squares(net: GPT, packed: dict[str, Tenso
 
 def test_labels_show_spaces_line_ends_bytes_and_no_mathematics() -> None:
     parts = {1: b" the", 2: b"\n", 3: "あ".encode()[:2], 4: b"a very long token", 5: b"$x_1$", 6: "あ".encode()}
-    tokenizer: Any = SimpleNamespace(eos_id=0, decode_bytes=lambda ids: b"".join(parts[i] for i in ids))
+    tokenizer: Any = SimpleNamespace(eos_id=0, vocab_size=7, decode_bytes=lambda ids: b"".join(parts[i] for i in ids))
     labels = chart_data.Labels(tokenizer)
     assert [labels(i) for i in range(5)] == ["EOS", "' the'", "'\\n'", "e3 81", "'a very long t…'"]
     assert labels.text([1, 2, 5]) == " the\\n$x_1$"
     assert chart_data.Labels(None)(3) == "3"
+    assert labels(7) == "(id 7)"  # of a network that knows more ids than the tokenizer
     pixels = charts.next_tokens(labels.text([5, 6]), [labels(5), labels(6)], [0.5, 0.25], labels(6), 0.25)
     assert pixels.shape == (310, 420, 3)
     orange = (pixels == [0xFF, 0x7F, 0x0E]).all(-1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from datamodules.errors import UserError
 from lit_gpt import checkpoint
 from lit_gpt.bounds import is_out_of_memory
+from lit_gpt.cli import micro_batch
 from lit_gpt.cli.trial_steps import sizes
 from lit_gpt.language_model import LitLanguageModel
 
@@ -95,3 +97,16 @@ def test_sizes_divide_the_rows_of_a_process() -> None:
     assert sizes(12, 2) == [6, 3, 2, 1]
     assert sizes(5, 2) == []
     assert is_out_of_memory(torch.OutOfMemoryError("any"))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_process_of_torchrun_resumes_with_the_number_of_the_checkpoint(
+    rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(micro_batch.VARIABLE, raising=False)
+    trainer = SimpleNamespace(global_rank=rank, world_size=2, strategy=SimpleNamespace(launcher=None))
+    stored = {"data": {"init_args": {"micro_batch_size": 4}}}
+    assert micro_batch._known(SimpleNamespace(trainer=trainer, stored=stored)) == 4
+    if rank:  # the process that started this one has found another
+        monkeypatch.setenv(micro_batch.VARIABLE, "2")
+        assert micro_batch._known(SimpleNamespace(trainer=trainer, stored=stored)) == 2

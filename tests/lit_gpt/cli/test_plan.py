@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from datamodules import CharDataModule
+from datamodules.errors import UserError
 from datamodules.files import default_cache_dir
 from lit_gpt.cli import plan
 from lit_gpt.cli.lightning_cli import run
@@ -91,6 +92,16 @@ def test_a_plan_for_devices_that_are_not_there(capsys: pytest.CaptureFixture[str
     hours = {name: float(value) for name, value in re.findall(r"^ (\S.*?) +[\d,]+ +([\d.]+) hours", out, re.MULTILINE)}
     assert hours["T4"] == pytest.approx(operations / (65e12 * 0.4) / 3600, rel=0.01)
     assert hours["RTX 4090"] == pytest.approx(operations / (165e12 * 0.4) / 3600, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "FSDP2"])
+def test_a_plan_of_shards(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shards = ("--trainer.devices", "8", "--trainer.strategy", name)
+    out = planned(capsys, *TINY, "--model.config.vocab_size", "20000", *shards)
+    share = numbers(cells(out)["parameters"])[0] / 8 * 8 / 1e6  # AdamW's two moments, in MB
+    assert {row[2] for row in memory_rows(out).values()} == {round(share, 2)}
+    with pytest.raises(UserError, match=r"^an ensemble \(config\.members\) cannot be sharded: use .* ddp instead"):
+        run("fit", ["--model", "LitExtendedGPT", "--model.config.members", "2", *shards, "--plan"])
 
 
 def test_a_text_that_is_prepared_has_its_facts_and_the_plan_is_that_of_the_run(

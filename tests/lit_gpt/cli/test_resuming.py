@@ -183,7 +183,7 @@ def test_a_run_goes_on_with_another_optimizer_or_says_why_not(fit: Fit) -> None:
         fit("--ckpt_path", str(folder), "--trainer.max_steps", "8", "--model.optimizer.kind", "torch.optim.NAdam")
 
 
-@pytest.mark.parametrize("length", [("12", "-1"), ("-1", "3")])
+@pytest.mark.parametrize("length", [("12", "-1"), pytest.param(("-1", "3"), marks=pytest.mark.slow)])
 def test_a_run_goes_on_exactly_from_files_at_and_after_the_end_of_an_epoch(length: tuple[str, str], fit: Fit) -> None:
     flags = (
         *("--trainer.max_steps", length[0], "--trainer.max_epochs", length[1], "--trainer.limit_train_batches", "4"),

@@ -104,6 +104,7 @@ def final_loss(folder: Path) -> float:
     return float(json.loads((folder / "summary.json").read_text())["final"]["val/loss"])
 
 
+@pytest.mark.slow
 def test_a_run_of_an_ensemble_is_kept_goes_on_and_writes(
     fit: Fit, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
