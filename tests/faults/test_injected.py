@@ -173,9 +173,8 @@ def test_a_worker_that_dies_while_it_hands_over_a_batch_is_one_sentence(
         next(iter(data.train_dataloader()))
 
 
-@pytest.mark.parametrize(
-    "failing", [pytest.param("SampleText", marks=pytest.mark.slow), "TensorBoardCharts"]
-)  # one is called before the other
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", ["SampleText", "TensorBoardCharts"])  # one is called before the other
 def test_a_validation_whose_charts_or_sample_fail_is_logged_once(
     fit: Fit, failing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,7 @@ def test_gpt2_reloads_fast_and_without_a_network(gpt2: BPETokenizer, monkeypatch
     assert min(seconds) < 0.1
 
 
+@pytest.mark.slow
 def test_gpt2_goes_to_hugging_face_and_back(gpt2: BPETokenizer) -> None:
     state = json.loads(json.dumps(to_huggingface(gpt2)))
     library = Library.from_str(json.dumps(state))

@@ -96,6 +96,7 @@ def test_charts_are_drawn_and_leave_the_run_as_it_is(fit: Fit) -> None:
     assert torch.equal(*(x["callbacks"]["ExactResume"]["random"][0]["torch"] for x in (one, two)))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_draws_the_same_contexts_and_hides_later_steps(fit: Fit) -> None:
     flags = ("--model.optimizer.schedule", "constant", "--checkpoint.keep_every_n_steps", "3")
     folder = fit(*CHARTS, *flags)

@@ -136,6 +136,7 @@ def test_training_is_the_same_with_counts_and_scores_are_those_of_the_mix(tmp_pa
     assert not torch.allclose(counted.token_scores(batch)[0], plain.token_scores(batch)[0])
 
 
+@pytest.mark.slow
 def test_a_run_with_counts_is_kept_goes_on_and_writes(fit: Fit, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = (*THREE, "--model.optimizer.schedule", "constant", "--model.config.members", "2")
     whole, path, loss = whole_and_gone_on(fit, *flags)
