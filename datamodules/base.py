@@ -3,7 +3,7 @@
 import os
 import sys
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -182,6 +182,29 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         Call it before ``setup``.
         """
         self._checkpoint_tokenizer = tokenizer
+
+    def named_tokenizer(self, name: str, opened: Callable[[], Tokenizer], vocab_size: int | None = None) -> Tokenizer:
+        """The tokenizer that the options name; if it cannot be opened, the checkpoint's, as no other would be accepted.
+
+        Args:
+            name: the option.
+            opened: opens what it names.
+            vocab_size: the size that the options ask for; None for any.
+
+        Raises:
+            UserError: it cannot be opened and there is no checkpoint, or it has another size.
+        """
+        try:
+            tokenizer = opened()
+        except UserError:
+            if self._checkpoint_tokenizer is None:
+                raise
+            tokenizer = self._checkpoint_tokenizer
+        if vocab_size not in (None, tokenizer.vocab_size):
+            raise UserError(
+                f"the tokenizer {name} has {tokenizer.vocab_size} tokens, not vocab_size {vocab_size}; leave that out."
+            )
+        return tokenizer
 
     def reuse_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Uses the tokenizer of the run that is resumed, if the options ask for training one that may be equal to it.

@@ -126,21 +126,10 @@ class BertDataModule(TextDataModule):
         name, size = self.tokenizer_name, self.wanted_vocab_size
         if name == "wordpiece":
             return NewTokenizer("wordpiece", size, uncased=self.uncased)
-        tokenizer = self._opened_tokenizer(name)
-        if size not in (None, tokenizer.vocab_size):
-            raise UserError(
-                f"the tokenizer {name} has {tokenizer.vocab_size} tokens, not vocab_size {size}; leave that out."
-            )
-        return tokenizer
+        return self.named_tokenizer(name, lambda: self._opened(name), size)
 
-    def _opened_tokenizer(self, name: str) -> Tokenizer:
-        """The tokenizer of a file; if it cannot be opened, the checkpoint's, as no other would be accepted."""
-        try:
-            return load_tokenizer(name) if name.endswith(".json") else WordPieceTokenizer.from_file(name, self.uncased)
-        except UserError:
-            if self._checkpoint_tokenizer is None:
-                raise
-            return self._checkpoint_tokenizer
+    def _opened(self, name: str) -> Tokenizer:
+        return load_tokenizer(name) if name.endswith(".json") else WordPieceTokenizer.from_file(name, self.uncased)
 
     def setup(self, stage: str | None = None) -> None:
         """See `TextDataModule`. ``fit`` begins with a line about the labels of pairs."""

@@ -93,18 +93,4 @@ class SubwordDataModule(TextDataModule):
             return NewTokenizer("wordpiece", vocab_size)
         if name == "char":
             return NewTokenizer("char", None, "all")  # see CharDataModule
-        tokenizer = self._opened_tokenizer(name)
-        if vocab_size not in (None, tokenizer.vocab_size):
-            raise UserError(
-                f"the tokenizer {name} has {tokenizer.vocab_size} tokens, not vocab_size {vocab_size}; leave that out."
-            )
-        return tokenizer
-
-    def _opened_tokenizer(self, name: str) -> Tokenizer:
-        """The named tokenizer; if it cannot be opened, the checkpoint's, as no other would be accepted."""
-        try:
-            return open_tokenizer(name)
-        except UserError:
-            if self._checkpoint_tokenizer is None:
-                raise
-            return self._checkpoint_tokenizer
+        return self.named_tokenizer(name, lambda: open_tokenizer(name), vocab_size)

@@ -78,13 +78,8 @@ class TokensDataModule(TextDataModule):
         return source.beginning(lengths, self.max_bytes)
 
     def chosen_tokenizer(self) -> Tokenizer:
-        """The named tokenizer; if it cannot be opened, the checkpoint's, as no other would be accepted."""
-        try:
-            return open_tokenizer(self.tokenizer_name)
-        except UserError:
-            if self._checkpoint_tokenizer is None:
-                raise
-            return self._checkpoint_tokenizer
+        """The named tokenizer."""
+        return self.named_tokenizer(self.tokenizer_name, lambda: open_tokenizer(self.tokenizer_name))
 
     def prepare_share(self, share: Share) -> Path | None:
         """See `TextDataModule`. There is nothing to share: the tokens are made, and one process checks them."""

@@ -63,7 +63,7 @@ class TokenStore:
     Args:
         folder: the folder of the store, or one that stands for a store in object storage.
         split: the name of the split.
-        cache_bytes: bytes of the local disk for what is read of object storage.
+        cache_bytes: largest size of the local cache of a store in object storage, in bytes.
     """
 
     def __init__(self, folder: Path, split: str, cache_bytes: int = 0) -> None:

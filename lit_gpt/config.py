@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from datamodules.errors import UserError
 from lit_gpt.bounds import invalid_numbers
@@ -59,13 +59,71 @@ def format_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+@dataclass  # without fields, because jsonargparse takes a class for a dataclass only if its bases are dataclasses
+class TransformerConfig:
+    """What the dataclasses `GPTConfig` and `BertConfig` have in common: presets, and the checks of their fields."""
+
+    if TYPE_CHECKING:  # not when it runs: fields are checked in the order of a subclass's own annotations
+        presets: ClassVar[dict[str, dict[str, Any]]]
+        n_head: int
+        n_embd: int
+        dropout: float
+        attention_dropout: float | None
+
+    @classmethod
+    def from_preset(cls, name: str, **explicit: Any) -> Self:
+        """The architecture called `name` in `presets`, with fields overridden by explicit values."""
+        if name not in cls.presets:
+            raise UserError(f"preset '{name}' is unknown: choose one of {', '.join(cls.presets)}.")
+        return cls(**{**cls.presets[name], **explicit})
+
+    @property
+    def head_size(self) -> int:
+        """Channels of one attention head (D)."""
+        return self.n_embd // self.n_head
+
+    @property
+    def resolved_attention_dropout(self) -> float:
+        """Probability of dropping an attention weight: attention_dropout, or dropout."""
+        return self.dropout if self.attention_dropout is None else self.attention_dropout
+
+    def __post_init__(self) -> None:
+        # In this order: a later check divides by numbers that an earlier one has found to be positive.
+        for check in (self._unknown_choices, self._invalid_values, self._invalid_combinations):
+            for problem in check():
+                raise UserError(problem)
+
+    def _limits(self) -> tuple[dict[str, int], dict[str, int]]:
+        """The smallest and the largest values of fields, by name; a subclass adds those of its own fields."""
+        return {}, {}
+
+    def _unknown_choices(self) -> Iterator[str]:
+        for name, hint in get_type_hints(type(self)).items():
+            choices, value = get_args(hint), getattr(self, name)
+            if get_origin(hint) is Literal and value not in choices:
+                yield f"{name} {value!r} is unknown: choose one of {', '.join(choices)}."
+
+    def _invalid_values(self) -> Iterator[str]:
+        yield from invalid_numbers(self, *self._limits())
+        for name, probability in (("dropout", self.dropout), ("attention_dropout", self.resolved_attention_dropout)):
+            if not 0 <= probability < 1:
+                yield f"{name} is {probability}: give a probability, at least 0 and below 1."
+
+    def _invalid_combinations(self) -> Iterator[str]:
+        if self.n_embd % self.n_head:
+            divisible = math.ceil(self.n_embd / self.n_head) * self.n_head
+            yield f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}: try n_embd {divisible}."
+
+
 @dataclass
-class GPTConfig:
+class GPTConfig(TransformerConfig):
     """Size and architecture of a GPT. Raises a UserError for a value out of range or an invalid combination.
 
     In YAML and on the command line `null` stands for None. The properties called ``resolved_NAME`` are the values of
     fields that may be null.
     """
+
+    presets = PRESETS
 
     block_size: int = 256
     """Longest context, in tokens."""
@@ -134,18 +192,6 @@ class GPTConfig:
     """Round the vocabulary of embedding and LM head up to a multiple of this; with 64, matmuls are faster on a GPU. The
     logits still have vocab_size columns."""
 
-    @classmethod
-    def from_preset(cls, name: str, **explicit: Any) -> Self:
-        """The architecture called `name` in `PRESETS`, with fields overridden by explicit values."""
-        if name not in PRESETS:
-            raise UserError(f"preset '{name}' is unknown: choose one of {', '.join(PRESETS)}.")
-        return cls(**{**PRESETS[name], **explicit})
-
-    @property
-    def head_size(self) -> int:
-        """Channels of one attention head (D)."""
-        return self.n_embd // self.n_head
-
     @property
     def resolved_n_kv_head(self) -> int:
         """Number of key/value heads (H_kv): n_kv_head, or n_head."""
@@ -164,11 +210,6 @@ class GPTConfig:
         return {"rmsnorm": 1e-6, "layernorm": 1e-5}[self.norm] if self.norm_eps is None else self.norm_eps
 
     @property
-    def resolved_attention_dropout(self) -> float:
-        """Probability of dropping an attention weight: attention_dropout, or dropout."""
-        return self.dropout if self.attention_dropout is None else self.attention_dropout
-
-    @property
     def padded_vocab_size(self) -> int:
         """Rows of the embedding and of the LM head: vocab_size, rounded up to a multiple of pad_vocab_to."""
         assert self.vocab_size is not None, "GPTConfig.vocab_size is not set: the data's tokenizer decides it"
@@ -185,27 +226,11 @@ class GPTConfig:
         positions = self.block_size * C * self.learned_positions
         return embedding_and_head + positions + self.n_layer * (attention + mlp)
 
-    def __post_init__(self) -> None:
-        # In this order: a later check divides by numbers that an earlier one has found to be positive.
-        for check in (self._unknown_choices, self._invalid_values, self._invalid_combinations):
-            for problem in check():
-                raise UserError(problem)
-
     def _limits(self) -> tuple[dict[str, int], dict[str, int]]:
-        """The smallest and the largest values of fields, by name; a subclass adds those of its own fields."""
         return MIN_VALUES, MAX_VALUES
 
-    def _unknown_choices(self) -> Iterator[str]:
-        for name, hint in get_type_hints(type(self)).items():
-            choices, value = get_args(hint), getattr(self, name)
-            if get_origin(hint) is Literal and value not in choices:
-                yield f"{name} {value!r} is unknown: choose one of {', '.join(choices)}."
-
     def _invalid_values(self) -> Iterator[str]:
-        yield from invalid_numbers(self, *self._limits())
-        for name, probability in (("dropout", self.dropout), ("attention_dropout", self.resolved_attention_dropout)):
-            if not 0 <= probability < 1:
-                yield f"{name} is {probability}: give a probability, at least 0 and below 1."
+        yield from super()._invalid_values()
         if self.softcap is not None and self.softcap <= 0:
             yield f"softcap is {self.softcap}: give a positive number, or null for none."
         if self.layer_scale is not None and self.layer_scale <= 0:
@@ -218,9 +243,7 @@ class GPTConfig:
             yield f"position_std is {self.position_std}: give 0 or more."
 
     def _invalid_combinations(self) -> Iterator[str]:
-        if self.n_embd % self.n_head:
-            divisible = math.ceil(self.n_embd / self.n_head) * self.n_head
-            yield f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}: try n_embd {divisible}."
+        yield from super()._invalid_combinations()
         if self.n_head % self.resolved_n_kv_head:
             yield f"n_head {self.n_head} is not divisible by n_kv_head {self.n_kv_head}: choose a divisor."
         if not (self.learned_positions or self.rope):

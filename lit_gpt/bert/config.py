@@ -1,13 +1,10 @@
 """The options of a BERT: the fields of `BertConfig`, and `PRESETS`, the published sizes."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
-from datamodules.errors import UserError
-from lit_gpt.bounds import invalid_numbers
-from lit_gpt.config import GPTConfig
+from lit_gpt.config import MAX_VALUES, GPTConfig, TransformerConfig
 
 #: Sizes by name: base and large of Devlin et al. (2018), tiny of Turc et al. (2019). The vocabulary is the data's.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -16,15 +13,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     "bert-tiny": {"block_size": 512, "n_layer": 2, "n_head": 2, "n_embd": 128},
 }
 MIN_VALUES = dict.fromkeys(("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "mlp_width", "token_types"), 1)
-MAX_VALUES = {"n_layer": 10_000}
 
 
 @dataclass
-class BertConfig:
+class BertConfig(TransformerConfig):
     """Size and architecture of a BERT. Raises a UserError for a value out of range or an invalid combination.
 
     Fields that `GPTConfig` has too mean the same there.
     """
+
+    presets = PRESETS
 
     block_size: int = 128
     """Longest row, in tokens, [CLS] and [SEP] included."""
@@ -55,18 +53,6 @@ class BertConfig:
     attention_dropout: float | None = None
     """Probability of dropping an attention weight; null is the value of `dropout`."""
 
-    @classmethod
-    def from_preset(cls, name: str, **explicit: Any) -> Self:
-        """The size called `name` in `PRESETS`, with fields overridden by explicit values."""
-        if name not in PRESETS:
-            raise UserError(f"preset '{name}' is unknown: choose one of {', '.join(PRESETS)}.")
-        return cls(**{**PRESETS[name], **explicit})
-
-    @property
-    def head_size(self) -> int:
-        """Channels of one attention head (D)."""
-        return self.n_embd // self.n_head
-
     @property
     def learned_positions(self) -> bool:
         """Whether positions have embeddings, block_size of them."""
@@ -81,11 +67,6 @@ class BertConfig:
     def resolved_norm_eps(self) -> float:
         """Epsilon of the LayerNorms."""
         return self.norm_eps
-
-    @property
-    def resolved_attention_dropout(self) -> float:
-        """Probability of dropping an attention weight: attention_dropout, or dropout."""
-        return self.dropout if self.attention_dropout is None else self.attention_dropout
 
     @property
     def matrix_parameters(self) -> int:
@@ -116,28 +97,15 @@ class BertConfig:
             attention_dropout=self.attention_dropout,
         )
 
-    def __post_init__(self) -> None:
-        for check in (self._unknown_choices, self._invalid_values, self._invalid_combinations):
-            for problem in check():
-                raise UserError(problem)
-
-    def _unknown_choices(self) -> Iterator[str]:
-        for name, hint in get_type_hints(type(self)).items():
-            choices, value = get_args(hint), getattr(self, name)
-            if get_origin(hint) is Literal and value not in choices:
-                yield f"{name} {value!r} is unknown: choose one of {', '.join(choices)}."
+    def _limits(self) -> tuple[dict[str, int], dict[str, int]]:
+        return MIN_VALUES, MAX_VALUES
 
     def _invalid_values(self) -> Iterator[str]:
-        yield from invalid_numbers(self, MIN_VALUES, MAX_VALUES)
-        for name, probability in (("dropout", self.dropout), ("attention_dropout", self.resolved_attention_dropout)):
-            if not 0 <= probability < 1:
-                yield f"{name} is {probability}: give a probability, at least 0 and below 1."
+        yield from super()._invalid_values()
         if self.norm_eps <= 0:
             yield f"norm_eps is {self.norm_eps}: give a positive number, such as 1e-12."
 
     def _invalid_combinations(self) -> Iterator[str]:
-        if self.n_embd % self.n_head:
-            divisible = math.ceil(self.n_embd / self.n_head) * self.n_head
-            yield f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}: try n_embd {divisible}."
+        yield from super()._invalid_combinations()
         if self.blocks == "gpt" and self.head_size % 2:
             yield f"blocks gpt rotate pairs of channels, but n_embd / n_head is {self.head_size}: make it even."
