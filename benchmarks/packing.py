@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from datamodules.batches import IGNORE_INDEX, StreamRows
 from datamodules.best_fit import BestFit
 from datamodules.packing import Packed
+from datamodules.rows import IGNORE_INDEX, StreamRows
 from datamodules.sources import open_source
 from datamodules.tokenizers import train_tokenizer
 from datamodules.tokens import TokenArrays

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 
 from datamodules.accumulation import set_accumulation
 from datamodules.agreement import DATA_FIXES, check_agreement, facts_of_data
-from datamodules.batches import IGNORE_INDEX, BatchLoader, MicroBatches, RankShare, Rows, StepSize, TrainLoader
+from datamodules.batches import BatchLoader, MicroBatches, RankShare, StepSize, TrainLoader
 from datamodules.byte_sizes import parsed_size
 from datamodules.cores import check_workers
 from datamodules.cutting import Cutting, Packing, RowKind
@@ -24,6 +24,7 @@ from datamodules.options import RemembersOptions
 from datamodules.prepare import NewTokenizer, Recipe, Share, find_store, load_tokenizer_of, prepare, prepare_share
 from datamodules.remote import is_url
 from datamodules.remote_store import hint_of_window
+from datamodules.rows import IGNORE_INDEX, Rows
 from datamodules.scoring import ScoredText, scored_split, scored_targets
 from datamodules.sources import Source
 from datamodules.text_facts import TextFacts, read_text_facts

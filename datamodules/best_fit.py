@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from datamodules.batches import IGNORE_INDEX, StreamRows
 from datamodules.permutation import random_words
+from datamodules.rows import IGNORE_INDEX, StreamRows
 from datamodules.tokens import TokenStream
 
 _CHUNK = 1 << 20  # documents that are sorted at a time

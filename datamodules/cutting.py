@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from datamodules.batches import Padded, Rows, StreamRows, Windows
 from datamodules.best_fit import BestFit
 from datamodules.errors import UserError
 from datamodules.packing import Packed, WholePacked
 from datamodules.resegmented_rows import ResegmentedRows
+from datamodules.rows import Padded, Rows, StreamRows, Windows
 from datamodules.tokenizers import Tokenizer, UnigramTokenizer
 from datamodules.tokenizers.sampling import SampledTexts
 from datamodules.tokens import TokenStore, TokenStream

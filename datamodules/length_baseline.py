@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from datamodules.batches import IGNORE_INDEX
+from datamodules.rows import IGNORE_INDEX
 from datamodules.sentence_pairs import FOLLOWS, RANDOM, PairRows
 
 _STEPS = 12  # of Newton's method

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from datamodules.batches import IGNORE_INDEX
 from datamodules.masked_rows import MaskedRows
+from datamodules.rows import IGNORE_INDEX
 from datamodules.text_facts import Baselines
 from datamodules.tokens import TokenStream
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datamodules.batches import DOCUMENT_ORDER, Rows
 from datamodules.masking import Masker
 from datamodules.permutation import permute, random_words
+from datamodules.rows import DOCUMENT_ORDER, Rows
 from datamodules.tokenizers.wordpiece import WordPieceTokenizer
 from datamodules.tokens import TokenStream
 

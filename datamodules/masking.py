@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from datamodules.batches import IGNORE_INDEX
 from datamodules.errors import UserError, check_at_least
 from datamodules.permutation import random_words
+from datamodules.rows import IGNORE_INDEX
 from datamodules.tokenizers.wordpiece import WordPieceTokenizer
 
 MaskKind = Literal["exact", "bernoulli"]

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from datamodules.batches import DOCUMENT_ORDER, WINDOWED_DOCUMENTS, StreamRows, rows_needed
 from datamodules.permutation import permute, random_words
+from datamodules.rows import DOCUMENT_ORDER, WINDOWED_DOCUMENTS, StreamRows, rows_needed
 from datamodules.tokens import TokenStream
 from datamodules.windowed_order import WindowedOrder, equal_windows
 

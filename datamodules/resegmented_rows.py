@@ -5,7 +5,7 @@ from itertools import count
 
 import numpy as np
 
-from datamodules.batches import Rows, StreamRows
+from datamodules.rows import Rows, StreamRows
 from datamodules.tokenizers.sampling import SampledTexts
 from datamodules.tokens import TokenArrays, TokenStream
 

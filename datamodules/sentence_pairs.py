@@ -11,10 +11,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from datamodules.batches import IGNORE_INDEX
 from datamodules.masked_rows import Layout, MaskedRows
 from datamodules.masking import hashed_uniform
 from datamodules.permutation import random_words
+from datamodules.rows import IGNORE_INDEX
 from datamodules.sentences import find_sentences
 
 PairKind = Literal["balanced", "google"]

@@ -7,7 +7,8 @@ step is then exact in every micro-batch, without communication.
 import numpy as np
 import torch
 
-from datamodules.batches import IGNORE_INDEX, Batch, MicroBatches
+from datamodules.batches import Batch, MicroBatches
+from datamodules.rows import IGNORE_INDEX
 
 
 class StepBatches(MicroBatches):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from datamodules.errors import UserError
-from lit_gpt import checkpoint
+from lit_gpt import checkpoint, compatibility
 from lit_gpt.averaging import begin_averages, widen_averages
 from lit_gpt.checked_module import CheckedModule
 from lit_gpt.config import resolve_vocab_size
@@ -129,7 +129,7 @@ class LitLanguageModel(CheckedModule):
         if self._trainer is not None:
             spare_copies(self.trainer.strategy, self.net)
             widen_averages(self.trainer, self)
-        self._tokenizer = checkpoint.check_tokens(self._tokenizer, self.config.vocab_size, data)
+        self._tokenizer = compatibility.check_tokens(self._tokenizer, self.config.vocab_size, data)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The weights and buffers, and in the result of a forked process the network's configuration."""
@@ -446,8 +446,8 @@ class LitLanguageModel(CheckedModule):
         super().on_load_checkpoint(state)
         checkpoint.check(state)
         if self._trainer is not None and self._trainer.state.fn == "fit":
-            checkpoint.check_resumable(state, self.optimizer_config.kind)
-            if checkpoint.text_changed(state, data_of(self._trainer)):
+            compatibility.check_resumable(state, self.optimizer_config.kind)
+            if compatibility.text_changed(state, data_of(self._trainer)):
                 print_rank_zero(
                     [
                         "the data's text or its splits are not those of the run so far: "
@@ -455,9 +455,9 @@ class LitLanguageModel(CheckedModule):
                     ]
                 )
         stored = state[checkpoint.KEY]["fingerprints"].get("tokenizer")
-        self._tokenizer = checkpoint.check_tokens(stored, self.config.vocab_size, data_of(self._trainer))
+        self._tokenizer = compatibility.check_tokens(stored, self.config.vocab_size, data_of(self._trainer))
         if hasattr(self, "net"):
-            checkpoint.check_network(state, type(self), self.net, self.config)
+            compatibility.check_network(state, type(self), self.net, self.config)
 
     def _non_finite_error(self, problem: str) -> UserError:
         return UserError(

@@ -3,7 +3,6 @@
 `RunFolder` writes to it when training begins and not before, so that a refused checkpoint changes nothing in its run.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -13,7 +12,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
-from weakref import WeakSet
 
 import torch
 from jsonargparse import Namespace
@@ -24,6 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from datamodules.errors import UserError
 from datamodules.files import remove_leftovers, write_text
 from lit_gpt.callbacks.metrics_csv import MetricsCSV
+from lit_gpt.callbacks.run_lock import RunLock, is_locked
 from lit_gpt.callbacks.tensorboard_logger import RunTensorBoard, hide_after
 from lit_gpt.integrity import checkpoint_to_resume
 
@@ -65,7 +64,7 @@ def hash_of(settings: Settings) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def new_run_folder(parent: Path) -> "RunLock":
+def new_run_folder(parent: Path) -> RunLock:
     """Create the next ``version_N`` below ``parent``. Two runs that start at the same time get two folders.
 
     An empty folder of a run that was killed before it began is used again.
@@ -82,7 +81,7 @@ def new_run_folder(parent: Path) -> "RunLock":
         ) from error
 
 
-def _new_version(parent: Path) -> "RunLock":
+def _new_version(parent: Path) -> RunLock:
     number = max((_version(folder) for folder in parent.glob("version_*")), default=-1)
     if number >= 0 and (lock := _lock_if_empty(parent / f"version_{number}")) and lock.is_locked:
         return lock
@@ -95,7 +94,7 @@ def _new_version(parent: Path) -> "RunLock":
                 return lock
 
 
-def _lock_if_empty(folder: Path) -> "RunLock | None":
+def _lock_if_empty(folder: Path) -> RunLock | None:
     """Lock a folder. None: it is no empty folder, or another process that starts has it."""
     with suppress(UserError, FileNotFoundError):
         lock = RunLock(folder)
@@ -208,75 +207,6 @@ def hash_in(saved: Path) -> str | None:
     """The hash of the settings of a checkpoint's run. None: the checkpoint has none."""
     callbacks = torch.load(saved, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {})
     return callbacks.get("RunFolder", {}).get("settings")  # its state_key
-
-
-class RunLock:
-    """Locks a run's folder for the process that trains there. The system releases it when that process ends.
-
-    Raises:
-        UserError: Another process has the lock.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._file: int | None = os.open(folder, os.O_RDONLY)  # the folder itself, so that no file is left behind
-        _LOCKS.add(self)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.release()
-            raise UserError(
-                f"the run in {folder} is still running in another process: wait for its end, or start a new one "
-                "without --ckpt_path and --resume."
-            ) from None
-        except OSError:  # a file system without locks
-            self.release()
-
-    @property
-    def is_locked(self) -> bool:
-        """Whether this object has the lock. False after a release, and on a file system without locks."""
-        return self._file is not None
-
-    def moved_to(self) -> str | None:
-        """The new path of a folder that was moved, or "nowhere" if it was deleted. None: it is where it was."""
-        if self._file is None or _is_same(self._file, self.folder):
-            return None
-        path = os.path.realpath(f"/proc/self/fd/{self._file}")  # Linux only
-        return path if _is_same(self._file, Path(path)) else "nowhere"
-
-    def release(self) -> None:
-        """Release the lock."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-
-def _is_same(file: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file), path.stat())
-    except OSError:  # the path does not exist
-        return False
-
-
-_LOCKS: "WeakSet[RunLock]" = WeakSet()
-
-
-def _release_all() -> None:
-    for lock in list(_LOCKS):
-        lock.release()
-
-
-# else a loader's worker, which outlives a killed run by seconds, keeps the lock
-os.register_at_fork(after_in_child=_release_all)
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether another process trains in the folder."""
-    try:
-        RunLock(folder).release()
-    except UserError:
-        return True
-    return False
 
 
 def read_json(path: Path) -> dict[str, Any]:

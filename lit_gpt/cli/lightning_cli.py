@@ -32,6 +32,7 @@ from lit_gpt.callbacks.metrics_csv import run_loggers
 from lit_gpt.callbacks.predictions import WritePredictions
 from lit_gpt.callbacks.progress import RunProgress
 from lit_gpt.callbacks.resume import ExactResume
+from lit_gpt.callbacks.run_lock import RunLock
 from lit_gpt.callbacks.samples import SampleText
 from lit_gpt.callbacks.scored import PrintScoredText
 from lit_gpt.callbacks.signals import Interrupted
@@ -110,7 +111,7 @@ class LitCLI(LightningCLI):
         prepare_parsing()
         self.verb = verb
         self.preset = preset(arguments)
-        self.claimed: run_folder.RunLock | None = None  # of a folder that was created for a new run
+        self.claimed: RunLock | None = None  # of a folder that was created for a new run
         self.folder = Path("logs")  # until the run's folder is known
         self.folder_callback: run_folder.RunFolder | None = None
         with self._as_user_errors():

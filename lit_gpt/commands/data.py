@@ -9,10 +9,11 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 
 from datamodules import TextDataModule
-from datamodules.batches import IGNORE_INDEX, Batch
+from datamodules.batches import Batch
 from datamodules.corpus_stats import document_lengths, overlap, token_counts
 from datamodules.errors import UserError
 from datamodules.prepare import Share
+from datamodules.rows import IGNORE_INDEX
 from datamodules.tokenizers import Tokenizer
 from datamodules.tokens import TokenStore, read_meta
 from lit_gpt.cli.arguments import with_packaged_configs

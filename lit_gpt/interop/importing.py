@@ -17,17 +17,8 @@ import torch
 
 from datamodules.errors import UserError
 from datamodules.tokenizers import Tokenizer, load_tokenizer, open_tokenizer, tokenizer_from_dict
-from lit_gpt.checkpoint import (
-    CHANGEABLE_FIELDS,
-    KEY,
-    PREFIX,
-    build_network,
-    check,
-    check_weights,
-    differing_fields,
-    is_own_checkpoint,
-    read,
-)
+from lit_gpt.checkpoint import KEY, PREFIX, build_network, check, check_weights, is_own_checkpoint, read
+from lit_gpt.compatibility import CHANGEABLE_FIELDS, differing_fields
 from lit_gpt.config import format_value
 from lit_gpt.distributed import copy_rows
 from lit_gpt.interop import bert

@@ -10,12 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.batches import IGNORE_INDEX, Batch, MicroBatches, Padded, RankShare, Rows, StreamRows, Windows
+from datamodules.batches import Batch, MicroBatches, RankShare
 from datamodules.best_fit import BestFit
 from datamodules.cutting import Cutting
 from datamodules.integrity import write_meta, written_by
 from datamodules.packing import Packed, WholePacked
 from datamodules.permutation import permute, random_words
+from datamodules.rows import IGNORE_INDEX, Padded, Rows, StreamRows, Windows
 from datamodules.synthetic import headlines
 from datamodules.tokens import TokenStore, TokenWriter
 from lit_gpt.model import GPT, GPTConfig

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules import HeadlinesDataModule, UserError
-from datamodules.batches import IGNORE_INDEX
 from datamodules.best_fit import BestFit, best_fit_decreasing
 from datamodules.packing import Packed
+from datamodules.rows import IGNORE_INDEX
 from datamodules.synthetic import headlines
 from datamodules.tokens import TokenArrays
 

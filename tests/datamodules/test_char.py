@@ -13,8 +13,8 @@ from lightning.pytorch import seed_everything
 
 from datamodules import CharDataModule, HeadlinesDataModule
 from datamodules.base import TextDataModule
-from datamodules.batches import IGNORE_INDEX
 from datamodules.errors import UserError
+from datamodules.rows import IGNORE_INDEX
 from datamodules.tokenizers import CharTokenizer
 
 LETTERS = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=400)) + "é"

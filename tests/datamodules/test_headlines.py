@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from datamodules import HeadlinesDataModule
-from datamodules.batches import IGNORE_INDEX
 from datamodules.errors import UserError
+from datamodules.rows import IGNORE_INDEX
 from datamodules.synthetic import headlines
 from datamodules.tokens import TokenStore
 

@@ -12,10 +12,11 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules import BPEDataModule, HeadlinesDataModule, TextDataModule
-from datamodules.batches import IGNORE_INDEX, Batch, Windows
+from datamodules.batches import Batch
 from datamodules.cutting import RowKind
 from datamodules.errors import UserError
 from datamodules.resegmented_rows import ResegmentedRows
+from datamodules.rows import IGNORE_INDEX, Windows
 from datamodules.tokenizers import save_tokenizer, train_tokenizer
 
 KINDS: list[RowKind] = ["packed", "padded", "windows"]

@@ -24,7 +24,7 @@ from datamodules.tokenizers import (
 )
 from datamodules.tokens import TokenWriter
 from lit_gpt.callbacks.metrics_csv import MetricsCSV
-from lit_gpt.callbacks.run_folder import RunLock
+from lit_gpt.callbacks.run_lock import RunLock
 from lit_gpt.callbacks.samples import SampleText
 from lit_gpt.callbacks.tensorboard import TensorBoardCharts
 from lit_gpt.cli.lightning_cli import run

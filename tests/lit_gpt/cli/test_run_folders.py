@@ -13,7 +13,8 @@ import pytest
 
 from datamodules.errors import UserError
 from lit_gpt import checkpoint
-from lit_gpt.callbacks.run_folder import FOLDER_VARIABLE, RunLock, is_locked, new_run_folder, not_resumable
+from lit_gpt.callbacks.run_folder import FOLDER_VARIABLE, new_run_folder, not_resumable
+from lit_gpt.callbacks.run_lock import RunLock, is_locked
 from tests.conftest import TINY
 from tests.lit_gpt.cli.conftest import contents, refused, rows, unfinished
 
@@ -96,7 +97,7 @@ def test_a_file_system_without_locks_holds_nothing(tmp_path: Path, monkeypatch: 
     def refuse(*_: object) -> None:
         raise OSError(errno.EBADF, "no locks here")
 
-    monkeypatch.setattr("lit_gpt.callbacks.run_folder.fcntl.flock", refuse)
+    monkeypatch.setattr("lit_gpt.callbacks.run_lock.fcntl.flock", refuse)
     RunLock(tmp_path)
     assert not is_locked(tmp_path)
     assert [new_run_folder(tmp_path).folder.name for _ in range(2)] == ["version_0", "version_1"]  # none is used again
