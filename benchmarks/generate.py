@@ -132,7 +132,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with torch.inference_mode():
         runs = contestants(options.nanogpt)
-        figures = {f"batch_{B}": measure(runs, B, options) for B in (1, 16)}
+        figures: dict[str, Any] = {}
+        for B in (1, 16):
+            figures[f"batch_{B}"] = measure(runs, B, options)
+            report.show(figures)
     lines = [f"- {name}: {found}" for name, found in figures.items()]
     report.finish("generate", {"threads": options.threads, **figures}, lines, options, report.DEVICE)
 

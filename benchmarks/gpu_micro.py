@@ -4,8 +4,8 @@
     python -m benchmarks.gpu_micro --tiny     # the same path on any machine, with a small model
 
 32 rows of 1,024 tokens under bfloat16 autocast, the vocabulary of 50,257 padded to 50,304. Milliseconds are means
-over ten calls. The last line is JSON, with the lines that made the CPU wait for the GPU during a step, and the
-slowest kernels.
+over ten calls. Each figure is a line of JSON as soon as it is measured; among them are the lines that made the CPU wait
+for the GPU during a step, and the slowest kernels.
 """
 
 import json
@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks import report
 from benchmarks.report import DEVICE
 from benchmarks.timing import synchronize
+from lit_gpt.callbacks.throughput import peak_flops
 from lit_gpt.fused_loss import LinearHead
 from lit_gpt.loss import cross_entropy_sum, score
 from lit_gpt.model import GPT, GPTConfig
@@ -35,11 +36,9 @@ TINY: dict[str, Any] = {
     "n_layer": 2,
     "n_head": 2,
     "n_embd": 64,
-    "block_size": 64,
+    "block_size": 256,
 }
 ROWS = {False: 32, True: 2}
-#: Multiplications and additions of an H100 or H200 in bfloat16, a second, without sparsity.
-PEAK = 989e12
 
 
 class Micro:
@@ -65,10 +64,14 @@ class Micro:
             for _ in range(times):
                 call()
             synchronize()
-            self.figures[name] = round((time.perf_counter() - start) / times * 1e3, 3)
+            self.tell(name, round((time.perf_counter() - start) / times * 1e3, 3))
         except Exception as error:  # the other figures are still wanted
-            self.figures[name] = f"{type(error).__name__}: {str(error)[:160]}"
-        print(name, self.figures[name], flush=True)
+            self.tell(name, f"{type(error).__name__}: {str(error)[:160]}")
+
+    def tell(self, name: str, value: Any) -> None:
+        """Keep a figure and print it."""
+        self.figures[name] = value
+        report.show({name: value})
 
     def amp(self) -> Any:
         """bfloat16 autocast."""
@@ -113,6 +116,25 @@ class Micro:
         for kernel in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
             self.time(f"attention of a layer ms, {kernel.name}", partial(attend, kernel))
 
+    @torch.no_grad()
+    def packed(self) -> None:
+        """A forward pass of four rows of several documents, by FlexAttention and with a dense mask, in float32."""
+        net, ids = self.net.eval(), self.inputs[:4]
+        documents = (torch.rand(ids.shape, device=DEVICE) < 0.02).cumsum(1).int()
+        every = torch.ones_like(ids, dtype=torch.bool)  # a mask of pads is what makes it dense
+        logits: dict[str, Tensor] = {}
+
+        def forward(name: str, mask: Tensor | None) -> None:
+            logits[name] = net(ids, document_ids=documents, attention_mask=mask)
+
+        for name, mask in (("FlexAttention", None), ("a dense mask", every)):
+            self.time(f"forward pass of 4 packed rows ms, {name}", partial(forward, name, mask))
+        if len(logits) == 2:
+            one, other = logits.values()
+            self.tell("packed rows: largest difference", float((one - other).abs().max()))
+            self.tell("packed rows: largest logit", float(other.abs().max()))
+        net.train()
+
     def blocks(self, name: str) -> None:
         """All blocks, forward and backward."""
 
@@ -155,18 +177,21 @@ class Micro:
         """The parts of an optimizer step, and the share of the device's peak that a micro-batch reaches."""
         self.time("micro-batch ms", self.micro_batch)
         flops = (self.net.flops_per_token() or 0) * self.targets.numel()
-        milliseconds = self.figures["micro-batch ms"]
-        if isinstance(milliseconds, float):
-            self.figures["MFU of a micro-batch, of 989 TFLOP/s"] = round(flops / (milliseconds / 1e3) / PEAK, 3)
+        milliseconds, peak = self.figures["micro-batch ms"], peak_flops(torch.device(DEVICE))
+        if isinstance(milliseconds, float) and peak:
+            self.tell("MFU of a micro-batch", round(flops / (milliseconds / 1e3) / peak, 3))
         optimizer, muon = (build_optimizer(self.net, OptimizerConfig(kind=kind)) for kind in ("adamw", "muon"))
         self.time("clip ms", lambda: torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0))
         self.time("AdamW ms", optimizer.step)
         self.time("Muon ms", muon.step)
         self.time("evaluation of a micro-batch ms", self.evaluate)
         if DEVICE == "cuda":
-            self.figures["lines that wait"] = waits(self.micro_batch) + waits(optimizer.step)
-            self.figures["kernels ms"] = slowest(self.micro_batch)
-            self.figures["peak GB"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+            self.tell("peak GB", round(torch.cuda.max_memory_allocated() / 1e9, 2))
+            self.tell("lines that wait", waits(self.micro_batch) + waits(optimizer.step))
+
+    def traces(self) -> None:
+        """The kernels of a micro-batch."""
+        self.tell("kernels ms", slowest(self.micro_batch))
 
 
 def waits(call: Callable[[], Any]) -> list[str]:
@@ -193,7 +218,7 @@ def slowest(call: Callable[[], Any], count: int = 25) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print every figure as it is measured, and all of them as JSON."""
+    """Print every figure as it is measured, and all of them in the end."""
     parser = report.parser(__doc__)
     parser.add_argument("--tiny", action="store_true", help="a small model, on whatever there is")
     options = parser.parse_args()
@@ -205,10 +230,13 @@ def main() -> None:
         micro.blocks("eager")
     micro.compile()
     micro.blocks("compiled")
+    micro.step()
     micro.net.residual_dtype = torch.bfloat16  # a block compiles for it anew, and keeps what it has
     micro.blocks("compiled, bfloat16 stream")
     micro.net.residual_dtype = None
-    micro.step()
+    micro.packed()
+    if DEVICE == "cuda":
+        micro.traces()
     print(json.dumps({"benchmark": "gpu_micro", **micro.figures}))
 
 

@@ -48,8 +48,9 @@ def build(case: str, block: int, device: str) -> tuple[Any, Any, Callable[[Any],
     net.activation_checkpointing = recompute
 
     def mean(ids: torch.Tensor) -> torch.Tensor:
-        nats = loss.cross_entropy_sum(net.hidden(ids[:, :-1]), net.head, [net.wte.weight], ids[:, 1:], V)
-        return nats / ids[:, 1:].numel()
+        hidden, targets = net.hidden(ids[:, :-1]), ids[:, 1:]
+        linear = None if case == "full logits" else net.linear_head
+        return loss.cross_entropy_sum(hidden, net.head, [net.wte.weight], targets, V, linear=linear) / targets.numel()
 
     return net, build_optimizer(net, OptimizerConfig()), mean
 
@@ -89,7 +90,7 @@ def main() -> None:
         command += ["--batch", str(options.batch), "--block", str(options.block)]
         printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
         found[case] = round(float(printed.split()[-1]), 3)
-        print(f"{case}: {found[case]:.2f} GB", flush=True)
+        report.show({"peak_gb": found})
     lines = [f"- {case}: {gb:.2f} GB" for case, gb in found.items()]
     given = {"batch": options.batch, "block": options.block, "precision": options.precision}
     report.finish("memory", {**given, "peak_gb": found}, lines, options, report.DEVICE)

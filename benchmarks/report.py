@@ -55,6 +55,11 @@ def finish(
         keep(name, figures, lines, device)
 
 
+def show(figures: dict[str, Any]) -> None:
+    """Print figures as a line of JSON as soon as they are measured, for whoever reads on while others are."""
+    print(json.dumps(figures), flush=True)
+
+
 def keep(name: str, figures: dict[str, Any], lines: list[str], device: str) -> None:
     """Put a record into docs/benchmarks.json and make the page anew."""
     kept = read_json(FIGURES)

@@ -4,8 +4,9 @@
 
 A step is forward, backward, clipping at 1 and AdamW; the same mathematics for all (GPT-2 with biases, exact GELU,
 float32, no dropout), but for `recommended`: the best that our docs name for the machine, in precision, compilation and
-architecture defaults. All are timed in turn, as often as `--rounds` says. Each case ends with a line of JSON. Needs the
-`bench` extra; on CUDA every contestant runs under bfloat16 autocast.
+architecture defaults. All are timed in turn, as often as `--rounds` says. Figures are lines of JSON. Needs the `bench`
+extra; on CUDA every contestant runs under bfloat16 autocast, and GPT-2 with compiled blocks takes part too, with a
+residual stream in float32 and in bfloat16.
 """
 
 import argparse
@@ -25,12 +26,14 @@ from torch import Tensor, nn
 from benchmarks import peers, report
 from benchmarks.report import DEVICE
 from benchmarks.timing import fit_seconds, synchronize
+from lit_gpt.callbacks.throughput import peak_flops
 from lit_gpt.loss import cross_entropy_sum
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.muon import has_bfloat16
 from lit_gpt.optim import OptimizerConfig, build_optimizer
 
 WARMUP = 3
+OURS_COMPILED = ("gpt2_compiled", "gpt2_compiled_bf16_stream")
 RATES = {"lr": 1e-3, "weight_decay": 0.1, "betas": (0.9, 0.95)}
 #: Seconds of one step, averaged over a number of them.
 Contestant = Callable[[int], float]
@@ -138,43 +141,78 @@ def recommended() -> list[str]:
 
 
 def contestants(case: Case, clone: Path | None) -> dict[str, Contestant]:
-    """All that are timed, by name."""
+    """All that are timed, by name; on CUDA those first that matter most, because time is short there."""
     same = ["--preset=gpt2", "--model.config.activation=gelu"]
     same += ["--trainer.precision=bf16-mixed"] if DEVICE == "cuda" else []
-    made = {"bare": ours_bare(case), "fit": through_fit(case, *same)}
-    made |= {"recommended": through_fit(case, *recommended())}
+    made: dict[str, Contestant] = {}
     if DEVICE == "cuda":
-        gpt2 = ["--preset=gpt2", *recommended()]
-        made["gpt2_compiled"] = through_fit(case, *gpt2)
-        made["gpt2_compiled_bf16_stream"] = through_fit(case, *gpt2, "--model.residual_dtype=bfloat16")
+        made |= {"nanogpt_compiled": nanogpt(case, clone, True)} if clone else {}
+        compiled = [*same, "--model.compile=true"]
+        made["gpt2_compiled_bf16_stream"] = through_fit(case, *compiled, "--model.residual_dtype=bfloat16")
+        made["gpt2_compiled"] = through_fit(case, *compiled)
+    made |= {"bare": ours_bare(case), "fit": through_fit(case, *same)}
+    made["recommended"] = through_fit(case, *recommended())
     if importlib.util.find_spec("transformers"):
         made["transformers"] = transformers(case)
     if clone:
-        made |= {"nanogpt": nanogpt(case, clone, False), "nanogpt_compiled": nanogpt(case, clone, True)}
+        made["nanogpt"] = nanogpt(case, clone, False)
+    if clone and "nanogpt_compiled" not in made:
+        made["nanogpt_compiled"] = nanogpt(case, clone, True)
     return made
 
 
-def measure(name: str, case: Case, options: argparse.Namespace) -> dict[str, float]:
-    """Print each round and return tokens per second of each, the ratio of `fit` to the best peer, and of the
-    recommended settings to nanoGPT as its README runs it.
+def measure(name: str, case: Case, options: argparse.Namespace) -> dict[str, Any]:
+    """Show each rate and ratio as soon as it is known, and return them all: tokens per second, model FLOPs utilisation
+    on CUDA, and ratios.
     """
     runs = contestants(case, options.nanogpt)
-    rates: dict[str, list[float]] = {contestant: [] for contestant in runs}
+    rates: dict[str, list[float]] = {}
+    found: dict[str, Any] = {}
     for _ in range(options.rounds):
-        for contestant, seconds in runs.items():
-            rates[contestant].append(case.tokens / seconds(case.steps))
+        for contestant, seconds in list(runs.items()):
+            try:
+                rates.setdefault(contestant, []).append(case.tokens / seconds(case.steps))
+            except Exception as error:  # the others are still wanted
+                report.show({contestant: f"failed: {type(error).__name__}: {str(error)[:160]}"})
+                del runs[contestant], rates[contestant]
+            found = summary(case, rates)
+            report.show(found)
         print(f"({name})" + "".join(f"  {c} {r[-1]:,.0f}" for c, r in rates.items()), flush=True)
+    return found
+
+
+def summary(case: Case, rates: dict[str, list[float]]) -> dict[str, Any]:
+    """Tokens per second of those timed so far; the ratio of `fit` to the best peer, of compiled GPT-2 to compiled
+    nanoGPT, and of the recommended settings to nanoGPT as its README runs it.
+    """
     found = {contestant: round(statistics.median(values)) for contestant, values in rates.items()}
     theirs = [c for c in rates if c.startswith(("nanogpt", "transformers"))]
-    ratios = {}
-    if theirs:
-        best = max(theirs, key=lambda c: found[c])
-        ratios[f"fit_over_{best}"] = ratio(rates["fit"], rates[best])
-    if "nanogpt_compiled" in rates and "gpt2_compiled" in rates:
-        ratios["gpt2_compiled_over_nanogpt_compiled"] = ratio(rates["gpt2_compiled"], rates["nanogpt_compiled"])
-    if "nanogpt" in rates:
-        ratios["recommended_over_nanogpt"] = ratio(rates["recommended"], rates["nanogpt"])
-    return {**found, **ratios}
+    pairs = [("fit", max(theirs, key=lambda c: found[c]))] if theirs else []
+    pairs += [(ours, "nanogpt_compiled") for ours in OURS_COMPILED] + [("recommended", "nanogpt")]
+    ratios = {f"{a}_over_{b}": ratio(rates[a], rates[b]) for a, b in pairs if a in rates and b in rates}
+    return {**found, **ratios, **utilisation(case, found)}
+
+
+def utilisation(case: Case, found: dict[str, int]) -> dict[str, dict[str, float]]:
+    """Model FLOPs utilisation on CUDA, by the same number of FLOPs a token for all that are GPT-2."""
+    peak = peak_flops(torch.device(DEVICE))
+    if peak is None:
+        return {}
+    with torch.device("meta"):
+        flops = GPT(GPTConfig.from_preset("gpt2", pad_vocab_to=case.pad_vocab_to, **case.shape)).flops_per_token()
+    of = [c for c in found if c != "recommended"]  # another architecture
+    return {"mfu": {contestant: round(found[contestant] * flops / peak, 4) for contestant in of}}
+
+
+def table(found: dict[str, Any]) -> list[str]:
+    """The page's lines of the case on CUDA, beside compiled nanoGPT."""
+    lines = ["| who | tokens/s | MFU | times compiled nanoGPT |", "|---|---|---|---|"]
+    peer = found.get("nanogpt_compiled")
+    for who, rate in found.items():
+        if isinstance(rate, int):
+            mfu = f"{found['mfu'][who]:.1%}" if who in found["mfu"] else ""
+            lines.append(f"| {who.replace('_', ' ')} | {rate:,} | {mfu} | {f'{rate / peer:.3f}' if peer else ''} |")
+    return [*lines, "", "Marks: compiled GPT-2 at 45 % MFU or more and 1.1 times compiled nanoGPT or more."]
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:
@@ -193,7 +231,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     for name in options.cases:
         figures = measure(name, CASES[name], options)
-        report.finish(f"train_speed {name}", figures, [line(CASES[name], figures)], options, DEVICE)
+        lines = table(figures) if "mfu" in figures else [line(CASES[name], figures)]
+        report.finish(f"train_speed {name}", figures, lines, options, DEVICE)
 
 
 def line(case: Case, found: dict[str, float]) -> str:

@@ -27,7 +27,7 @@ def widen_averages(trainer: Any, module: LightningModule) -> None:
 
 
 def begin_averages(trainer: Any, module: LightningModule) -> None:
-    """Begin a new average from the weights as they are now, and let it use the module's own buffers.
+    """Begin a new average from the weights as they are now, on their device, and let it use the module's own buffers.
 
     The callback copied the module before its weights were read (``init_from``) and its n-grams were counted.
 
@@ -41,6 +41,9 @@ def begin_averages(trainer: Any, module: LightningModule) -> None:
             _refuse_whole_numbers(module, type(callback).__name__)
         else:
             _share_buffers(module, average.module)
+        if callback._device is None:
+            # The callback copied the module before it was moved. Every step would send all weights to the CPU.
+            average.module.to(next(module.parameters()).device)
         if not average.n_averaged:
             for averaged, parameter in zip(average.module.parameters(), module.parameters(), strict=True):
                 averaged.data.copy_(parameter.data)

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -101,9 +102,15 @@ def memory_of(device: torch.device) -> int | None:
     return min(sizes)
 
 
+#: What RuntimeErrors say that mean too little memory: of torch's CPU allocator, the CUDA driver, Triton and cuBLAS.
+OUT_OF_MEMORY = r"DefaultCPUAllocator|out of memory|STATUS_ALLOC_FAILED"
+
+
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether numpy, CUDA or torch's CPU allocator is out of memory; the last one raises a plain RuntimeError."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    """Whether numpy, torch's CPU allocator or a GPU is out of memory. Not all of torch's errors have a class for it."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and re.search(OUT_OF_MEMORY, str(error)) is not None
+    )
 
 
 def out_of_memory(error: Exception, fix: str | None = None) -> UserError:
@@ -113,6 +120,7 @@ def out_of_memory(error: Exception, fix: str | None = None) -> UserError:
         error: What numpy or torch raised.
         fix: The end of the sentence. None: what may be lowered.
     """
-    reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    reason = reason.partition(". GPU ")[0].rstrip(".")  # what torch adds on the state of the GPU fills six lines
     lower = "lower --data.micro_batch_size, --data.tokens_per_step or the size of the network"
     return UserError(f"there is not enough memory ({reason}): {fix or lower}.")

@@ -1,9 +1,9 @@
 """Cross-entropy of a linear head on a GPU: the work between its three matmuls is one kernel.
 
-The matmuls of the head take 12 ms of a step of GPT-2 124M on an H200 (32,768 tokens), and reading and writing logits
-takes longer unless it is done once. So the logits of a chunk are replaced in place by their gradient. Columns that pad
-the vocabulary are masked, not cut off: autograd would copy every chunk to undo a slice. The weight is cast to the
-matmuls' dtype once, and each chunk's matmul adds to its gradient in float32.
+The matmuls of the head take 12 ms of a step of GPT-2 124M on an H200 (32,768 tokens; calculated, not measured), and
+reading and writing logits takes longer unless it is done once. So the logits of a chunk are replaced in place by
+their gradient. Columns that pad the vocabulary are masked, not cut off: autograd would copy every chunk to undo a
+slice. The weight is cast to the matmuls' dtype once, and each chunk's matmul adds to its gradient in float32.
 
 `lit_gpt.loss` calls this on CUDA for a network that has a `Network.linear_head`. Everything else it computes itself.
 """
@@ -17,8 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+#: A target that is not scored.
+IGNORE_INDEX = -100
+
 #: The most logits in memory at a time: 2**28 bfloat16 numbers are 512 MiB. Every chunk reads the weight's gradient and
-#: writes it, 309 MB for GPT-2: 32,768 tokens are 8 chunks, whose gradients take 0.6 ms of an H200's bandwidth.
+#: writes it, 309 MB for GPT-2: 32,768 tokens are 8 chunks, whose gradients take 0.6 ms at an H200's bandwidth.
 MAX_LOGITS = 2**28
 #: Logits at a time if the kernel is not compiled: each of its operations then has a float32 copy of them.
 LOGITS_PER_PIECE = 2**25
@@ -40,7 +43,7 @@ class LinearHead(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """What makes float32 log-probabilities of the columns of a head's matmul.
+    """What makes log-probabilities (at least float32) of the columns of a head's matmul.
 
     Args:
         vocab_size: The number of columns that are tokens. The others are padding, with a probability of 0.
@@ -62,7 +65,8 @@ def fused_cross_entropy_sum(
         hidden: Final hidden states, (B, T, C).
         linear: What follows the matmul.
         weights: The head's weight, (P, C) with P >= vocab_size rows, and perhaps its bias, (P,).
-        targets: Token ids, (B, T); below 0 where nothing is scored.
+        targets: Token ids, (B, T); -100 where nothing is scored. Another id outside of the vocabulary makes the sum and
+            its gradient NaN: to refuse it, the CPU would wait for the GPU.
         vocab_size: V, the number of columns that are tokens.
         shift: Added to the logits in float32, (V,); for a sampled softmax.
     """
@@ -82,9 +86,10 @@ class _CrossEntropy(torch.autograd.Function):
         dtype, factor = matmul_dtype(weight), 1.0
         if dtype == torch.float16:
             factor = FLOAT16_FACTOR
+        sums = torch.promote_types(weight.dtype, torch.float32)
         hidden_grad = torch.empty_like(hidden)
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32)
-        bias_grad = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        weight_grad = torch.zeros_like(weight, dtype=sums)
+        bias_grad = None if bias is None else torch.zeros_like(bias, dtype=sums)
         nats = []
         with torch.autocast(hidden.device.type, enabled=False):
             w, b = weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -96,11 +101,13 @@ class _CrossEntropy(torch.autograd.Function):
                 _multiply(gradient, w, out=states_grad)
                 _add_product(weight_grad, gradient.T, states, 1 / factor)
                 if bias_grad is not None:
-                    bias_grad.add_(gradient.sum(0, dtype=torch.float32), alpha=1 / factor)
+                    bias_grad.add_(gradient.sum(0, dtype=sums), alpha=1 / factor)
                 del gradient  # before the next chunk's logits are there
         if factor != 1:
             hidden_grad /= factor
-        ctx.save_for_backward(hidden_grad, weight_grad.to(weight.dtype), bias_grad)
+        # Weights of 16 bits: sums over all targets may be too large for float16, and are rounded once they are scaled.
+        ctx.save_for_backward(hidden_grad, weight_grad, bias_grad)
+        ctx.dtypes = hidden.dtype, weight.dtype, weight.dtype
         return torch.cat(nats).sum()
 
     @staticmethod
@@ -108,10 +115,9 @@ class _CrossEntropy(torch.autograd.Function):
         """The stored gradients, times that of the sum."""
         if torch.is_grad_enabled():  # create_graph=True: autograd would take the stored gradients for constants
             raise RuntimeError("the chunked loss keeps its gradients as numbers and has no second derivative")
-        needed = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)
-        return *(grad * scale.to(grad.dtype) if grad is not None and need else None for grad, need in needed), *[
-            None
-        ] * 3
+        stored = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[:3], strict=True)
+        grads = [(grad * scale).to(dtype) if grad is not None and need else None for grad, dtype, need in stored]
+        return *grads, None, None, None
 
 
 def matmul_dtype(weight: Tensor) -> torch.dtype:
@@ -145,7 +151,7 @@ def replace_by_gradient(logits: Tensor, targets: Tensor, columns: Columns, facto
 
     Args:
         logits: (n, P).
-        targets: (n,), below 0 where nothing is scored.
+        targets: (n,), -100 where nothing is scored.
         columns: What becomes of the logits in float32.
         factor: See `FLOAT16_FACTOR`.
 
@@ -157,18 +163,29 @@ def replace_by_gradient(logits: Tensor, targets: Tensor, columns: Columns, facto
     largest = z.amax(1, keepdim=True)  # (n, 1)
     exponentials = (z - largest).exp()
     total = exponentials.sum(1, keepdim=True)  # (n, 1)
+    scored = targets != IGNORE_INDEX
+    total = torch.where(_is_valid(targets, columns)[:, None], total, torch.nan)
     # A sum instead of gather(): it belongs to the same loop over the columns.
     own = torch.where(is_target, z, 0).sum(1)
-    scored = targets >= 0
     nats = torch.where(scored, (total.log() + largest)[:, 0] - own, 0)
     gradient = torch.where(scored[:, None], exponentials / total - is_target.float(), 0)  # p - y
     logits.copy_(gradient * factor if slope is None else gradient * slope * factor)
     return nats
 
 
+def _is_valid(targets: Tensor, columns: Columns) -> Tensor:
+    """Whether each target is a token or not scored."""
+    return (targets == IGNORE_INDEX) | ((targets >= 0) & (targets < columns.vocab_size))
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """A copy in float32 of a tensor of 16 bits. One in float64 stays as it is."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def _float_logits(logits: Tensor, columns: Columns) -> tuple[Tensor, Tensor | None]:
-    """Logits of a matmul (n, P) in float32, -inf in padding, and the softcap's derivative (None: 1)."""
-    z, slope = logits.float(), None
+    """Logits of a matmul (n, P) in at least float32, -inf in padding, and the softcap's derivative (None: 1)."""
+    z, slope = at_least_float32(logits), None
     if columns.softcap is not None:
         bounded = torch.tanh(z / columns.softcap)
         z, slope = columns.softcap * bounded, 1 - bounded * bounded
@@ -190,9 +207,9 @@ def _multiply(a: Tensor, b: Tensor, *, out: Tensor) -> None:
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, share: float) -> None:
-    """``total += share * a @ b``, where ``total`` is float32."""
-    if not a.is_cuda or a.dtype == torch.float32:
-        total.addmm_(a.float(), b.float(), alpha=share)
+    """``total += share * a @ b``, where ``total`` is at least float32."""
+    if not a.is_cuda or a.dtype == total.dtype:
+        total.addmm_(a.to(total.dtype), b.to(total.dtype), alpha=share)
     elif _can_add_float32(a.device, a.dtype):
         torch.addmm(total, a, b, out_dtype=torch.float32, alpha=share, out=total)
     else:
@@ -202,9 +219,12 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, share: float) -> None:
 @cache
 def _can_add_float32(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a matmul of 16 bits adds to a float32 tensor itself, without a pass over it. In torch 2.9 it does not."""
-    factor, total = torch.ones(8, 8, device=device, dtype=dtype), torch.zeros(8, 8, device=device)
+    # The dtype is written out: that of a new tensor may be bfloat16, as in a step under bf16-true.
+    factor, total = (torch.ones(8, 8, device=device, dtype=kind) for kind in (dtype, torch.float32))
     try:
         torch.addmm(total, factor, factor, out_dtype=torch.float32, out=total)
+    except torch.OutOfMemoryError:
+        raise  # says nothing about the matmul
     except RuntimeError:
         return False
     return True
@@ -214,7 +234,7 @@ def _can_add_float32(device: torch.device, dtype: torch.dtype) -> bool:
 def fused_score(
     hidden: Tensor, linear: LinearHead, weights: list[Tensor], targets: Tensor, vocab_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy in nats (float32) and rank (int64) of every target, both (B, T). See `loss.score`."""
+    """Cross-entropy in nats (at least float32) and rank (int64) of every target, both (B, T). See `loss.score`."""
     columns = Columns(vocab_size, linear.softcap)
     dtype, flat, flat_targets = matmul_dtype(weights[0]), hidden.flatten(0, 1), targets.flatten()
     results = []
@@ -236,5 +256,6 @@ def nats_and_rank(logits: Tensor, targets: Tensor, columns: Columns) -> tuple[Te
     own = torch.where(is_target, z, 0).sum(1, keepdim=True).where(target >= 0, -torch.inf)  # (n, 1)
     is_ahead = (z > own) | ((z == own) & (ids < target))
     largest = z.amax(1, keepdim=True)  # with its sum of exponentials, one loop: logsumexp() would have two
-    nats = torch.where(targets >= 0, (largest + (z - largest).exp().sum(1, keepdim=True).log() - own)[:, 0], 0)
-    return nats, is_ahead.sum(1)
+    total = largest + (z - largest).exp().sum(1, keepdim=True).log()
+    nats = torch.where(targets == IGNORE_INDEX, 0, (total - own)[:, 0])
+    return torch.where(_is_valid(targets, columns), nats, torch.nan), is_ahead.sum(1)

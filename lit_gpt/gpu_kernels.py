@@ -13,7 +13,8 @@ CUDNN_FIRST = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
-#: The only compute capability for which cuDNN's kernel is the faster one: of H100 and H200.
+#: The compute capability of H100 and H200. There, by reports, cuDNN's kernel is faster than FlashAttention 2, elsewhere
+#: slower. `benchmarks.gpu_micro` times both on the GPU that it runs on.
 HOPPER = 9
 #: The first compute capability for which torch builds FlashAttention.
 AMPERE = 8
@@ -29,7 +30,7 @@ def compute_capability(device: torch.device) -> int:
 def fastest_kernel(q: Tensor) -> AbstractContextManager[None]:
     """A context in which attention of queries like ``q`` takes the fastest kernel.
 
-    On an H100 and H200 that is cuDNN's, in training: it prepares itself for every new shape, and training has one.
+    On an H100 or H200 that is cuDNN's, in training. It prepares itself for every new shape, and training has one.
     """
     if q.is_cuda and torch.is_grad_enabled() and compute_capability(q.device) == HOPPER:
         return sdpa_kernel(CUDNN_FIRST, set_priority=True)
@@ -37,8 +38,10 @@ def fastest_kernel(q: Tensor) -> AbstractContextManager[None]:
 
 
 def groups_queries(q: Tensor, mask: Tensor | None) -> bool:
-    """Whether a fast kernel shares keys among the heads of queries like ``q``. If not, torch would take its slowest one
-    (matmuls and softmax, with all scores in memory), which takes three times as long as repeating the keys.
+    """Whether a fast kernel shares keys among the heads of queries like ``q``.
+
+    If not, torch would take its slowest kernel, matmuls and softmax with all scores in memory. Repeating the keys for
+    one of the fast kernels costs less.
     """
     is_half = q.dtype in (torch.float16, torch.bfloat16)
     is_flash = is_half and mask is None and q.size(-1) <= FLASH_MAX_HEAD_SIZE

@@ -123,13 +123,17 @@ class LitLanguageModel(CheckedModule):
         if not hasattr(self, "net"):
             self.complete_config(data)
             self._store_hyper_parameters()
-            self.net = self.build_network()
+            self._add_network()
             _refuse_lazy_layers(self.net)
         check_targets(self.net, data)
         if self._trainer is not None:
             spare_copies(self.trainer.strategy, self.net)
             widen_averages(self.trainer, self)
         self._tokenizer = compatibility.check_tokens(self._tokenizer, self.config.vocab_size, data)
+
+    def _add_network(self) -> None:
+        """Build the network, and apply the options of training to it, in a subclass that has some."""
+        self.net = self.build_network()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The weights and buffers, and in the result of a forked process the network's configuration."""
@@ -141,7 +145,7 @@ class LitLanguageModel(CheckedModule):
         if config is not None and not hasattr(self, "net"):
             self.config = checkpoint.config_of(self.config_class, config)
             self._store_hyper_parameters()
-            self.net = self.build_network()
+            self._add_network()
         return super().load_state_dict(weights, *args, **kwargs)
 
     def complete_config(self, data: TextData) -> None:

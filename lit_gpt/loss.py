@@ -16,15 +16,25 @@ from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 
 from datamodules.errors import UserError
-from lit_gpt.fused_loss import LinearHead, fused_cross_entropy_sum, fused_score
+from lit_gpt.fused_loss import IGNORE_INDEX, LinearHead, at_least_float32, fused_cross_entropy_sum, fused_score
+
+#: With two names of the fused loss.
+__all__ = [
+    "IGNORE_INDEX",
+    "Head",
+    "Loss",
+    "LossInputs",
+    "at_least_float32",
+    "cross_entropy_sum",
+    "score",
+    "sum_in_chunks",
+]
 
 #: Maps hidden states (..., N, C) and the LM head's weights to logits (..., N, V), as `Network.head` does.
 Head: TypeAlias = Callable[[Tensor, list[Tensor]], Tensor]
 #: Maps logits (..., n, V) in float32 and targets (n,) to sums over these targets. The first sum is the training loss
 #: and must be differentiable. The others are metrics. R-Drop has two passes: its logits are (2, n, V).
 Loss: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
-
-IGNORE_INDEX = -100
 
 #: The most logits in memory at a time: 2**27 float32 numbers are 512 MiB. A character model stays below it and runs as
 #: one chunk. Larger chunks move less memory, because each chunk reads the head's weights and adds to their gradient.
@@ -142,7 +152,9 @@ class _SumInChunks(torch.autograd.Function):
             else:
                 weight_grads = [at_least_float32(g) for g in grads]
             del grads
-        ctx.save_for_backward(hidden_grad, *(g.to(w.dtype) for g, w in zip(weight_grads, weights, strict=True)))
+        # Sums over all targets may be too large for float16. They are rounded once they are scaled.
+        ctx.save_for_backward(hidden_grad, *weight_grads)
+        ctx.dtypes = [tensor.dtype for tensor in (hidden, *weights)]
         totals = tuple(torch.stack(terms).sum() for terms in zip(*sums, strict=True))
         ctx.mark_non_differentiable(*totals[1:])
         return totals
@@ -152,7 +164,8 @@ class _SumInChunks(torch.autograd.Function):
         """The stored gradients, times the gradient of the first sum."""
         if torch.is_grad_enabled():  # create_graph=True: autograd would take the stored gradients for constants
             raise RuntimeError("the chunked loss keeps its gradients as numbers and has no second derivative")
-        hidden_grad, *weight_grads = (grad * scale.to(grad.dtype) for grad in ctx.saved_tensors)
+        grads = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        hidden_grad, *weight_grads = ((grad * scale).to(dtype) for grad, dtype in grads)
         return hidden_grad, *[None] * 5, *weight_grads  # None for targets, head, loss, shift and tokens
 
 
@@ -173,11 +186,6 @@ def _in_pieces(
         piece_grad.copy_(torch.autograd.grad(piece_sums[0], z)[0])
         sums.append(tuple(term.detach() for term in piece_sums))
     return sums, gradient
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """A copy in float32 of a tensor of 16 bits. One in float64 stays as it is."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _refuse_other_parameters(logits: Tensor, listed: tuple[Tensor, ...]) -> None:

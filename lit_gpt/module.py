@@ -12,6 +12,9 @@ from lit_gpt.model import GPT
 from lit_gpt.optim import OptimizerConfig
 from lit_gpt.protocols import Network, data_of
 
+#: How often a block and the kernels of the loss may be compiled in a process, for all of its networks together.
+RECOMPILE_LIMIT = 200
+
 
 class LitTransformer(LitLanguageModel):
     """What the modules of a GPT and of a BERT have in common: compiled blocks, activation checkpointing, and weights to
@@ -34,18 +37,21 @@ class LitTransformer(LitLanguageModel):
         super().__init__(config, optimizer, **options, **more)
         self._init_from = init_from
 
-    def configure_model(self) -> None:
-        """Build the network once, and apply ``activation_checkpointing`` and ``compile``.
+    def _add_network(self) -> None:
+        """Build the network, and apply ``activation_checkpointing`` and ``compile``.
 
         Both belong to training. `build_network` also rebuilds a checkpoint's network for inference, without them.
         """
-        is_new, is_compiled = not hasattr(self, "net"), self.options["compile"]
-        super().configure_model()
+        super()._add_network()
+        is_compiled = self.options["compile"]
         if is_compiled:
             # It splits graphs where DDP sends gradients. A block is smaller than what DDP sends at a time, and would be
             # cut in two.
             torch._dynamo.config.optimize_ddp = False
-        for net in self.net.trained_nets() if is_new else ():
+            # torch compiles a function 8 times in a process, then runs blocks uncompiled, and refuses the loss. Each
+            # network takes 2 or more of these times: a notebook's fifth would be slow or refused.
+            torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+        for net in self.net.trained_nets():
             net.activation_checkpointing = self.options["activation_checkpointing"]
             net.compiled = is_compiled
             for block in net.blocks if is_compiled else ():
@@ -103,11 +109,10 @@ class LitGPT(LitTransformer):
         """The GPT of ``self.config``."""
         return GPT(self.config)
 
-    def configure_model(self) -> None:
+    def _add_network(self) -> None:
         """See `LitTransformer`; also applies ``residual_dtype``."""
-        is_new = not hasattr(self, "net")
-        super().configure_model()
-        for gpt in self.net.trained_nets() if is_new else ():
+        super()._add_network()
+        for gpt in self.net.trained_nets():
             gpt.residual_dtype = self._residual_dtype()
 
     def _residual_dtype(self) -> torch.dtype | None:

@@ -233,21 +233,21 @@ def _trace(net: Network, step: Step) -> tuple[int, int, int]:
         named = dict(net.named_parameters()) | dict(net.named_buffers())
         tensors = {f"net.{name}": _like(tensor, device) for name, tensor in named.items()}
         ids = torch.zeros(step.rows, step.T, dtype=torch.int64, device=device)
-        documents = ids if step.packed and device == "cpu" else None  # a GPU's kernel for documents keeps no mask
+        documents = ids if step.packed and step.device == "cpu" else None  # a GPU's kernel for documents keeps no mask
         activations, hidden = _saved(lambda: functional_call(_Hidden(net), tensors, (ids, documents)), tensors, step)
         if checkpointing:
             activations = _with_checkpointing(activations, hidden, len(net.blocks))  # type: ignore[arg-type]
         with torch.no_grad():
             weights: list[Tensor] = functional_call(_HeadWeights(net), tensors, ())
         head = FLOAT32 * sum(weight.numel() for weight in weights)  # of their gradient
-        V, limit = int(net.config.vocab_size), loss.MAX_LOGITS_CPU if device == "cpu" else loss.MAX_LOGITS
+        V, limit = int(net.config.vocab_size), loss.MAX_LOGITS_CPU if step.device == "cpu" else loss.MAX_LOGITS
         states = hidden.detach().flatten(0, 1)[: max(1, min(N, limit // V))].requires_grad_()  # (n, C)
         own = tensors | {f"head {number}": weight for number, weight in enumerate(weights)}
         saved, logits = _saved(lambda: functional_call(_Head(net), tensors, (states, weights)), own, step)
         kept = step.passes * 2 * bytes_of([hidden]) + head
         if step.device == "cuda" and net.linear_head is not None and step.passes == 1:
             return activations, kept, _fused_bytes(hidden, weights, net.linear_head.compiled, step)
-    return activations, kept, _chunk_bytes(logits, saved, head, math.ceil(N / len(logits)), device)
+    return activations, kept, _chunk_bytes(logits, saved, head, math.ceil(N / len(logits)), step.device)
 
 
 def _fused_bytes(hidden: Tensor, weights: list[Tensor], compiled: bool, step: Step) -> int:
@@ -288,10 +288,10 @@ def _with_checkpointing(activations: int, hidden: Tensor, blocks: int) -> int:
 def _fake(device: str) -> Iterator[str]:
     """Tensors without memory, on a device that need not be there; yields its type.
 
-    A torch that was built without CUDA cannot have them there, so they are then on the CPU, whose kernels keep more:
-    attention weights where there is dropout, and masks of dropout in 4 bytes instead of 1.
+    Without a GPU those of CUDA are on the CPU, whose kernels keep more: attention weights where there is dropout, and
+    masks of dropout in 4 bytes instead of 1. A torch that was built for CUDA asks the GPU even about such tensors.
     """
-    on_cuda = device == "cuda" and torch.backends.cuda.is_built()
+    on_cuda = device == "cuda" and torch.cuda.is_available()
     with FakeTensorMode(), torch.compiler.set_stance("force_eager"):
         yield "cuda" if on_cuda else "cpu"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import generate, gpu, muon, report, time_to_loss, timing
+from benchmarks import generate, muon, report, time_to_loss, timing
 from tests.conftest import TINY
 
 COMMANDS: tuple[str, ...] = ("callbacks", "data", "generate", "gpu", "memory", "muon", "overhead", "scaling")
@@ -86,27 +86,6 @@ def test_seeds_of_the_race_differ_in_the_order_of_data(tmp_path: Path, monkeypat
     monkeypatch.setattr(time_to_loss, "seconds_of", pretend)
     time_to_loss.Ours(tmp_path, tmp_path / "text.txt", 1).fit(3, seed=7)
     assert {"--seed_everything=7", "--data.seed=7"} <= set(typed)
-
-
-@pytest.mark.slow
-def test_parts_of_the_gpu_benchmark_are_kept_as_they_end_also_when_one_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(report, "FIGURES", tmp_path / "benchmarks.json")
-    monkeypatch.setattr(report, "PAGE", tmp_path / "benchmarks.md")
-    monkeypatch.setitem(gpu.PARTS, "memory", lambda folder, options: {"lines": gpu.output("lit_gpt", "fitt")})
-    for status, parts in ((1, ["memory", "speed"]), (0, ["packed"])):
-        monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", "--record", "--parts", *parts])
-        with pytest.raises(SystemExit) as stop:
-            gpu.main()
-        assert stop.value.code == status
-    kept = {name: record["figures"] for name, record in json.loads(report.FIGURES.read_text()).items()}
-    assert kept["gpu tiny memory"]["failed"].startswith("failed: lit_gpt ended with status 2: lit_gpt: ")
-    assert kept["gpu tiny speed"]["tokens_per_second"] > 0
-    assert kept["gpu tiny packed"]["largest_difference"] < 1e-3
-    assert min(kept["gpu tiny packed"][f"{way}_seconds"] for way in ("flex", "dense")) > 0
-    last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert last == {"benchmark": "gpu", "packed": kept["gpu tiny packed"]}
 
 
 def test_equal_tokens_are_demanded_on_a_cpu_and_counted_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

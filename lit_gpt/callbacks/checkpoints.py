@@ -20,6 +20,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from datamodules.errors import UserError, check_at_least
 from datamodules.files import write_atomically
 from lit_gpt.averaging import may_be_swapped
+from lit_gpt.bounds import is_out_of_memory
 from lit_gpt.callbacks.agreed_stop import AgreedStop
 from lit_gpt.callbacks.boundary import StepEnd
 from lit_gpt.callbacks.requeue import requeue_if_asked
@@ -217,11 +218,12 @@ class RunCheckpoints(Checkpoint):
         """
         if self._end and isinstance(exception, Exception) and not may_be_swapped(trainer):
             with suppress(Exception):
-                self._save_last_step(trainer, self._end)
+                # With too little memory the same command would fail again; the error says what to add to it.
+                self._save_last_step(trainer, self._end, advise=not is_out_of_memory(exception))
         self._signals.restore_handlers()
         self._end = None
 
-    def _save_last_step(self, trainer: Trainer, end: StepEnd) -> None:
+    def _save_last_step(self, trainer: Trainer, end: StepEnd, advise: bool) -> None:
         if not end.go_back():
             if not end.is_step_end():
                 return
@@ -232,7 +234,7 @@ class RunCheckpoints(Checkpoint):
             self._names = self._due_names(trainer)
             self._renew_last(trainer)
             self._link_names(trainer)
-            self._print_saved(trainer)
+            self._print_saved(trainer, advise)
 
     def _at_boundary(self, trainer: Trainer) -> None:
         if self._validated and self.monitor not in (None, *trainer.callback_metrics):
@@ -313,10 +315,11 @@ class RunCheckpoints(Checkpoint):
         requeue_if_asked(trainer, number)
         raise Interrupted(number)
 
-    def _print_saved(self, trainer: Trainer) -> None:
+    def _print_saved(self, trainer: Trainer, advise: bool = True) -> None:
         if trainer.is_global_zero:
-            print(f"saved step {trainer.global_step} to {self.folder / 'last.ckpt'}")
-            print("to resume: the same command with --resume auto", flush=True)
+            print(f"saved step {trainer.global_step} to {self.folder / 'last.ckpt'}", flush=True)
+            if advise:
+                print("to resume: the same command with --resume auto", flush=True)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -310,10 +310,13 @@ class RunFolder(Callback):
         """Release the folder."""
         self.teardown(trainer, pl_module, "fit")
 
-    @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write config.yaml and rewind the logs. By now a checkpoint to resume from has been accepted."""
-        self.began = True
+        self.began = True  # in every process: each says what to type when it is out of memory
+        if trainer.is_global_zero:
+            self._begin(trainer)
+
+    def _begin(self, trainer: Trainer) -> None:
         write_text(self.folder / CONFIG, self.config)
         for logger in trainer.loggers if trainer.ckpt_path else ():
             if isinstance(logger, MetricsCSV | RunTensorBoard):

@@ -7,6 +7,7 @@ from datamodules.errors import UserError
 from lit_gpt.cli.trial_steps import largest, sizes
 from lit_gpt.integrity import advice_to_continue
 from lit_gpt.language_model import LitLanguageModel, print_rank_zero
+from lit_gpt.strategies import FSDP2
 
 #: Environment variable in which rank 0 passes the number to the processes that it starts.
 VARIABLE = "LIT_GPT_MICRO_BATCH"
@@ -45,6 +46,10 @@ def _found(cli: Any) -> int:
             "micro_batch_size auto is tried before the processes meet, which torchrun and srun start at once: give a "
             "number, that of a run with one process."
         )
+    if isinstance(cli.trainer.strategy, FSDP2):
+        raise UserError(
+            "micro_batch_size auto tries steps of one process with all weights, and fsdp2 shards them: give a number."
+        )
     return largest(cli.model, cli.datamodule, cli.trainer)
 
 
@@ -56,4 +61,9 @@ def fix(cli: Any) -> str | None:
     step = cli.datamodule.step_size
     fewer = next((rows for rows in sizes(step.micro * step.accumulation, 1) if rows < step.micro), None)
     typed = f"--data.micro_batch_size {fewer}" if fewer else "--model.activation_checkpointing true"
-    return f"add {typed}, which changes no result, and {advice_to_continue(str(folder.folder))}"
+    can_checkpoint = cli.config.fit.model.init_args.get("activation_checkpointing") is False  # true: it does already
+    if fewer is None and not can_checkpoint:
+        return "a step has one row at a time already, so lower --model.config.block_size or the size of the network"
+    # Under torchrun only rank 0 knows the folder.
+    rest = "go on with --resume auto" if cli.trainer.global_rank else advice_to_continue(str(folder.folder))
+    return f"add {typed}, which changes no result, and {rest}"

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from datamodules.errors import UserError
+from lit_gpt.averaging import averages_of
 from lit_gpt.bounds import is_out_of_memory
 from lit_gpt.callbacks.resume import random_state, set_random_state
 from lit_gpt.language_model import Batch, LitLanguageModel
@@ -38,14 +40,14 @@ def largest(module: LitLanguageModel, data: Any, trainer: Trainer) -> int:
         trainer: Decides device, precision and the number of processes.
 
     Raises:
-        UserError: Not even one row fits.
+        UserError: Not even one row fits, or the processes cannot share the rows of a step.
     """
     rows = copy.deepcopy(data)
     rows.block_size = rows.block_size or module.config.block_size
-    with _random_states_kept():
+    with _nothing_left_behind():
         rows.prepare_data()
         rows.setup()
-        step = rows.step_of(rows.block_size, 1).rows
+        step = rows.step_of(rows.block_size, trainer.world_size).rows
         possible = sizes(step, trainer.world_size)
         low, high = 0, len(possible)  # the first that fits is in possible[low : high + 1]
         middle = 0  # often everything fits
@@ -64,7 +66,8 @@ def largest(module: LitLanguageModel, data: Any, trainer: Trainer) -> int:
 
 
 @contextmanager
-def _random_states_kept() -> Iterator[None]:
+def _nothing_left_behind() -> Iterator[None]:
+    """Puts back the random states."""
     before = random_state()
     try:
         yield
@@ -81,10 +84,15 @@ def _fits(module: LitLanguageModel, data: Any, trainer: Trainer, micro: int) -> 
         if not is_out_of_memory(error):
             raise
         fitted = False
+    if "torch._dynamo" in sys.modules:  # importing it takes a second
+        # torch.compile makes code for any number of rows once it has seen two numbers. The run would take that code,
+        # which is slower than code for its own number and may round otherwise.
+        torch.compiler.reset()
     # Only now are the tensors gone that the error's frames held.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()  # of which the run logs its own
     return fitted
 
 
@@ -98,8 +106,9 @@ def steps(module: LitLanguageModel, data: Any, trainer: Trainer, micro: int) -> 
     with device:
         trial.configure_model()
     precision.convert_module(trial).to(device)
+    trial.net.prepare(with_defaults(rows))
     trial.prepare_trial()
-    _held = [*_margin(device), *_buckets(trial, trainer.world_size)]
+    _held = [*_margin(device), *_buckets(trial, trainer.world_size), *_averages(trial, trainer)]
     optimizer = build_optimizer(trial.net, trial.optimizer_config)
     for _ in range(2):  # the second has the optimizer's state from the start
         for _ in range(2):  # the second has gradients from the start
@@ -118,6 +127,11 @@ def _margin(device: torch.device) -> list[Tensor]:
         return []
     total = torch.cuda.get_device_properties(device).total_memory
     return [torch.empty(int(MARGIN * total), dtype=torch.uint8, device=device)]
+
+
+def _averages(trial: LitLanguageModel, trainer: Trainer) -> list[LitLanguageModel]:
+    """What the Trainer's averages of the weights hold on their device."""
+    return [copy.deepcopy(trial).to(average._device or trial.device) for average in averages_of(trainer)]
 
 
 def _buckets(trial: LitLanguageModel, processes: int) -> list[Tensor]:

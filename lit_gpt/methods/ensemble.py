@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_gpt.attention import KVCache
 from lit_gpt.config import GPTConfig
+from lit_gpt.loss import at_least_float32
 from lit_gpt.model import GPT
 from lit_gpt.protocols import Network, TextData
 
@@ -52,12 +53,15 @@ class GPTEnsemble(Network):
         return [weight for member in self.members for weight in member.head_weights(ids)]
 
     def head(self, hidden: Tensor, weights: list[Tensor] | None = None) -> Tensor:
-        """The mean of the members' logits (..., V) in float32, for hidden states (..., members * C)."""
-        n, weights, total = len(self.members), weights or [], torch.zeros((), device=hidden.device)
+        """The mean of the members' logits (..., V) in at least float32, for hidden states (..., members * C)."""
+        n, weights = len(self.members), weights or []
         per_member = len(weights) // n  # a weight, and perhaps a bias
+        total: Any = 0  # a Tensor (..., V) after the first member
         for i, (member, states) in enumerate(zip(self.members, hidden.chunk(n, dim=-1), strict=True)):
-            total = total + member.head(states, weights[i * per_member : (i + 1) * per_member] or None)
-        return total / n
+            own = weights[i * per_member : (i + 1) * per_member] or None
+            total = total + at_least_float32(member.head(states, own))  # logits of 16 bits would be added in 16 bits
+        mean: Tensor = total / n
+        return mean
 
     def new_cache(self, batch_size: int) -> "EnsembleCache":
         """An empty KV cache for each member."""

@@ -25,7 +25,7 @@ class Sample(NamedTuple):
 
     Args:
         ids: The token ids, (K,).
-        shift: The logarithm of how many tokens each of them stands for, (K,); to be added to their logits.
+        shift: The logarithm of how many tokens each of them stands for, (K,) in float32; to be added to their logits.
         targets: The batch's targets as indices into ``ids``; -100 where nothing is scored.
     """
 
@@ -48,7 +48,7 @@ def sample(targets: Tensor, vocab_size: int, n_others: int, multiple: int = 1) -
     n_others += -(len(distinct) + n_others) % multiple
     drawn = others[torch.randperm(len(others), device=others.device)[:n_others]]
     ids = torch.cat((distinct, drawn))  # (K,)
-    shift = torch.zeros(len(ids), device=ids.device)
+    shift = torch.zeros(len(ids), device=ids.device, dtype=torch.float32)  # whatever the weights are: see `Sample`
     if len(drawn):
         shift[len(distinct) :] = math.log(len(others) / len(drawn))
     return Sample(ids, shift, _as_indices(targets, ids, vocab_size))
@@ -58,7 +58,7 @@ def _of_fixed_size(targets: Tensor, vocab_size: int, size: int, multiple: int) -
     """A sample of about ``size`` tokens, or the vocabulary: the targets, and as many others as there is room for."""
     size = min(-(-size // multiple) * multiple, vocab_size)
     # One more place, for what is not scored.
-    is_target = torch.zeros(vocab_size + 1, device=targets.device)
+    is_target = torch.zeros(vocab_size + 1, device=targets.device, dtype=torch.float32)
     places = torch.where(targets == IGNORE_INDEX, vocab_size, targets).flatten()
     is_target = is_target.scatter_(0, places, 1.0)[:vocab_size]  # `is_target[places] = 1` would copy the 1 to the GPU
     ids = (is_target + torch.rand_like(is_target)).topk(size).indices  # (K,), targets first

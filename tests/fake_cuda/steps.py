@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_gpt import LitExtendedGPT, LitGPT, attention, checkpoint, language_model
+from lit_gpt import LitBERT, LitExtendedGPT, LitGPT, attention, checkpoint, language_model
+from lit_gpt.bert import BertConfig
 from lit_gpt.config import GPTConfig
 from lit_gpt.language_model import LitLanguageModel
 from lit_gpt.methods.config import ExtendedGPTConfig
@@ -91,7 +92,17 @@ def packed() -> dict[str, Tensor]:
     return padded() | {"document_ids": torch.zeros(B, T, dtype=torch.int32, device="cuda")}
 
 
+def pairs() -> dict[str, Tensor]:
+    """A batch of masked tokens in pairs of sentences, as data and transfer make it."""
+    numbers = {name: torch.ones(1, dtype=torch.int64, device="cuda") for name in ("step_targets", "step_pairs")}
+    labels = torch.zeros(B, dtype=torch.int64, device="cuda")
+    places = torch.zeros(B * T // 8, dtype=torch.int64, device="cuda")
+    types = torch.zeros(B, T, dtype=torch.int64, device="cuda")
+    return padded() | numbers | {"token_type_ids": types, "next_sentence_label": labels, "places": places}
+
+
 ROWS: dict[str, Callable[[], dict[str, Tensor]]] = {"windows": windows, "padded": padded, "packed": packed}
+ROWS["pairs"] = pairs
 #: Of GPTConfig.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "modern": {"pad_vocab_to": 64},
@@ -108,8 +119,14 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "members": ({"members": 2}, {}),
     "R-Drop": ({"dropout": 0.1}, {"r_drop": 1.0}),
     "sampled softmax": ({}, {"sampled_softmax": 20}),
+    "counts": ({"kneser_ney": 2}, {}),
 }
-PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "bf16-true": None}
+#: Of autocast; None: none.
+PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+#: Of the weights, and of new tensors in a step.
+PRECISIONS |= dict.fromkeys(TRUE := {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64})
+#: Of the loss, where it is not float32.
+LOSSES = {"64-true": torch.float64}
 OPTIMIZERS = ["adamw", "muon", "sgd", "torch.optim.NAdam"]
 
 
@@ -124,9 +141,15 @@ def cases() -> Iterator[tuple[str, Callable[[], LitLanguageModel], str, str, str
         for kind in OPTIMIZERS[1:]:
             yield name, build, "windows", "bf16-mixed", kind
     for name, (options, more) in METHODS.items():
-        for rows in ROWS:
+        for rows in ("windows", "padded", "packed"):
             extended = lambda o=options, m=more: LitExtendedGPT(ExtendedGPTConfig(**SIZE | o), **m)  # noqa: E731
             yield name, extended, rows, "bf16-mixed", "muon" if rows == "padded" else "adamw"
+        for precision in TRUE:
+            yield name, extended, "windows", precision, "adamw"
+    for blocks in ("bert", "gpt"):
+        bert = lambda b=blocks: LitBERT(BertConfig(**SIZE, blocks=b, dropout=0.1))  # noqa: E731
+        for precision in PRECISIONS:
+            yield f"BERT with blocks {blocks}", bert, "pairs", precision, "adamw"
     for option, value in (("activation_checkpointing", True), ("residual_dtype", "bfloat16")):
         for name, options in ARCHITECTURES.items():
             build = lambda o=options, k=option, v=value: LitGPT(GPTConfig(**SIZE | o), **{k: v})  # noqa: E731
@@ -135,12 +158,10 @@ def cases() -> Iterator[tuple[str, Callable[[], LitLanguageModel], str, str, str
 
 def run(build: Callable[[], LitLanguageModel], rows: str, precision: str, kind: str) -> None:
     """Two micro-batches, an optimizer step, the check of a save, and an evaluation."""
-    if precision == "bf16-true":
-        torch.set_default_dtype(torch.bfloat16)
+    torch.set_default_dtype(TRUE.get(precision, torch.float32))
     with FakeTensorMode(), torch.device("cuda"):
         module = build()
         module.configure_model()
-        torch.set_default_dtype(torch.float32)
         module._trainer = trainer(precision)  # type: ignore[assignment]
         optimizer, batch = build_optimizer(module.net, OptimizerConfig(kind=kind)), ROWS[rows]()
     # One thread: each of autograd's would have to know of the modes.
@@ -151,7 +172,7 @@ def run(build: Callable[[], LitLanguageModel], rows: str, precision: str, kind: 
         with torch.autocast("cuda", dtype or torch.bfloat16, enabled=dtype is not None):
             for _ in range(2):
                 loss = module.training_step(batch, 0)
-                assert (loss.device.type, loss.dtype) == ("cuda", torch.float32)
+                assert (loss.device.type, loss.dtype) == ("cuda", LOSSES.get(precision, torch.float32))
                 loss.backward()
         for name, parameter in module.net.named_parameters():
             assert parameter.grad is not None, f"{name} has no gradient"
@@ -197,6 +218,7 @@ def pretend() -> None:
     torch.cuda.get_device_properties = lambda _=None: SimpleNamespace(major=9, minor=0, total_memory=2**37)  # type: ignore[assignment,misc]
     torch.cuda.is_bf16_supported = lambda **_: True  # type: ignore[assignment]
     language_model.sent_to_cpu = lambda _: lambda: B * T  # type: ignore[assignment] # pinned memory, which this cannot have
+    nn.init.trunc_normal_ = lambda weight, **_: weight  # type: ignore[assignment] # asks whether a number is out of range
     # FlexAttention compiles itself, which a dispatch mode forbids: its block mask is built, and a causal kernel runs.
     attention._compiled_flex_attention = lambda: causal_attention  # type: ignore[assignment]
 

@@ -4,6 +4,8 @@ The graphs run as they were traced (backend ``eager``), so that tracing is what 
 """
 
 from collections.abc import Iterator
+from dataclasses import asdict
+from functools import cache, partialmethod
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from lit_gpt import fused_loss
+from lit_gpt import LitGPT, forked, fused_loss
 from lit_gpt.model import GPT, GPTConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:::torch")
@@ -110,3 +112,36 @@ def test_the_kernel_of_the_loss_is_compiled_once_and_once_more_for_all_other_siz
         kernel(torch.randn(rows, V), torch.zeros(rows, dtype=torch.int64), columns, 1.0)
         sizes.append(compilations())
     assert sizes == [1, 1, 2, 2, 2, 2]
+
+
+def test_every_network_of_a_process_is_compiled_and_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a notebook. By itself torch compiles a function 8 times in a process; here 2 times, to save seconds."""
+    monkeypatch.setattr(fused_loss, "_compiled", cache(lambda k: torch.compile(k, fullgraph=True, backend="eager")))
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
+    targets = torch.tensor([0, 1, 2, 3, 4, -100])
+    with torch._dynamo.config.patch(optimize_ddp=True, recompile_limit=2):  # put back afterwards
+        for number in range(3):
+            sizes = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": T, "vocab_size": V}
+            module = LitGPT(GPTConfig(**sizes, norm_eps=1e-5 + number), compile=True)
+            module.configure_model()
+            before = compilations()
+            module.net.hidden(ids())
+            assert compilations() == before + 1
+            logits, columns = torch.randn(6, V), fused_loss.Columns(V, 1.0 + number)
+            plain = fused_loss.nats_and_rank(logits, targets, columns)
+            torch.testing.assert_close(
+                fused_loss._in_pieces(fused_loss.nats_and_rank, True, logits, targets, columns), [plain]
+            )
+
+
+def test_a_network_that_comes_back_from_a_forked_process_has_the_options_of_training() -> None:
+    """A second fit in a notebook would be without them, and need more memory."""
+    config = GPTConfig(vocab_size=V, n_layer=1, n_head=1, n_embd=8, block_size=T)
+    weights = {f"net.{name}": value for name, value in GPT(config).state_dict().items()}
+    module = LitGPT(activation_checkpointing=True, compile=True, residual_dtype="bfloat16")
+    with torch._dynamo.config.patch(optimize_ddp=True, recompile_limit=8):  # put back afterwards
+        module.load_state_dict({**weights, forked.KEY: asdict(config)})
+    net: Any = module.net
+    assert torch.equal(net.wte.weight, weights["net.wte.weight"])
+    assert (net.activation_checkpointing, net.compiled, net.residual_dtype) == (True, True, torch.bfloat16)
+    assert net.blocks[0]._compiled_call_impl is not None

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lit_gpt import loss, sizes
+from lit_gpt import fused_loss, loss, sizes
 from lit_gpt.baselines.bigram import BigramConfig, build_bigram
 from lit_gpt.methods.config import ExtendedGPTConfig
 from lit_gpt.methods.extended_gpt import build_network
@@ -118,6 +119,48 @@ def test_the_most_that_exists_at_a_time_is_planned(
             optimizer.step()
     planned = sizes.memory(net, [optimizer], Step(rows, config.block_size))
     assert planned.total == pytest.approx(live.peak, rel=0.06)
+
+
+def add_without_a_copy(total: Tensor, a: Tensor, b: Tensor, share: float) -> None:
+    """As a GPU adds a product of 16 bits to float32; a CPU makes copies for it."""
+    total[:1] += 0.0 * share * a[0, 0] * b[0, 0]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_most_that_a_gpu_s_loss_holds_at_a_time_is_planned(
+    compiled: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused_loss, "MAX_LOGITS", 2**17)
+    monkeypatch.setattr(fused_loss, "LOGITS_PER_PIECE", 2**15)
+    monkeypatch.setattr(fused_loss, "_add_product", add_without_a_copy)
+    # A compiled kernel writes the gradient over the logits, and a number for each row.
+    monkeypatch.setattr(fused_loss, "_compiled", lambda _: lambda logits, *more: torch.zeros(len(logits.zero_())))
+    net = GPT(GPTConfig(**SMALL | {"vocab_size": 2000, "pad_vocab_to": 64, "softcap": None}))
+    net.compiled = compiled
+    rows, dtype = 12, sizes.AUTOCAST.get(precision)
+    ids = torch.randint(2000, (rows, 17))
+    with Live() as live, torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+        for parameter in net.parameters():
+            live.add(parameter)
+            parameter.grad = torch.zeros_like(parameter)  # of the micro-batch before
+        assert net.linear_head is not None
+        weights = net.head_weights()
+        fused_loss.fused_cross_entropy_sum(net.hidden(ids[:, :-1]), net.linear_head, weights, ids[:, 1:], 2000, None)
+    planned = sizes.memory(net, [], Step(rows, 16, precision=precision, device="cuda"))
+    assert planned.total == pytest.approx(live.peak, rel=0.08)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_gpu_that_is_elsewhere_has_a_plan_also_by_a_torch_that_was_built_for_it(
+    packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = on_meta(lambda: GPT(GPTConfig(**SMALL | {"block_size": 256})))
+    step = Step(2, 256, packed, "bf16-mixed", "cuda")
+    expected = sizes.memory(net, adamw(net), step)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    assert sizes.memory(net, adamw(net), step) == expected
+    assert expected.activations == sizes.memory(net, adamw(net), replace(step, packed=False)).activations
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from lightning.pytorch import Callback
-from torch import Tensor
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from datamodules.errors import UserError
+from lit_gpt.averaging import begin_averages
 from lit_gpt.cli.lightning_cli import run
 
 Fit = Callable[..., Path]
@@ -94,6 +98,17 @@ def test_the_first_validation_of_published_weights_is_of_them(fit: Fit, capsys: 
     losses = [line.split()[3] for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert len(losses) == 3
     assert len(set(losses)) == 1
+
+
+@pytest.mark.parametrize(("device", "found"), [(None, "meta"), ("cpu", "cpu")])
+def test_the_average_is_on_the_device_of_the_weights(device: str | None, found: str) -> None:
+    """The callback makes it before the network is moved, here to the device `meta`."""
+    callback = EMAWeightAveraging(device, use_buffers=False)
+    callback._average_model = average = AveragedModel(nn.Linear(2, 2), device="cpu")
+    average.n_averaged += 1  # so that nothing is copied from `meta`, which holds nothing
+    moved: Any = nn.Linear(2, 2, device="meta")
+    begin_averages(SimpleNamespace(callbacks=[callback]), moved)
+    assert {parameter.device.type for parameter in average.parameters()} == {found}
 
 
 def test_weights_of_float64_are_rounded_neither_by_a_validation_nor_by_a_resume(fit: Fit) -> None:

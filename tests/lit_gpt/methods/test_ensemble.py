@@ -68,6 +68,14 @@ def test_the_ensemble_predicts_better_than_its_members_on_average() -> None:
     assert F.cross_entropy(net(inputs).flatten(0, 1), targets) < losses.mean() - 0.01
 
 
+def test_the_mean_of_bfloat16_logits_is_float32() -> None:
+    net, ids = small(members=3), tokens(2, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        each, mean = torch.stack([member(ids).float() for member in net.members]), net(ids)
+    assert mean.dtype == torch.float32
+    torch.testing.assert_close(mean, each.mean(0), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("more", [{}, {"tied_head": True}, {"bias_head": True, "pad_vocab_to": 64}], ids=str)
 def test_what_is_scored_is_the_common_prediction(more: dict[str, Any]) -> None:
     model = LitExtendedGPT(ExtendedGPTConfig(**SMALL, vocab_size=20, members=3, **more))

@@ -1,5 +1,6 @@
 """A sample of the vocabulary stands for all of it: which tokens it holds, that it is right on average, when it ends."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,19 @@ def test_a_sample_ends_when_it_is_told_to(tmp_path: Path, monkeypatch: pytest.Mo
     assert 2 < few < 12
     assert always.sizes == [few] * 5
     assert partly.sizes == [few] * 3 + [20] * 2
+
+
+@pytest.mark.parametrize("draw", [sample, _of_fixed_size])
+def test_the_correction_is_float32_also_where_new_tensors_are_bfloat16(draw: Callable[..., Any]) -> None:
+    """As in a step under bf16-true: 8 bits would make the other tokens 1 % too likely, and round all logits."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = draw(torch.zeros(1, 1, dtype=torch.int64), 1000, 64, 1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    others = len(found.ids) - 1
+    torch.testing.assert_close(found.shift[1:], torch.full((others,), 999 / others).log())
+    assert found.shift[0] == 0
 
 
 def test_the_gradient_of_a_sample_is_that_of_all_on_average() -> None:
