@@ -42,6 +42,18 @@ assert "torch" not in sys.modules
 print(time.perf_counter() - started)
 """
 
+SECOND_START = """
+import sys, time
+from datamodules import BPEDataModule
+text, cache = sys.argv[1:]
+started = time.perf_counter()
+data = BPEDataModule(text, tokenizer="gpt2", val_fraction=0.1, block_size=256, cache_dir=cache)
+data.prepare_data()
+data.setup()
+next(iter(data.train_dataloader()))
+print(time.perf_counter() - started)
+"""
+
 TIKTOKEN = """
 import sys, time
 import tiktoken
@@ -103,6 +115,8 @@ def preparation(folder: Path, source: str, size: int) -> dict[str, object]:
         f"  ratio to {cores} tiktoken processes at once {rate / several:.3f}; other work slows these as it slows ours"
     )
     print(f"  peak of all processes {peak:.0f} MB (wanted: 600)")
+    second = min(float(_output(SECOND_START, text, folder / "gpt2")) for _ in range(2))
+    print(f"  a start with these tokens, from the datamodule to the first batch: {second:.2f} s (wanted: 1)")
     char_seconds, char_peak = _prepare("char", text, folder / "char")
     text.unlink()
     print(f"characters: {size / char_seconds / 1e6:.0f} MB/s (wanted: 80); peak {char_peak:.0f} MB")
@@ -112,6 +126,7 @@ def preparation(folder: Path, source: str, size: int) -> dict[str, object]:
         "gpt2_mb_per_s": round(rate, 2),
         "tiktoken_mb_per_s": round(one, 2),
         "gpt2_peak_mb": round(peak),
+        "gpt2_second_start_seconds": round(second, 2),
         "char_mb_per_s": round(size / char_seconds / 1e6, 1),
         "char_peak_mb": round(char_peak),
     }
@@ -186,13 +201,26 @@ def _tiktoken_rate(text: Path, processes: int) -> float:
 
 def _prepare(kind: str, text: Path, cache: Path) -> tuple[float, float]:
     """Seconds of the preparation in a process of its own, and the peak MB of it and its children together."""
-    command = [sys.executable, "-c", PREPARE, kind, str(text), str(cache)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = _started(PREPARE, kind, text, cache)
     with _watched(process.pid) as peak:
         out, _ = process.communicate()
     if process.returncode:
         raise SystemExit(f"the preparation with {kind} failed")
     return float(out), peak()
+
+
+def _output(script: str, *arguments: object) -> str:
+    """What a script prints."""
+    process = _started(script, *arguments)
+    out, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit("a start with prepared tokens failed")
+    return out
+
+
+def _started(script: str, *arguments: object) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
 @contextmanager

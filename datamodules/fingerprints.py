@@ -6,13 +6,12 @@ again. Records are in ``fingerprints`` of the default cache, one small file each
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from datamodules.errors import UserError
 from datamodules.files import default_cache_dir, write_json
-from datamodules.integrity import TICK, read_checked, with_checksum
+from datamodules.integrity import is_settled, read_checked, with_checksum
 from datamodules.reading import TextFile
 
 
@@ -34,8 +33,8 @@ def remembered(files: Sequence[TextFile], options: object, compute: Callable[[],
         return str(record["value"])
     newest = max(max(state[2:4]) for state in states if state is not None)
     value = compute()
-    is_settled = time.time_ns() - newest > TICK  # otherwise a change may leave the time as it is
-    if is_settled and [_state(file) for file in files] == states:
+    # A file that has just been written to may change again and keep its time: it is not recorded.
+    if is_settled(newest) and [_state(file) for file in files] == states:
         with suppress(OSError, UserError):  # a cache that cannot be written costs another reading
             write_json(path, with_checksum({"key": key, "value": value}))
     return value

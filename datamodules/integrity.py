@@ -23,8 +23,9 @@ from datamodules.tokens import META, STORE_VERSION, TOKENIZER, TokenWriter, read
 STAMPS = "stamps.json"
 _TOKENS = ".bin"
 _CHECKSUM = "checksum"  # of the other entries of meta.json
-#: A file system's clock ticks every 1 to 10 ms. A file that is younger than that may change and keep its time.
-TICK = 50_000_000  # ns
+#: A file system's clock ticks every 1 to 10 ms, and some have whole seconds only, or every other one (FAT, some shares
+#: of a network). A file that is younger than that may change and keep its time.
+_TICK, _COARSE_TICK = 50_000_000, 2_000_000_000  # ns
 
 
 def write_meta(folder: Path, written: dict[str, Any], **facts: Any) -> None:
@@ -112,12 +113,22 @@ def damage(folder: Path, verify: bool = False) -> str | None:
             return f"{name} is missing"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
-        if path.suffix == _TOKENS and time.time_ns() - stamp[1] > TICK:
+        if path.suffix == _TOKENS and is_settled(stamp[1]):
             stamps[name] = stamp
     if stamps != last_stamps:
         with suppress(UserError):  # a folder that this user may not write to is compared each time
             write_text(folder / STAMPS, json.dumps(stamps))
     return None
+
+
+def is_settled(changed: int) -> bool:
+    """Whether a file is so old that the next change gives it another time.
+
+    Args:
+        changed: the time of its last change, in ns.
+    """
+    tick = _TICK if changed % 10**9 else _COARSE_TICK  # whole seconds: perhaps the clock has no others
+    return time.time_ns() - changed > tick
 
 
 def _files_of(folder: Path) -> dict[str, Any] | str:

@@ -11,7 +11,17 @@ import torch
 from benchmarks import generate, muon, report, time_to_loss, timing
 from tests.conftest import TINY
 
-COMMANDS: tuple[str, ...] = ("callbacks", "data", "generate", "gpu", "memory", "muon", "overhead", "scaling")
+COMMANDS: tuple[str, ...] = (
+    "callbacks",
+    "data",
+    "evaluation",
+    "generate",
+    "gpu",
+    "memory",
+    "muon",
+    "overhead",
+    "scaling",
+)
 COMMANDS += ("shakespeare_char", "shards", "startup", "time_to_loss", "train_speed")
 
 

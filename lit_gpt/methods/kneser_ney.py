@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import UserError
 from datamodules.tokens import TokenStream
+from lit_gpt.loss import at_least_float32
 from lit_gpt.methods.config import ExtendedGPTConfig
 from lit_gpt.methods.ngrams import TokenHistory, shift_right, tokens_so_far
 from lit_gpt.protocols import Network, TextData
@@ -99,31 +100,43 @@ class KneserNey(nn.Module):
             numbers.append(index.where(is_known, -1))
         return torch.stack(numbers, dim=-1)
 
-    def forward(self, contexts: Tensor) -> Tensor:
-        """Probabilities of every next token, (N, V), after ``contexts`` (N, order - 1)."""
-        probabilities = self.unigrams.repeat(len(contexts), 1)
-        for n in range(2, self.order + 1):
-            self._refine(probabilities, n, contexts[:, n - 2])
+    def forward(self, contexts: Tensor, share: float = 1.0) -> Tensor:
+        """Probabilities of every next token, times ``share``, (N, V), after ``contexts`` (N, order - 1).
+
+        The longest n-grams come first. What they leave to shorter ones is a factor of each row, so that all tokens are
+        multiplied once, at the end, and not once for every n.
+        """
+        left = torch.full((len(contexts),), share, device=contexts.device)  # (N,)
+        gains = []
+        for n in range(self.order, 1, -1):
+            found, left = self._followers(n, contexts[:, n - 2], left)
+            gains.append(found)
+        probabilities = self.unigrams * left[:, None]  # (N, V)
+        for index, gain in reversed(gains):
+            probabilities.view(-1).index_add_(0, index, gain)
         return probabilities
 
-    def _refine(self, probabilities: Tensor, n: int, context: Tensor) -> None:
-        """Turn the probabilities (N, V) of (n - 1)-grams into those of n-grams, in place.
+    def _followers(self, n: int, context: Tensor, left: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """What n-grams add to the probabilities (N, V), and what they leave to shorter ones, (N,).
 
-        For a context that occurs `total` times with `followers` different next tokens, the probability of a token is
-        (its count - discount) / total, if it has followed, plus (discount * followers / total) times its probability as
-        an (n - 1)-gram. An unknown context (-1) changes nothing.
+        After a context that occurs `total` times with `followers` different next tokens, a token that has followed gets
+        (its count - discount) / total. All tokens get (discount * followers / total) times their probability as an
+        (n - 1)-gram. An unknown context (-1) adds nothing and leaves everything.
+
+        Returns:
+            Indices into the flat probabilities and what is added there, each (sum of followers,), and what is left.
         """
         keys, sums, discount = getattr(self, f"keys_{n}"), getattr(self, f"sums_{n}"), self.discounts[n]
         # The keys of all n-grams that continue a context are at low to high - 1, (N,). Without any, low == high.
         low, high = (torch.searchsorted(keys, (context + next_) * self.vocab_size) for next_ in (0, 1))
         followers, total = high - low, (sums[high] - sums[low]).clamp(min=1)
-        probabilities.mul_(torch.where(followers > 0, discount * followers / total, 1.0)[:, None])
         # One entry for each follower of each context: the row of the context, and the index of the n-gram's key.
         row = torch.repeat_interleave(followers)
         index = torch.arange(len(row), device=row.device) + (low - followers.cumsum(0) + followers)[row]
-        discounted = (sums[index + 1] - sums[index] - discount) / total[row]
+        gain = (sums[index + 1] - sums[index] - discount) * (left / total)[row]
         token = keys[index] % self.vocab_size
-        probabilities.view(-1).index_add_(0, row * self.vocab_size + token, discounted)
+        left = left * torch.where(followers > 0, discount * followers / total, 1.0)
+        return (row * self.vocab_size + token, gain), left
 
     # Buffers grow when a text is counted: give them the shapes of the checkpoint before they are loaded.
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -250,13 +263,13 @@ class GPTWithCounts(Network):
         return self.gpt.head_weights(ids)
 
     def head(self, hidden: Any, weights: list[Tensor] | None = None) -> Tensor:
-        """Logarithms of the mixed probabilities, (..., V) in float32; before a text is counted, the logits of `gpt`."""
+        """Logarithms of the mixed probabilities, (..., V), not in 16 bits; before a text is counted, `gpt`'s logits."""
         if not self.counts.is_counted:
             return self.gpt.head(hidden, weights)
         share = self.config.kneser_ney_share
-        mixed = self.gpt.head(hidden.states, weights).float().softmax(-1) * (1 - share)
-        counted = self.counts(hidden.contexts.flatten(0, -2)).view_as(mixed)
-        return mixed.add_(counted, alpha=share).log()
+        predicted = at_least_float32(self.gpt.head(hidden.states, weights)).softmax(-1)
+        counted = self.counts(hidden.contexts.flatten(0, -2), share).view_as(predicted)
+        return counted.add_(predicted, alpha=1 - share).log()
 
     def new_cache(self, batch_size: int) -> "CountsCache":
         """An empty KV cache of `gpt`, and an empty history of tokens."""

@@ -59,6 +59,24 @@ def test_a_file_that_has_just_been_written_is_not_recorded(tmp_path: Path) -> No
     assert not list((default_cache_dir() / "fingerprints").glob("*"))
 
 
+def test_a_change_within_a_second_is_seen_on_a_disk_whose_times_are_whole_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_seconds(file: TextFile) -> tuple[str, int, int, int, int]:
+        assert file.path
+        stat = file.path.stat()
+        second = stat.st_mtime_ns // 10**9 * 10**9
+        return str(file.path), stat.st_size, second, second, stat.st_ino
+
+    monkeypatch.setattr("datamodules.fingerprints._state", with_seconds)
+    if time.time() % 1 > 0.5:
+        time.sleep(1 - time.time() % 1)  # what follows is within one second
+    path = written(tmp_path / "text.txt", "some text")
+    once = open_source(str(path)).fingerprint()
+    path.write_text("Same text")
+    assert open_source(str(path)).fingerprint() != once
+
+
 def test_a_damaged_record_is_not_believed(tmp_path: Path) -> None:
     path = written(tmp_path / "text.txt", "some text")
     once = open_source(str(path)).fingerprint()
