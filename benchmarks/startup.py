@@ -3,25 +3,29 @@
     python -m benchmarks.startup [--rounds 5] [--threads 2] [--record]
 
 Each is a process of its own, timed from its start: `--help` and `generate` to their end, `fit` with prepared data
-until metrics.csv holds the first step. Cold: the first run after the machine's file cache was emptied (Linux, as root;
-left out elsewhere). Warm: the median of the runs that follow. The last line is JSON.
+until metrics.csv holds the first step. Beside them are timed processes that import torch or Lightning's command line
+and do nothing else. Each round runs all of them, in an order drawn anew. Warm: the median over rounds. Cold: one more
+round, with the machine's file cache emptied before each process (Linux, as root; left out elsewhere). The last line is
+JSON.
 """
 
-import argparse
 import os
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from benchmarks import report
 
-TARGETS = {"help": 0.7, "generate": 6.0, "first_step": 9.0}
+#: What is waited for, the import that it is compared with, and the seconds that it may take longer.
+MARKS = {"generate": ("import torch", 0.4), "first step": ("import lightning.pytorch.cli", 0.8)}
 LIT_GPT = [sys.executable, "-m", "lit_gpt"]
 
 
@@ -64,10 +68,40 @@ def empty_file_cache() -> bool:
     return True
 
 
-def measure(what: Callable[[], float], rounds: int) -> dict[str, float]:
-    """Cold, where that can be had, and warm seconds."""
-    cold = {"cold": round(what(), 2)} if empty_file_cache() else {}
-    return cold | {"warm": round(statistics.median(what() for _ in range(rounds)), 2)}
+def measure(commands: dict[str, Callable[[], float]], before_each: Callable[[], object]) -> dict[str, float]:
+    """Seconds of all commands, in an order drawn anew."""
+    seconds = {}
+    for name in random.sample(sorted(commands), len(commands)):
+        before_each()
+        seconds[name] = commands[name]()
+    return {name: seconds[name] for name in commands}
+
+
+def compare(folder: Path, rounds: int) -> dict[str, dict[str, float]]:
+    """Warm, and cold where that can be had, seconds of all commands."""
+    subprocess.run(train(folder, 2, "model"), stdout=subprocess.DEVNULL, check=True)
+    model = folder / "logs" / "model" / "version_0" / "checkpoints" / "last.ckpt"
+    generate = [*LIT_GPT, "generate", "--ckpt_path", str(model), "--prompt", "The ", "--max_new_tokens", "100"]
+    imports = [f"import {name}" for name in ("torch", "lightning.pytorch.cli")]
+    processes = {name: [sys.executable, "-c", name] for name in imports}
+    processes |= {"help": [*LIT_GPT, "--help"], "generate": generate}
+    commands: dict[str, Callable[[], float]] = {name: partial(to_the_end, line) for name, line in processes.items()}
+    commands["first step"] = partial(to_first_step, folder)
+    cold = measure(commands, empty_file_cache) if empty_file_cache() else {}
+    if cold:
+        measure(commands, lambda: None)  # some still read from the disk
+    warm = [measure(commands, lambda: None) for _ in range(rounds)]
+    found = {"warm": {name: statistics.median(one[name] for one in warm) for name in commands}}
+    return found | ({"cold": cold} if cold else {})
+
+
+def described(state: str, seconds: dict[str, float]) -> list[str]:
+    """Lines of the page for warm or cold."""
+    lines = [f"- {state}: " + ", ".join(f"{name} {took:.2f} s" for name, took in seconds.items())]
+    for name, (base, mark) in MARKS.items():
+        longer, ratio = seconds[name] - seconds[base], seconds[name] / seconds[base]
+        lines.append(f"- {state}, {name}: {ratio:.2f} of `{base}`, {longer:+.2f} s (mark +{mark} s)")
+    return lines
 
 
 def main() -> None:
@@ -78,25 +112,11 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     with tempfile.TemporaryDirectory() as name:
-        figures = compare(Path(name), options)
-    lines = [f"- {what}: {found} s (mark {TARGETS[what]})" for what, found in figures.items()]
-    report.finish("startup", dict(figures), lines, options, report.DEVICE)
-
-
-def compare(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Train a checkpoint, then time the three."""
-    subprocess.run(train(folder, 2, "model"), stdout=subprocess.DEVNULL, check=True)
-    model = folder / "logs" / "model" / "version_0" / "checkpoints" / "last.ckpt"
-    generate = [*LIT_GPT, "generate", "--ckpt_path", str(model), "--prompt", "The ", "--max_new_tokens", "100"]
-    found = {}
-    for what, timed in (
-        ("help", lambda: to_the_end([*LIT_GPT, "--help"])),
-        ("generate", lambda: to_the_end(generate)),
-        ("first_step", lambda: to_first_step(folder)),
-    ):
-        found[what] = measure(timed, options.rounds)
-        print(f"{what}: {found[what]} (mark {TARGETS[what]})", flush=True)
-    return found
+        figures = compare(Path(name), options.rounds)
+    lines = [line for state, seconds in figures.items() for line in described(state, seconds)]
+    print(*lines, sep="\n")
+    rounded = {state: {name: round(took, 3) for name, took in one.items()} for state, one in figures.items()}
+    report.finish("startup", rounded, lines, options, report.DEVICE)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import Progress
-
 _LINE_EVERY = 10.0  # seconds between two lines when there is no terminal
 
 
@@ -20,6 +17,9 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         total: the amount of all work, in any unit.
     """
     if sys.stderr.isatty():
+        from rich.console import Console  # 40 ms, which most commands do without
+        from rich.progress import Progress
+
         with Progress(console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(what, total=total)
             yield lambda amount: bar.advance(task, amount)

@@ -66,6 +66,7 @@ def main() -> None:
 
 def _guarded(arguments: list[str]) -> None:
     from datamodules.errors import UserError, is_refusal, refusal
+    from lit_gpt.cli import late_imports
 
     lost_processes.watch_parent()
     # OpenMP's threads wait for each other by spinning, which costs several times a step's time when anything else
@@ -73,6 +74,7 @@ def _guarded(arguments: list[str]) -> None:
     # torch is loaded, so it is set here.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     keep_freed_memory()
+    late_imports.install()
     threading.excepthook = _end_thread
     try:
         _dispatch(arguments[0], arguments[1:])
@@ -174,7 +176,10 @@ def _dispatch(verb: str, rest: list[str]) -> None:
 
         early.check(verb, rest)
     if verb in TRAINER_VERBS:
-        from lit_gpt.cli.lightning_cli import run
+        from lit_gpt.cli.late_imports import collecting_later
+
+        with collecting_later():
+            from lit_gpt.cli.lightning_cli import run
     elif verb in OUR_VERBS:
         from lit_gpt.commands import run
     else:

@@ -7,9 +7,10 @@ network (`Network.flops_per_token`).
 """
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -292,7 +293,9 @@ def _fake(device: str) -> Iterator[str]:
     masks of dropout in 4 bytes instead of 1. A torch that was built for CUDA asks the GPU even about such tensors.
     """
     on_cuda = device == "cuda" and torch.cuda.is_available()
-    with FakeTensorMode(), torch.compiler.set_stance("force_eager"):
+    # Setting the stance imports torch._dynamo, which takes a second. On the CPU nothing is compiled where nothing was.
+    may_compile = on_cuda or "torch._dynamo.eval_frame" in sys.modules
+    with FakeTensorMode(), torch.compiler.set_stance("force_eager") if may_compile else nullcontext():
         yield "cuda" if on_cuda else "cpu"
 
 

@@ -48,7 +48,7 @@ from lit_gpt.cli.friendly_errors import CommandLine, friendly_error
 from lit_gpt.cli.help import arrange
 from lit_gpt.cli.meeting import Meeting
 from lit_gpt.cli.options import OPTIONS_OF_ONE_VERB
-from lit_gpt.cli.parser import StrictParser, prepare_parsing
+from lit_gpt.cli.parser import parser_class, prepare_parsing
 from lit_gpt.cli.presets import PRESETS, default_model
 from lit_gpt.cli.processes import check_launcher
 from lit_gpt.cli.quiet import quieten_lightning
@@ -126,7 +126,7 @@ class LitCLI(LightningCLI):
                 trainer_defaults=TRAINER_DEFAULTS,
                 seed_everything_default=1337,
                 parser_kwargs={"prog": "python -m lit_gpt", "exit_on_error": False, verb: {"exit_on_error": False}},
-                parser_class=StrictParser,
+                parser_class=parser_class(arguments),
                 args=[verb, *arguments],
             )
 

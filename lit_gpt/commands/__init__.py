@@ -8,6 +8,7 @@ from typing import Any
 from datamodules.errors import UserError
 from lit_gpt.cli.early import FUNCTIONS
 from lit_gpt.cli.friendly_errors import CommandLine, friendly_error
+from lit_gpt.cli.late_imports import collecting_later
 
 #: Verbs whose file is in lit_gpt/diagnostics.
 DIAGNOSTICS = ("inspect", "report", "sweep")
@@ -23,7 +24,8 @@ def run(verb: str, arguments: list[str]) -> None:
 
     function = FUNCTIONS.get(verb, verb)
     name = function if isinstance(function, str) else verb
-    module = importlib.import_module(f"lit_gpt.{'diagnostics' if verb in DIAGNOSTICS else 'commands'}.{name}")
+    with collecting_later():
+        module = importlib.import_module(f"lit_gpt.{'diagnostics' if verb in DIAGNOSTICS else 'commands'}.{name}")
     target: Any = getattr(module, "VERBS", None) or getattr(module, name, None)
     prog = f"python -m lit_gpt {verb}"
     try:
