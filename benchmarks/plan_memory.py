@@ -53,7 +53,7 @@ def measure(name: str) -> dict[str, float]:
     from torch.utils.data import DataLoader
 
     from lit_gpt import GPTConfig, LitGPT, sizes
-    from lit_gpt.__main__ import keep_freed_memory
+    from lit_gpt.allocator import keep_freed_memory
     from lit_gpt.optim import build_optimizer
 
     keep_freed_memory()

@@ -2,15 +2,14 @@
 instant.
 """
 
-import ctypes
 import os
 import re
 import sys
 import threading
 import time
-from contextlib import suppress
 from typing import Any, NoReturn
 
+from lit_gpt.allocator import keep_freed_memory
 from lit_gpt.cli import lost_processes
 
 TRAINER_VERBS = {
@@ -157,17 +156,6 @@ def _lost_process(error: RuntimeError) -> str | None:
     if re.search(LOST_PEER, str(error), re.DOTALL | re.IGNORECASE):
         return lost_processes.LOST
     return None
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what torch frees for the next step instead of giving it back and faulting it in again: a step on
-    the CPU at 16,000 tokens takes 6 % less (docs/LOG.md). Other systems have no ``mallopt`` or none that knows these.
-    """
-    trim_threshold, mmap_threshold = -1, -3  # malloc.h
-    with suppress(AttributeError, OSError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_threshold, 2**30)
-        mallopt(trim_threshold, 2**31 - 1)
 
 
 def _dispatch(verb: str, rest: list[str]) -> None:

@@ -111,10 +111,11 @@ def _single_query_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
 def _has_slow_gradient(q: Tensor) -> bool:
     """Whether matmuls are faster on a CPU than the fused kernel, forward and backward: in bfloat16 and short rows.
 
-    32 rows of 128 tokens, 4 heads of 64 channels, two threads with AMX: the fused kernel takes 47 ms, matmuls take 12.
-    At 256 tokens both take the same time; at 1,024 the fused kernel takes half as long.
+    32 rows of 128 tokens, 4 heads of 64 channels, take the fused kernel 57 ms and matmuls 16; 16 of 256 and 6 heads 104
+    and 55; 2 of 512 and 12 heads 88 and 39; 4 of 1,024 and 6 heads 202 and 232 (one thread with AVX-512 and bfloat16, a
+    busy machine). With AMX nothing longer than 256 tokens was measured.
     """
-    return q.dtype == torch.bfloat16 and q.size(2) <= 256 and torch.is_grad_enabled()
+    return q.dtype == torch.bfloat16 and q.size(2) <= 512 and torch.is_grad_enabled()
 
 
 def _unfused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float, causal: bool) -> Tensor:
@@ -124,14 +125,22 @@ def _unfused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: 
     This takes 76 ms where that takes 115: 8 rows of 256 tokens, 6 heads of 64 channels, forward and backward, one
     thread.
     """
-    if k.size(1) != q.size(1):
+    B, H, T, D = q.shape
+    if k.size(1) != H:
         k, v = _repeated(q, k, v)
-    scores = q * q.size(-1) ** -0.5 @ k.mT  # (B, H, T, S)
     if mask is None and causal:
-        mask = _causal_mask(q, k)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    return dropout(scores.softmax(-1), p, training=True) @ v  # the caller passes p = 0 in evaluation
+        mask = _causal_mask(q, k)[None, None]
+    q, k, v = (q * D**-0.5).flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)  # (B * H, T or S, D)
+    # The mask is added by the matmul: 4 to 20 % less time than masked_fill, whose gradient is another pass.
+    scores = q @ k.mT if mask is None else torch.baddbmm(_additive(mask, B, H, q.dtype), q, k.mT)  # (B * H, T, S)
+    y = dropout(scores.softmax(-1), p, training=True) @ v  # the caller passes p = 0 in evaluation
+    return y.view(B, H, T, D)
+
+
+def _additive(mask: Tensor, B: int, H: int, dtype: torch.dtype) -> Tensor:
+    """0 where a mask (1 or B, 1, 1 or T, S) is True and -inf elsewhere, (1 or B * H, 1 or T, S)."""
+    bias = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf)
+    return bias[0] if len(bias) == 1 else bias.expand(B, H, -1, -1).flatten(0, 1)
 
 
 def _block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:

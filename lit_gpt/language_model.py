@@ -26,6 +26,7 @@ from torch.nn.parameter import is_lazy
 
 from datamodules.errors import UserError
 from lit_gpt import checkpoint, compatibility
+from lit_gpt.allocator import keep_freed_memory
 from lit_gpt.averaging import begin_averages, widen_averages
 from lit_gpt.checked_module import CheckedModule
 from lit_gpt.config import resolve_vocab_size
@@ -159,6 +160,8 @@ class LitLanguageModel(CheckedModule):
 
     def on_fit_start(self) -> None:
         """Let the network compute what gradient descent does not learn, such as n-gram counts."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.net.prepare(data_of(self._trainer))
         begin_averages(self.trainer, self)
 

@@ -42,11 +42,9 @@ Loss: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 #: For 32,768 targets, a vocabulary of 50,257 and 768 channels under bf16-mixed, the loss moves 128 GB in chunks of
 #: 2**25 logits, 90 GB in chunks of 2**27, and 77 GB as one chunk (counted kernel by kernel).
 MAX_LOGITS = 2**27
-#: The same on a CPU: a little below 32 MiB of float32 (2**23 numbers), because glibc requests every tensor of 32 MiB or
-#: more from the system anew instead of reusing memory. With a vocabulary of 16,000 and 256 channels, 4,096 targets take
-#: one thread 2.0 s instead of 2.9 s. With a vocabulary of 16,384, where 2**23 logits are exactly 32 MiB, two threads
-#: take 0.8 s instead of 1.7 s.
-MAX_LOGITS_CPU = 2**23 - 2**15
+#: The same on a CPU: 128 MiB of float32. For GPT-2's vocabulary and 768 channels, 1,024 targets take one thread 2.99 s
+#: in chunks of 2**23, 2.70 s in chunks of 2**25, 2.60 s as one. With 16,000 tokens and 256 channels all take as long.
+MAX_LOGITS_CPU = 2**25
 #: Logits of a piece on a GPU. Log-softmax and its gradient hold four float32 copies of a piece: 512 MiB, where those of
 #: an undivided chunk would be 2 GiB.
 LOGITS_PER_PIECE = 2**25

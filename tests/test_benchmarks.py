@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import generate, muon, report, time_to_loss, timing
-from tests.conftest import TINY
+from benchmarks import generate, muon, report, time_to_loss, turns
 
 COMMANDS: tuple[str, ...] = (
     "callbacks",
@@ -77,10 +76,33 @@ def test_a_record_names_the_processor_that_its_figures_are_of(monkeypatch: pytes
     assert "a GPU" not in report.machine("cpu")
 
 
-def test_seconds_of_a_step_leave_the_warm_up_out(text: Path) -> None:
-    flags = [*TINY, "--data.source", str(text), "--samples.max_new_tokens", "0"]
-    assert 0 < timing.fit_seconds(flags, steps=3, warmup=2) < 5
-    assert list(timing.StepTimer.ends) == [2, 5]
+COUNTER = """
+import time
+from benchmarks.turns import Turns
+turns = Turns()
+while True:
+    time.sleep(%s)
+    turns.step_done()
+"""
+
+
+@pytest.mark.slow  # two processes that import Lightning
+def test_contestants_take_turns_in_processes_of_their_own() -> None:
+    commands = {name: [sys.executable, "-c", COUNTER % seconds] for name, seconds in (("fast", 0.01), ("slow", 0.03))}
+    *_, found = turns.race(commands, rounds=2, steps=2, seconds=0.05, threads=1)
+    assert [len(each) for each in found.values()] == [2, 2]
+    assert all(turn.seconds >= 0.01 and turn.cpu_seconds < turn.seconds for turn in found["fast"])
+    spread = turns.ratio(found["fast"], found["slow"])
+    assert 1 < spread.least <= spread.median <= spread.most
+
+
+@pytest.mark.slow  # with the one before
+def test_a_contestant_that_fails_is_left_out(capfd: pytest.CaptureFixture[str]) -> None:
+    commands = {"broken": [sys.executable, "-c", "1"], "fast": [sys.executable, "-c", COUNTER % 0.01]}
+    for together in (True, False):
+        *_, found = turns.race(commands, rounds=1, steps=1, seconds=0, threads=1, together=together)
+        assert list(found) == ["fast"]
+        assert "broken failed" in capfd.readouterr().err
 
 
 def test_seeds_of_the_race_differ_in_the_order_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

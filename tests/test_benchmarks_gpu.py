@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks import gpu, gpu_needs, gpu_parts, report, train_speed
+from benchmarks.turns import Turn
 
 #: A command that shows a figure, starts a process of its own, and then hangs.
 HANGS = """
@@ -117,15 +118,16 @@ def test_what_is_missing_is_said_before_torch_is_imported(
 def test_the_record_beside_nanogpt_is_a_table_with_utilisation_and_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
     case = train_speed.CASES["gpu"]
     monkeypatch.setattr(train_speed, "peak_flops", lambda _: 989e12)
-    rates = {"nanogpt_compiled": [480_000.0], "gpt2_compiled": [540_000.0], "recommended": [500_000.0]}
-    found = train_speed.summary(case, rates)
+    rates = {"nanogpt_compiled": 480_000, "fit_compiled": 540_000, "recommended": 500_000}
+    found = train_speed.summary(case, {who: [Turn(case.tokens / rate, 0, 0, 0)] for who, rate in rates.items()})
     weights = 12 * 12 * 768**2 + 50304 * 768  # of matmuls
     per_token = 6 * weights + 12 * 12 * 768 * 1024
-    assert found["mfu"] == {who: round(rates[who][0] * per_token / 989e12, 4) for who in list(rates)[:2]}
-    assert found["gpt2_compiled_over_nanogpt_compiled"] == 1.125
+    assert found["fit_compiled"]["mfu"] == round(540_000 * per_token / 989e12, 4)
+    assert "mfu" not in found["recommended"]
+    assert found["fit_compiled_over_nanogpt_compiled"]["median"] == 1.125
     assert gpu.lines("train_speed", {**found, "seconds": 60.0})[2:5] == [
         f"| nanogpt compiled | 480,000 | {480_000 * per_token / 989e12:.1%} | 1.000 |",
-        f"| gpt2 compiled | 540,000 | {540_000 * per_token / 989e12:.1%} | 1.125 |",
+        f"| fit compiled | 540,000 | {540_000 * per_token / 989e12:.1%} | 1.125 |",
         "| recommended | 500,000 |  | 1.042 |",
     ]
 

@@ -68,7 +68,7 @@ def test_a_mistake_exits_with_2_and_no_traceback(typed: str, tmp_path: Path) -> 
 
 STEPS = """
 import resource, sys
-from lit_gpt.__main__ import keep_freed_memory
+from lit_gpt.allocator import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 for _ in range(10):

@@ -1,9 +1,14 @@
 """LitGPT and LitBERT under a plain Trainer: the loss of a step, metrics, evaluation mode, resume, checkpoints."""
 
+import ctypes
 import math
 import os
+import platform
+import resource
 import signal
 import string
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import product
@@ -22,6 +27,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from datamodules import BertDataModule, CharDataModule
 from datamodules.errors import UserError
 from lit_gpt import BertConfig, ExtendedGPTConfig, LitBERT, LitExtendedGPT, LitGPT
+from lit_gpt.allocator import M_MMAP_THRESHOLD
 from lit_gpt.callbacks.checkpoints import Interrupted, RunCheckpoints
 from lit_gpt.callbacks.resume import ExactResume
 from lit_gpt.config import GPTConfig
@@ -460,3 +466,30 @@ def initial() -> dict[str, torch.Tensor]:
     model = module()
     model.configure_model()
     return model.state_dict()
+
+
+def faults_of_64_mib() -> int:
+    """The fewest page faults of writing a tensor of 64 MiB, 16,384 pages, in four times.
+
+    In one of them, something small may have taken the place behind the memory that the last one freed.
+    """
+    counts = []
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)
+        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return min(counts)
+
+
+def keep_memory(folder: Path) -> None:
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**25)  # where glibc's own adaptation ends
+    assert faults_of_64_mib() > 16_000
+    trainer(folder, max_steps=1).fit(module(), DataLoader(rows(16), batch_size=None))
+    assert faults_of_64_mib() < 1_000
+
+
+@pytest.mark.slow  # a process of its own: what other tests have freed decides how many faults there are
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_a_trainer_keeps_the_memory_that_a_step_frees(tmp_path: Path) -> None:
+    call = f"from tests.lit_gpt.test_language_model import *; keep_memory(Path({str(tmp_path)!r}))"
+    subprocess.run([sys.executable, "-c", call], check=True)
