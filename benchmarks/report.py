@@ -3,13 +3,14 @@
     python -m benchmarks.report        # docs/benchmarks.md, from the figures that were recorded
 
 Every benchmark prints its result as a line of JSON; with ``--record`` it also keeps it in docs/benchmarks.json, under
-its name, with the command, the machine and the versions, and makes the page anew.
+its name, with the command, the machine, the versions and the commit, and makes the page anew.
 """
 
 import argparse
 import json
 import platform
 import sys
+from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 
 from datamodules.files import write_text
 from lit_gpt.callbacks.run_folder import read_json
+from lit_gpt.origin import package_commit
 
 FIGURES, PAGE = Path("docs/benchmarks.json"), Path("docs/benchmarks.md")
 #: Where a benchmark computes that takes a GPU when there is one.
@@ -26,8 +28,8 @@ HEADER = """# Benchmarks
 
 Written by `python -m benchmarks.report` from what the commands below recorded with `--record`. Where there are peers,
 ours and theirs are timed in turn on the same machine; ratios are medians over rounds, and only ratios carry over to
-another one. A "mark" is what was aimed at before it was measured. All were recorded by 2026-11-22, before Muon's and
-dropout's faster ways on a CPU (docs/LOG.md).
+another one. A "mark" is what was aimed at before it was measured. Sections without a date were recorded by 2026-11-22,
+before Muon's and dropout's faster ways on a CPU (docs/LOG.md).
 """
 
 
@@ -63,7 +65,9 @@ def show(figures: dict[str, Any]) -> None:
 def keep(name: str, figures: dict[str, Any], lines: list[str], device: str) -> None:
     """Put a record into docs/benchmarks.json and make the page anew."""
     kept = read_json(FIGURES)
-    kept[name] = {"command": command(name), "machine": machine(device), "lines": lines, "figures": figures}
+    recorded = f"{date.today()}, commit {package_commit() or 'unknown'}"
+    kept[name] = {"command": command(name), "machine": machine(device), "recorded": recorded}
+    kept[name] |= {"lines": lines, "figures": figures}
     write_text(FIGURES, json.dumps(kept, indent=1, sort_keys=True) + "\n")
     write_text(PAGE, page(kept))
 
@@ -101,7 +105,8 @@ def page(kept: dict[str, Any]) -> str:
     parts = [HEADER]
     for name, entry in sorted(kept.items()):
         body = "\n".join(entry["lines"])
-        parts.append(f"## {name}\n\n`{entry['command']}`\n\n{body}\n\n*{entry['machine']}*\n")
+        about = ", ".join(entry[key] for key in ("machine", "recorded") if key in entry)
+        parts.append(f"## {name}\n\n`{entry['command']}`\n\n{body}\n\n*{about}*\n")
     return "\n".join(parts)
 
 

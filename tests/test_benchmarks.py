@@ -2,13 +2,17 @@
 
 import importlib
 import json
+import math
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from benchmarks import generate, muon, report, time_to_loss, turns
+from benchmarks import generate, muon, recipes, report, time_to_loss, turns
+from lit_gpt.methods.config import ExtendedGPTConfig
+from lit_gpt.optim import OptimizerConfig
 
 COMMANDS: tuple[str, ...] = (
     "callbacks",
@@ -116,8 +120,31 @@ def test_seeds_of_the_race_differ_in_the_order_of_data(tmp_path: Path, monkeypat
         return 1.0
 
     monkeypatch.setattr(time_to_loss, "seconds_of", pretend)
-    time_to_loss.Ours(tmp_path, tmp_path / "text.txt", 1).fit(3, seed=7)
-    assert {"--seed_everything=7", "--data.seed=7"} <= set(typed)
+    recipe = recipes.recipes("rows")[0]
+    time_to_loss.Ours(tmp_path, tmp_path / "text.txt", 1).fit(recipe, 3, seed=7)
+    config = yaml.safe_load(Path(typed[-1]).read_text())
+    assert (config["seed_everything"], config["data"]["init_args"]["seed"]) == (7, 7)
+
+
+@pytest.mark.parametrize("part", ["rows", "without_counts"])
+def test_every_recipe_of_the_race_is_a_config_that_runs(part: str, tmp_path: Path) -> None:
+    rows = recipes.recipes(part)
+    limits = [row.up_to for row in rows]
+    assert limits == sorted(limits)
+    assert limits[-1] == math.inf
+    for row in rows:
+        config = row.config(7, {"data.source": "embedded"})
+        ExtendedGPTConfig(**config["model"]["init_args"]["config"])
+        OptimizerConfig(**config["model"]["init_args"]["optimizer"])
+        assert config["trainer"]["max_steps"] == config["trainer"]["val_check_interval"] == 7
+
+
+def test_as_many_steps_as_fit_into_the_time() -> None:
+    pace = time_to_loss.Pace(around=5, step=0.1)
+    for budget in (10, 50, 100):
+        seconds = pace.around + pace.step * pace.steps(budget)
+        assert 0.93 * budget < seconds <= 0.95 * budget
+    assert pace.steps(4) <= 0
 
 
 def test_equal_tokens_are_demanded_on_a_cpu_and_counted_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

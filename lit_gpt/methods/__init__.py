@@ -5,6 +5,9 @@ challenge loss after 7 epochs of 15,000 Hacker News titles, in nats per characte
 
 - ``kneser_ney.py``: Kneser-Ney n-gram counts mixed into the prediction (Kneser and Ney 1995; Chen and Goodman 1999).
   Titles: 1.3851 without, 1.3384 with a share of 0.2, for a second of counting. 90,000 titles: 1.1271 and 1.1097.
+- ``counts_gpt.py``: a GPT trained on top of such counts, for short trainings. It reads their log-probabilities and
+  learns what to add to them. A row's counts leave out the part of the text that it is from (``fold_counts.py``).
+  Characters of tiny Shakespeare, 100 steps: 1.4573 nats per character; mixed at the end 1.5055.
 - ``token_parts.py``: embeddings of the parts that tokens share (after fastText, Bojanowski et al. 2017). Titles: 1.4257
   without, 1.3913 with, for 4 % of a step.
 - ``ensemble.py``: several networks whose logits are averaged (Lakshminarayanan et al. 2017). Titles: one network

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from lit_gpt.config import GPTConfig
+from lit_gpt.methods.ngrams import ROW_START
 
 
 @dataclass
@@ -34,18 +35,28 @@ class ExtendedGPTConfig(GPTConfig):
     ``train_eval/loss`` is too low, because the counts contain its text."""
     kneser_ney_share: float = 0.2
     """Weight of the Kneser-Ney probabilities in the mixture; the network's has the rest."""
+    kneser_ney_folds: int = 0
+    """Train the network on top of the counts instead of mixing them in at the end: it reads their log-probabilities,
+    adds its logits to them and learns how far to trust them; kneser_ney_share is not used. For short trainings, and
+    high n such as 8. The training text is cut into this many folds, such as 8, and a row is trained with the counts of
+    the others, so that they predict it no better than new text. 0: mix them in at the end."""
 
     @property
     def matrix_parameters(self) -> int:
         """See `GPTConfig.matrix_parameters`; of all members."""
         parts = ((self.n_parts or 0) + 1) * self.n_embd * self.token_parts
         ngrams = (self.ngram_rows + len(self.ngrams) * self.n_embd) * self.ngram_width * bool(self.ngrams)
-        return self.members * (super().matrix_parameters + parts + ngrams)
+        read = self.padded_vocab_size * self.n_embd * bool(self.kneser_ney_folds)
+        return self.members * (super().matrix_parameters + parts + ngrams + read)
 
     def _limits(self) -> tuple[dict[str, int], dict[str, int]]:
         minimum, maximum = super()._limits()
-        minimum = minimum | dict.fromkeys(("members", "n_parts", "ngram_rows", "ngram_width"), 1) | {"kneser_ney": 0}
-        return minimum, maximum | {"members": 1_000, "kneser_ney": 1_000, "ngrams": 1_000}
+        minimum = (
+            minimum
+            | dict.fromkeys(("members", "n_parts", "ngram_rows", "ngram_width"), 1)
+            | {"kneser_ney": 0, "kneser_ney_folds": 0}
+        )
+        return minimum, maximum | {"members": 1_000, "kneser_ney": 1_000, "ngrams": 1_000, "kneser_ney_folds": 100}
 
     def _invalid_values(self) -> Iterator[str]:
         yield from super()._invalid_values()
@@ -57,3 +68,16 @@ class ExtendedGPTConfig(GPTConfig):
             yield f"kneser_ney is {self.kneser_ney}: give 0 for none, or at least 2."
         if not 0 < self.kneser_ney_share < 1:
             yield f"kneser_ney_share is {self.kneser_ney_share}: give a share above 0 and below 1."
+
+    def _invalid_combinations(self) -> Iterator[str]:
+        yield from super()._invalid_combinations()
+        if not self.kneser_ney_folds:
+            return
+        if self.kneser_ney_folds < 2:
+            yield f"kneser_ney_folds is {self.kneser_ney_folds}: give 0 for none, or at least 2."
+        if not self.kneser_ney:
+            yield f"kneser_ney_folds {self.kneser_ney_folds} has no counts to train on: set kneser_ney, such as 8."
+        if self.block_size < ROW_START:
+            yield f"kneser_ney_folds needs rows of at least {ROW_START} tokens: raise block_size, or set it to 0."
+        if self.members > 1 or self.token_parts or self.ngrams:
+            yield "kneser_ney_folds works without members, token_parts and ngrams: set it to 0, or leave them out."

@@ -12,6 +12,7 @@ from datamodules.tokenizers import token_parts
 from lit_gpt.bounds import check_memory
 from lit_gpt.config import GPTConfig
 from lit_gpt.methods.config import ExtendedGPTConfig
+from lit_gpt.methods.counts_gpt import GPTOnCounts
 from lit_gpt.methods.ensemble import GPTEnsemble
 from lit_gpt.methods.kneser_ney import GPTWithCounts
 from lit_gpt.methods.ngrams import HistoryCache, NgramEmbedding, tokens_so_far
@@ -110,7 +111,7 @@ class ExtendedGPT(GPT):
             parts.assign(token_parts(data.tokenizer))
 
 
-Network = ExtendedGPT | GPTEnsemble | GPTWithCounts
+Network = ExtendedGPT | GPTEnsemble | GPTOnCounts | GPTWithCounts
 
 
 def build_network(config: ExtendedGPTConfig) -> Network:
@@ -120,6 +121,8 @@ def build_network(config: ExtendedGPTConfig) -> Network:
         UserError: The weights in float32 need more memory than there is.
     """
     check_memory(config.matrix_parameters, lower="config.n_embd, config.n_layer or the vocabulary")
+    if config.kneser_ney_folds:
+        return GPTOnCounts(config)
     if config.kneser_ney:
         return GPTWithCounts(config, build_network(replace(config, kneser_ney=0)))
     if config.members == 1:

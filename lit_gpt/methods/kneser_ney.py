@@ -5,6 +5,7 @@ remembers exactly that. So both together predict better than either (with recurr
 large ones: Liu et al. 2024, "Infini-gram"). Counting takes seconds, and training is the same without it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,11 +17,12 @@ from datamodules.errors import UserError
 from datamodules.tokens import TokenStream
 from lit_gpt.loss import at_least_float32
 from lit_gpt.methods.config import ExtendedGPTConfig
+from lit_gpt.methods.ngram_counts import count_ngrams, estimate_discount, unigram_probabilities
 from lit_gpt.methods.ngrams import TokenHistory, shift_right, tokens_so_far
 from lit_gpt.protocols import Network, TextData
 
 #: Larger than every key. It is the last one, so that the result of a search is always the index of a key.
-_SENTINEL = 2**62
+SENTINEL = 2**62
 
 
 class KneserNey(nn.Module):
@@ -50,29 +52,18 @@ class KneserNey(nn.Module):
         """Count the n-grams of a text that lie inside one document. A document begins after an EOS token, which is
         context of its first token.
         """
-        lengths = _longest_ngrams(text)
-        ngrams = _number_ngrams(text.tokens.astype(np.int64), lengths, self.order, self.vocab_size)
         self.discounts = torch.full((self.order + 1,), 0.5, device=self.discounts.device)
-        for n, (numbers, keys, _) in enumerate(ngrams, start=1):
-            # The longest n-grams are counted at every occurrence.
-            counted_at = lengths >= n
-            if n < self.order:
-                # Shorter ones are counted once for each different token before them (continuation counts): at the first
-                # occurrence of each (n + 1)-gram. At the start of a document no token is before them: each time.
-                counted_at = lengths == n
-                counted_at[ngrams[n].first_positions] = True
-            self._store_counts(n, keys, np.bincount(numbers[counted_at], minlength=len(keys)))
+        for n, keys, counts in count_ngrams(text, self.order, self.vocab_size):
+            self._store_counts(n, keys, counts[-1])
 
     def _store_counts(self, n: int, keys: np.ndarray, counts: np.ndarray) -> None:
-        device, discount = self.discounts.device, _estimate_discount(counts)
+        device, discount = self.discounts.device, estimate_discount(counts)
         self.discounts[n] = discount
         if n == 1:
-            # What the discounts take off is spread evenly over the vocabulary, so that no token has probability 0.
-            even_share = discount * (counts > 0).sum() / self.vocab_size
-            probabilities = (np.maximum(counts - discount, 0) + even_share) / counts.sum()
+            probabilities = unigram_probabilities(counts, discount)
             self.unigrams = torch.tensor(probabilities, dtype=torch.float32, device=device)
             return
-        setattr(self, f"keys_{n}", torch.from_numpy(np.append(keys, _SENTINEL)).to(device))
+        setattr(self, f"keys_{n}", torch.from_numpy(np.append(keys, SENTINEL)).to(device))
         setattr(self, f"sums_{n}", torch.from_numpy(np.append(0, counts).cumsum()).to(device))
 
     @property
@@ -101,42 +92,12 @@ class KneserNey(nn.Module):
         return torch.stack(numbers, dim=-1)
 
     def forward(self, contexts: Tensor, share: float = 1.0) -> Tensor:
-        """Probabilities of every next token, times ``share``, (N, V), after ``contexts`` (N, order - 1).
-
-        The longest n-grams come first. What they leave to shorter ones is a factor of each row, so that all tokens are
-        multiplied once, at the end, and not once for every n.
-        """
-        left = torch.full((len(contexts),), share, device=contexts.device)  # (N,)
-        gains = []
-        for n in range(self.order, 1, -1):
-            found, left = self._followers(n, contexts[:, n - 2], left)
-            gains.append(found)
-        probabilities = self.unigrams * left[:, None]  # (N, V)
-        for index, gain in reversed(gains):
-            probabilities.view(-1).index_add_(0, index, gain)
-        return probabilities
-
-    def _followers(self, n: int, context: Tensor, left: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """What n-grams add to the probabilities (N, V), and what they leave to shorter ones, (N,).
-
-        After a context that occurs `total` times with `followers` different next tokens, a token that has followed gets
-        (its count - discount) / total. All tokens get (discount * followers / total) times their probability as an
-        (n - 1)-gram. An unknown context (-1) adds nothing and leaves everything.
-
-        Returns:
-            Indices into the flat probabilities and what is added there, each (sum of followers,), and what is left.
-        """
-        keys, sums, discount = getattr(self, f"keys_{n}"), getattr(self, f"sums_{n}"), self.discounts[n]
-        # The keys of all n-grams that continue a context are at low to high - 1, (N,). Without any, low == high.
-        low, high = (torch.searchsorted(keys, (context + next_) * self.vocab_size) for next_ in (0, 1))
-        followers, total = high - low, (sums[high] - sums[low]).clamp(min=1)
-        # One entry for each follower of each context: the row of the context, and the index of the n-gram's key.
-        row = torch.repeat_interleave(followers)
-        index = torch.arange(len(row), device=row.device) + (low - followers.cumsum(0) + followers)[row]
-        gain = (sums[index + 1] - sums[index] - discount) * (left / total)[row]
-        token = keys[index] % self.vocab_size
-        left = left * torch.where(followers > 0, discount * followers / total, 1.0)
-        return (row * self.vocab_size + token, gain), left
+        """Probabilities of every next token, times ``share``, (N, V), after ``contexts`` (N, order - 1)."""
+        levels = [
+            Level(getattr(self, f"keys_{n}"), getattr(self, f"sums_{n}"), self.discounts[n : n + 1])
+            for n in range(2, self.order + 1)
+        ]
+        return interpolate(self.unigrams, contexts, levels, share=share)
 
     # Buffers grow when a text is counted: give them the shapes of the checkpoint before they are loaded.
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -146,48 +107,71 @@ class KneserNey(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def _longest_ngrams(text: TokenStream) -> np.ndarray:
-    """The length of the longest n-gram that ends at each position and lies in one document, (number of tokens,).
+class Level(NamedTuple):
+    """The n-grams of one length, counted in one text or in several, each of which leaves out a part of it."""
 
-    An EOS token belongs to the document that it ends. As context it also belongs to the next one, whose first token so
-    has length 2. The EOS token at the very beginning of the text ends no document: 0.
+    keys: Tensor
+    """Sorted, and the sentinel, (M + 1,)."""
+    sums: Tensor
+    """Cumulative counts in the order of the keys, from 0 on, one text after the other, (texts * (M + 1),)."""
+    discounts: Tensor
+    """That of each text, (texts,)."""
+    followers: Tensor | None = None
+    """Cumulative numbers of keys with a count above 0, laid out as the sums; None: every key has one."""
+
+
+def interpolate(
+    lower: Tensor, contexts: Tensor, levels: Sequence[Level], text: Tensor | None = None, share: float = 1.0
+) -> Tensor:
+    """Probabilities of every next token by longer n-grams, times ``share``, (N, V).
+
+    The longest n-grams come first. What they leave to shorter ones is a factor of each row, so that all tokens are
+    multiplied once, at the end, and not once for every n.
+
+    Args:
+        lower: The probabilities by n-grams shorter than those of ``levels``, (N, V) or (V,).
+        contexts: The number of each row's context for each level, (N, levels).
+        levels: The counts, from short n-grams to long ones.
+        text: In which of the levels' texts to look a row up, (N,). None: in the first.
+        share: The sum of a row's probabilities.
     """
-    position = np.arange(len(text.tokens))
-    document = np.searchsorted(np.asarray(text.starts), position, side="right" if text.eos_id is None else "left") - 1
-    return np.where(document < 0, 0, position - text.starts[document] + 1)
+    text = torch.zeros_like(contexts[:, 0]) if text is None else text
+    left = torch.full((len(contexts),), share, dtype=at_least_float32(lower).dtype, device=lower.device)  # (N,)
+    found = []
+    for i in reversed(range(len(levels))):
+        index, gain, left = _followers(levels[i], contexts[:, i], text, left, lower.size(-1))
+        found.append((index, gain))
+    probabilities = lower * left[:, None]  # (N, V)
+    for index, gain in reversed(found):
+        probabilities.view(-1).index_add_(0, index, gain.to(probabilities.dtype))
+    return probabilities
 
 
-def _estimate_discount(counts: np.ndarray) -> float:
-    """Ney's estimate ones / (ones + 2 * twos), from how many n-grams occur once and twice.
+def _followers(level: Level, context: Tensor, text: Tensor, left: Tensor, V: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What n-grams add to the probabilities (N, V), and what they leave to shorter ones, (N,).
 
-    Adding 0.5 and 1 keeps it defined in a very small text, where it tends to 0.5.
+    After a context that occurs `total` times with `followers` different next tokens, a token that has followed gets
+    (its count - discount) / total. All tokens get (discount * followers / total) times their probability as an
+    (n - 1)-gram. An unknown context (-1) adds nothing and leaves everything.
+
+    Returns:
+        Indices into the flat probabilities and what is added there, each (sum of followers,), and what is left.
     """
-    ones, twos = int((counts == 1).sum()), int((counts == 2).sum())
-    return (ones + 0.5) / (ones + 2 * twos + 1)
-
-
-class Ngrams(NamedTuple):
-    """All n-grams of a text, for one n."""
-
-    numbers: np.ndarray
-    """The number of the n-gram that ends at each position, (number of tokens,); -1 where none does."""
-    keys: np.ndarray
-    """The keys of all n-grams, sorted."""
-    first_positions: np.ndarray
-    """Where each n-gram ends for the first time."""
-
-
-def _number_ngrams(ids: np.ndarray, lengths: np.ndarray, order: int, vocab_size: int) -> list[Ngrams]:
-    """The n-grams of a text for n from 1 to `order`; `lengths` are those of `_longest_ngrams`."""
-    ngrams = [Ngrams(ids, np.arange(vocab_size), ids[:0])]  # nobody asks where a 1-gram occurs first
-    for n in range(2, order + 1):
-        position = np.flatnonzero(lengths >= n)
-        all_keys = ngrams[-1].numbers[position - 1] * vocab_size + ids[position]
-        keys, first, number = np.unique(all_keys, return_index=True, return_inverse=True)
-        numbers = np.full(len(ids), -1)
-        numbers[position] = number
-        ngrams.append(Ngrams(numbers, keys, position[first]))
-    return ngrams
+    keys, sums = level.keys, level.sums
+    first, discount = text * len(keys), level.discounts[text]
+    # The keys of all n-grams that continue a context are at low to high - 1, (N,). Without any, low == high.
+    low, high = (torch.searchsorted(keys, (context + next_) * V) for next_ in (0, 1))
+    total = sums[first + high] - sums[first + low]
+    size = torch.where(total > 0, high - low, 0)
+    followers = size if level.followers is None else level.followers[first + high] - level.followers[first + low]
+    total = total.clamp(min=1)
+    # One entry for each key of each context: the row of the context, and the index of the key.
+    row = torch.repeat_interleave(size)
+    index = torch.arange(len(row), device=row.device) + (low - size.cumsum(0) + size)[row]
+    entry = first[row] + index
+    gain = (sums[entry + 1] - sums[entry] - discount[row]).clamp_(min=0) * (left / total)[row]
+    left = left * torch.where(size > 0, discount * followers / total, 1.0)
+    return row * V + keys[index] % V, gain, left
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,8 @@ class LitExtendedGPT(LitGPT):
             raise UserError(f"sampled_softmax is {sampled_softmax}: give 0 for all tokens, or a number of tokens.")
         if not 0 < sampled_softmax_until <= 1:
             raise UserError(f"sampled_softmax_until is {sampled_softmax_until}: give a share of the run, up to 1.")
+        if sampled_softmax and self.config.kneser_ney_folds:
+            raise UserError("sampled_softmax does not work with config.kneser_ney_folds: set one of them to 0.")
         self.options |= {"r_drop": r_drop, "r_drop_start": r_drop_start}
         self.options |= {"sampled_softmax": sampled_softmax, "sampled_softmax_until": sampled_softmax_until}
         self._store_hyper_parameters()

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from lit_gpt.attention import KVCache
 
 #: Of the hash. Residues are below 2**31, so that a product of two is below 2**62 and fits into int64.
-_PRIME, _FACTOR = 2**31 - 1, 1_000_003
+PRIME, FACTOR = 2**31 - 1, 1_000_003
+#: Tokens at the beginning of a row by whose hash `FoldCounts` finds its place in a text. It is a power of 2.
+ROW_START = 32
 
 
 class NgramEmbedding(nn.Module):
@@ -55,10 +57,10 @@ class NgramEmbedding(nn.Module):
             earlier = shift_right(tokens, n - 1, 0)  # the token n - 1 positions before
             if document_ids is not None:
                 earlier = earlier * (document_ids == shift_right(document_ids, n - 1, -1))
-            ngram_hash = (ngram_hash * _FACTOR + earlier) % _PRIME  # (B, S), that of the (n - 1)-gram extended
+            ngram_hash = (ngram_hash * FACTOR + earlier) % PRIME  # (B, S), that of the (n - 1)-gram extended
             if n in self.lengths:
                 # n is part of the hash, so that n-grams of different lengths do not share rows systematically.
-                rows.append((ngram_hash + n) * _FACTOR % _PRIME % self.table.num_embeddings)
+                rows.append((ngram_hash + n) * FACTOR % PRIME % self.table.num_embeddings)
         return torch.stack(rows, dim=-1)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from datamodules.tokens import TokenArrays
 from lit_gpt.config import GPT2
 from lit_gpt.methods.config import ExtendedGPTConfig
+from lit_gpt.methods.counts_gpt import GPTOnCounts
 from lit_gpt.methods.extended_gpt import build_network
 from lit_gpt.methods.kneser_ney import GPTWithCounts
 from lit_gpt.model import GPT, PRESETS, GPTConfig
@@ -28,6 +29,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gated and scaled": {"attention_gate": True, "layer_scale": 0.5},
     "an ensemble": {"members": 2, "learned_positions": True},
     "with counts": {"kneser_ney": 3, "kneser_ney_share": 0.5},
+    "on counts": {"kneser_ney": 3, "kneser_ney_folds": 2},
 }
 EVERY_ARCHITECTURE = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
 
@@ -41,7 +43,7 @@ def small(**options: Any) -> Any:
         for name, parameter in net.named_parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.02 if name.endswith("wpe.weight") else 0.2)
-    if isinstance(net, GPTWithCounts):
+    if isinstance(net, GPTWithCounts | GPTOnCounts):
         text = np.random.default_rng(0).integers(4, net.config.vocab_size, 2000)
         net.counts.count(TokenArrays(text, np.array([0, len(text)]), None))
     return net

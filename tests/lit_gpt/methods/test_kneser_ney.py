@@ -44,14 +44,14 @@ def laid_out(texts: list[list[int]], marks: bool) -> TokenArrays:
     return TokenArrays(np.array(ids, dtype=np.uint16), np.array(starts), 0 if marks else None)
 
 
-def by_definition(texts: list[list[int]], order: int) -> Callable[[list[int], int], float]:
-    """The probability of a token after others, with sets and sums over all runs."""
+def by_definition(texts: list[list[int]], order: int, left_out: range = range(0)) -> Callable[[list[int], int], float]:
+    """The probability of a token after others, with sets and sums over all runs that do not end in a range."""
     times: list[Counter[tuple[int, ...]]] = [Counter() for _ in range(order + 1)]
     before: list[dict[tuple[int, ...], set[int]]] = [{} for _ in range(order + 1)]
     marked = texts[0][0] == 0
     for text in texts:
         for end in range(int(marked), len(text)):
-            for n in range(1, min(order, end + 1) + 1):
+            for n in range(1, min(order, end + 1) + 1) if end not in left_out else ():
                 found = tuple(text[end - n + 1 : end + 1])
                 shift_right = text[end - n : end - n + 1] if end >= n else []
                 if n == order or not shift_right:
