@@ -9,6 +9,7 @@ its name, with the command, the machine, the versions and the commit, and makes 
 import argparse
 import json
 import platform
+import re
 import sys
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -75,7 +76,8 @@ def keep(name: str, figures: dict[str, Any], lines: list[str], device: str) -> N
 def command(name: str) -> str:
     """What was typed, without paths of this machine."""
     module = name.split(maxsplit=1)[0]  # more words tell records of one command apart
-    words = [("PATH" if "/" in word else word) for word in sys.argv[1:] if word != "--record"]
+    is_path = re.compile(r".*/(?!\d+$).*|.*[^\d]/.*").fullmatch  # 1/8 is none
+    words = [("PATH" if is_path(word) else word) for word in sys.argv[1:] if word != "--record"]
     return " ".join([f"python -m benchmarks.{module}", *words])
 
 
