@@ -50,6 +50,7 @@ class _OpenGroups:
         self._rooms: list[int] = []  # those that groups have, increasing
 
     def add(self, group: Group) -> None:
+        """Put a group in."""
         if group.room not in self._groups:
             insort(self._rooms, group.room)
         self._groups.setdefault(group.room, []).append(group)
@@ -66,6 +67,7 @@ class _OpenGroups:
         return group
 
     def all(self) -> list[Group]:
+        """The groups, those with the least room first."""
         return [group for room in self._rooms for group in self._groups[room]]
 
 

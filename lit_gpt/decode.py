@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import UserError
 from lit_gpt.distributed import agreed, is_sharded, outside_inference_mode
+from lit_gpt.packed_weight import can_be_packed, pack, packed_linear
 from lit_gpt.protocols import Network
 
 
@@ -197,9 +198,8 @@ def _small_batch_forward(layer: nn.Linear, batch_size: int) -> Callable[[Tensor]
     channels, 1 and 2 threads). Copying 10 million weights takes 24 ms.
     """
     weight, bias = layer.weight.detach(), layer.bias
-    if batch_size > 2 and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        reordered = torch.ops.mkldnn._reorder_linear_weight(weight, batch_size)
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x, reordered, bias, "none", [], "")
+    if batch_size > 2 and can_be_packed(weight):
+        return partial(packed_linear, packed=pack(weight, batch_size), bias=bias)
     if batch_size > 2 or layer.out_features % 4:
         return layer.forward
     slices = weight.view(4, -1, layer.in_features)  # (4, out_features / 4, in_features)

@@ -37,9 +37,21 @@ class PackedWeight(Tensor):
 
 def _linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
     """(..., C) to (..., V), in the dtype of the weight, which under autocast is that of its matmuls."""
-    x = x.to(weight.dtype) if torch.is_autocast_enabled("cpu") else x
+    return packed_linear(x.to(weight.dtype) if torch.is_autocast_enabled("cpu") else x, weight.packed, bias)
+
+
+def pack(weight: Tensor, rows_at_once: int) -> Tensor:
+    """A copy of a weight (V, C) for `packed_linear` with about this many rows; see `can_be_packed`."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, rows_at_once)
+    return packed
+
+
+def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` with what `pack` returned, (..., C) to (..., V)."""
+    # oneDNN reads a bias as if it were contiguous.
     bias = None if bias is None else bias.contiguous()
-    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight.packed, bias, "none", [], "")
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), packed, bias, "none", [], "")
+    return y
 
 
 def packed_for(rows: int, weights: list[Tensor], rows_at_once: int) -> list[Tensor]:
@@ -52,17 +64,17 @@ def packed_for(rows: int, weights: list[Tensor], rows_at_once: int) -> list[Tens
     """
     if rows < max(MIN_ROWS, 2 * rows_at_once):
         return weights
-    return [_packed(weight, rows_at_once) if _can_be_packed(weight) else weight for weight in weights]
+    return [_packed(weight, rows_at_once) if can_be_packed(weight) else weight for weight in weights]
 
 
 def _packed(weight: Tensor, rows_at_once: int) -> PackedWeight:
     weight = weight.detach()
     made = weight.as_subclass(PackedWeight)
-    made.packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows_at_once)
+    made.packed = pack(weight, rows_at_once)
     return made
 
 
-def _can_be_packed(weight: Tensor) -> bool:
+def can_be_packed(weight: Tensor) -> bool:
     """Whether oneDNN multiplies with it: a matrix on the CPU, neither float64 nor a shard of one."""
     if not weight.is_cpu or weight.dim() != 2 or type(weight) not in (Tensor, torch.nn.Parameter):
         return False

@@ -3,6 +3,8 @@
 import random
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +150,16 @@ def set_random_state(state: Rng) -> None:
     cuda: Tensor | None = state.get("cuda")
     if cuda is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(cuda)
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Afterwards the random number generators are as they were."""
+    before = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(before)
 
 
 def _gather(state: Any) -> list[Any]:

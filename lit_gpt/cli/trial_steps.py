@@ -3,8 +3,6 @@
 import copy
 import gc
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +12,7 @@ from torch import Tensor
 from datamodules.errors import UserError
 from lit_gpt.averaging import averages_of
 from lit_gpt.bounds import is_out_of_memory
-from lit_gpt.callbacks.resume import random_state, set_random_state
+from lit_gpt.callbacks.resume import random_state_kept
 from lit_gpt.language_model import Batch, LitLanguageModel
 from lit_gpt.optim import build_optimizer
 from lit_gpt.protocols import with_defaults
@@ -44,7 +42,7 @@ def largest(module: LitLanguageModel, data: Any, trainer: Trainer) -> int:
     """
     rows = copy.deepcopy(data)
     rows.block_size = rows.block_size or module.config.block_size
-    with _nothing_left_behind():
+    with random_state_kept():
         rows.prepare_data()
         rows.setup()
         step = rows.step_of(rows.block_size, trainer.world_size).rows
@@ -63,16 +61,6 @@ def largest(module: LitLanguageModel, data: Any, trainer: Trainer) -> int:
             "--model.activation_checkpointing true."
         )
     return possible[low]
-
-
-@contextmanager
-def _nothing_left_behind() -> Iterator[None]:
-    """Puts back the random states."""
-    before = random_state()
-    try:
-        yield
-    finally:
-        set_random_state(before)
 
 
 def _fits(module: LitLanguageModel, data: Any, trainer: Trainer, micro: int) -> bool:

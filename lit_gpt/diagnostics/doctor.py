@@ -16,7 +16,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from datamodules.errors import UserError
-from lit_gpt.callbacks.resume import ExactResume, random_state, set_random_state
+from lit_gpt.callbacks.resume import ExactResume, random_state_kept
 from lit_gpt.diagnostics import checks_context, checks_data, checks_model, checks_optimizer, checks_run
 from lit_gpt.diagnostics.result import AFTER_RUN, AT_START, Result, described
 from lit_gpt.diagnostics.run import Examination, Setup
@@ -36,13 +36,14 @@ def examine(setup: Setup, only: Iterable[str] | None = None) -> list[Result]:
         UserError: The set-up cannot begin to train: a wrong option, or a text that does not exist.
     """
     chosen = [c for c in (*AT_START, *AFTER_RUN) if only is None or vars(c)["check"] in set(only)]
-    state = random_state()
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+    with (
+        random_state_kept(),
+        tempfile.TemporaryDirectory() as folder,
+        warnings.catch_warnings(),
+        redirect_stdout(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
-        try:
-            return _examine(setup, Path(folder), chosen)
-        finally:
-            set_random_state(state)
+        return _examine(setup, Path(folder), chosen)
 
 
 def _examine(setup: Setup, folder: Path, chosen: list) -> list[Result]:
