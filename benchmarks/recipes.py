@@ -20,10 +20,8 @@ class Recipe:
     """A row of the table."""
 
     name: str
-    up_to: float
-    """The most steps that the row is for."""
     at_most: float
-    """More steps than these are not done, because they gained nothing. The rest of the time is not used."""
+    """More steps than these are not done with this row. If no other row has more, the rest of the time is not used."""
     options: dict[str, Any]
     """Dotted names and values, over those of the base."""
 
@@ -46,10 +44,7 @@ class Recipe:
 def recipes(part: str) -> list[Recipe]:
     """Rows of a part of the table, from few steps to many."""
     rows = yaml.safe_load(TABLE.read_text())[part]
-    limits = [{name: row.get(name, math.inf) for name in ("up_to", "at_most")} for row in rows]
-    return [
-        Recipe(row["name"], **limit, options=row.get("options", {})) for row, limit in zip(rows, limits, strict=True)
-    ]
+    return [Recipe(row["name"], row.get("at_most", math.inf), row.get("options", {})) for row in rows]
 
 
 def _set(config: dict[str, Any], name: str, value: Any) -> None:

@@ -7,7 +7,8 @@ One clock for both: from the start of the process to the end of the final evalua
 its checkpoint is then scored on the whole validation split, outside the clock. Then `fit`, with a fresh cache, in parts
 and multiples of nanoGPT's time. Two short runs of a recipe tell seconds of start-up and final evaluation and of a step,
 from which follows the number of steps that fit into the budget. The recipe is the row of benchmarks/time_to_loss.yaml
-for that number of steps, written as an ordinary config. The rows were chosen on the last tenth of the training part.
+that may have the most of them, written as an ordinary config. The rows were chosen on the last tenth of the training
+part.
 
 Each character of the split is scored once: nanoGPT's in rows of its 64 side by side, ours with at least 64 before it
 (`val_stride`). A seed decides the first weights and the order of the data. "Without counts"
@@ -123,13 +124,10 @@ class Ours:
         return found | {"recipe": recipe.name}
 
     def within(self, budget: float, rows: list[Recipe], seeds: list[int]) -> list[dict[str, Any]]:
-        """Runs that fit into a number of seconds, one a seed, by the first row that has enough steps."""
-        for recipe in rows:
-            steps = self.pace(recipe).steps(budget)
-            if steps <= recipe.up_to:
-                break
-        steps = int(min(steps, recipe.at_most))
-        return [self.fit(recipe, steps, seed) for seed in seeds] if steps > 0 else []
+        """Runs that fit into a number of seconds, one a seed, by the row that may have the most steps then."""
+        choices = [(recipe, min(self.pace(recipe).steps(budget), recipe.at_most)) for recipe in rows]
+        recipe, steps = max(choices, key=lambda choice: choice[1])  # of equals the first, which is for fewer steps
+        return [self.fit(recipe, int(steps), seed) for seed in seeds] if steps > 0 else []
 
     def pace(self, recipe: Recipe) -> Pace:
         """Seconds of start-up and final evaluation and of a step, measured once for each network."""

@@ -21,6 +21,9 @@ from datamodules.rows import Rows
 
 Batch = dict[str, torch.Tensor]
 
+#: Micro-batches whose rows are looked up together: a shuffled order takes 0.15 ms, for a few rows as for hundreds.
+_ITEMS_AT_ONCE = 32
+
 
 @dataclass(frozen=True)
 class StepSize:
@@ -97,14 +100,26 @@ class MicroBatches(Dataset[Batch]):
 
     def __init__(self, rows: Rows, share: RankShare, subset: np.ndarray | None = None) -> None:
         self.rows, self.share, self.subset = rows, share, subset
+        self._rows: tuple[int, int, np.ndarray] | None = None  # epoch, number of the stretch, rows (items, m)
 
     def __len__(self) -> int:
         return self.share.micro_batches
 
     def __getitem__(self, index: tuple[int, int]) -> Batch:
         epoch, item = index
-        rows = self.rows_at(epoch, self.share.positions(item))  # (m,)
+        rows = self._rows_of(epoch, item)  # (m,)
         return {name: torch.from_numpy(array) for name, array in self.rows.batch(epoch, rows).items()}
+
+    def _rows_of(self, epoch: int, item: int) -> np.ndarray:
+        """The row numbers (m,) of a micro-batch. They are looked up for `_ITEMS_AT_ONCE` of them."""
+        stretch, place = divmod(item, _ITEMS_AT_ONCE)
+        known = self._rows
+        if known is None or known[:2] != (epoch, stretch):
+            first = stretch * _ITEMS_AT_ONCE
+            positions = [self.share.positions(i) for i in range(first, min(first + _ITEMS_AT_ONCE, len(self)))]
+            found = self.rows_at(epoch, np.concatenate(positions)).reshape(len(positions), -1)
+            known = self._rows = epoch, stretch, found
+        return known[2][place]
 
     def rows_at(self, epoch: int, position: np.ndarray) -> np.ndarray:
         """The row numbers (n,) at positions (n,) of an epoch's order; -1 for the empty row at -1."""

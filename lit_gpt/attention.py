@@ -33,8 +33,10 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     2,048 x 256 elements take 1.27 ms instead of 4.20 (two threads, no AVX-512). The probability is rounded to 2**-16,
     which changes the expected value by less than 1e-5 at p = 0.1.
     """
+    if not training or p == 0:
+        return x
     # Compiled code draws its own random numbers, fused with the operations around them.
-    if not x.is_cpu or not training or p == 0 or torch.compiler.is_compiling():
+    if not x.is_cpu or torch.compiler.is_compiling():
         return F.dropout(x, p, training)
     numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64)  # a quarter of the elements, rounded up
     # From -2**63, with no upper limit: all 64 bits are random. Each number is then read as four int16.
@@ -296,16 +298,17 @@ class LayerCache:
 
     def __init__(self, shape: tuple[int, int, int, int], *, device: torch.device, dtype: torch.dtype) -> None:
         """Reserve `shape` = (B, H_kv, block_size, D) twice."""
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        # Not filled: only what `append` has written is read.
+        self.keys = torch.empty(shape, device=device, dtype=dtype)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
         self.length = 0
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add keys and values (B, H_kv, T, D) of new tokens; return views of all so far (B, H_kv, S, D)."""
         start, self.length = self.length, self.length + k.size(2)
-        self.keys[:, :, start : self.length] = k
-        self.values[:, :, start : self.length] = v
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        self.keys.narrow(2, start, k.size(2)).copy_(k)
+        self.values.narrow(2, start, k.size(2)).copy_(v)
+        return self.keys.narrow(2, 0, self.length), self.values.narrow(2, 0, self.length)
 
 
 class KVCache:

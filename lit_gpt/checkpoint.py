@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from datamodules.errors import UserError
 from datamodules.files import expanded
-from datamodules.options import described
 from lit_gpt import integrity
 from lit_gpt.protocols import Network, TextData
 from lit_gpt.runs import advice_on_folder, advice_on_missing
@@ -85,6 +84,8 @@ def describe(module: type, config: dict[str, Any], data: TextData) -> dict[str, 
         config: Its network's configuration as plain values.
         data: The datamodule. Its class and options are stored, and its tokenizer and fingerprints if it has them.
     """
+    from datamodules.options import described  # not before a checkpoint is written: it imports all that reads a text
+
     return {
         "format": CHECKPOINT_FORMAT,
         "module": path_of(module),

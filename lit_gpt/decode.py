@@ -14,12 +14,11 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datamodules.errors import UserError
-from lit_gpt.distributed import agreed, is_sharded, outside_inference_mode
-from lit_gpt.packed_weight import can_be_packed, pack, packed_linear
+from lit_gpt.decode_cpu import fast_forwards
+from lit_gpt.distributed import agreed, outside_inference_mode
 from lit_gpt.protocols import Network
 
 
@@ -166,54 +165,17 @@ def _explaining_out_of_memory(batch_size: int, device: torch.device) -> Iterator
 
 @contextmanager
 def _prepared_for_decoding(net: nn.Module, batch_size: int, device: torch.device) -> Iterator[None]:
-    """Eval mode and, in float32 on a CPU, linear layers that are fast for small batches; restored at the end."""
+    """Eval mode and, in float32 on a CPU, modules that are fast for one token of each row; restored at the end."""
     modes = [(m, m.training) for m in net.modules()]  # each its own: a module frozen in eval mode stays in it
     speeds_up = device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    layers = [m for m in net.modules() if speeds_up and type(m) is nn.Linear and _can_replace_forward(m)]
     net.eval()
     try:
-        for layer in layers:
-            layer.forward = _small_batch_forward(layer, batch_size)  # type: ignore[assignment,method-assign]
-        yield
+        with fast_forwards(net, batch_size) if speeds_up else nullcontext():
+            yield
     finally:
-        for layer in layers:
-            vars(layer).pop("forward", None)
         net.train(modes[0][1])  # first the whole network, for one that overrides `train`
         for module, training in modes:
             module.training = training
-
-
-def _can_replace_forward(layer: nn.Linear) -> bool:
-    """Whether the layer is in float32, has all its weights, and its own forward: not one from a user or from a `decode`
-    still running.
-    """
-    return layer.weight.dtype == torch.float32 and not is_sharded(layer.weight) and "forward" not in vars(layer)
-
-
-def _small_batch_forward(layer: nn.Linear, batch_size: int) -> Callable[[Tensor], Tensor]:
-    """A forward of `layer` for decoding, where each step multiplies a single token of each row and BLAS is slow.
-
-    A batch of 1 or 2 multiplies 4 slices of the weight in one batched matmul, 2 to 4 times as fast. A larger batch
-    multiplies a copy of the weight in oneDNN's own layout: 1.7 to 2.3 times as fast for 16 rows (24 layers of 384
-    channels, 1 and 2 threads). Copying 10 million weights takes 24 ms.
-    """
-    weight, bias = layer.weight.detach(), layer.bias
-    if batch_size > 2 and can_be_packed(weight):
-        return partial(packed_linear, packed=pack(weight, batch_size), bias=bias)
-    if batch_size > 2 or layer.out_features % 4:
-        return layer.forward
-    slices = weight.view(4, -1, layer.in_features)  # (4, out_features / 4, in_features)
-
-    def forward(x: Tensor) -> Tensor:
-        """(..., in_features) to (..., out_features)."""
-        n = x.numel() // layer.in_features
-        if n > 2:  # the tokens of a prompt
-            return F.linear(x, weight, bias)
-        # (4, out_features / 4, n), put together to (n, out_features)
-        y = torch.bmm(slices, x.reshape(1, n, -1).mT.expand(4, -1, -1)).view(-1, n).t()
-        return (y if bias is None else y + bias).reshape(*x.shape[:-1], -1)
-
-    return forward
 
 
 def _last_logits(net: Any, tokens: Iterable[Tensor], lengths: list[int], kv_cache: Any) -> Tensor:

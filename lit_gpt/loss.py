@@ -17,7 +17,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 
 from datamodules.errors import UserError
 from lit_gpt.fused_loss import IGNORE_INDEX, LinearHead, at_least_float32, fused_cross_entropy_sum, fused_score
-from lit_gpt.packed_weight import packed_for
+from lit_gpt.packed_weight import PackedWeight, SoftcappedHead, packed_for
 
 #: With two names of the fused loss.
 __all__ = [
@@ -130,7 +130,8 @@ class _SumInChunks(torch.autograd.Function):
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         """Sums of `loss` over hidden states (..., N, C) and targets (N,), `tokens` of them at a time."""
-        hidden_grad = torch.empty_like(hidden)
+        is_one = tokens >= hidden.size(-2)  # a chunk: its gradients are the result, and nothing is copied
+        hidden_grad = hidden if is_one else torch.empty_like(hidden)
         weight_grads: list[Tensor] = []
         sums: list[tuple[Tensor, ...]] = []
         chunks = (hidden.split(tokens, -2), targets.split(tokens), hidden_grad.split(tokens, -2))
@@ -141,7 +142,10 @@ class _SumInChunks(torch.autograd.Function):
             _refuse_other_parameters(logits, (h, *weights))
             chunk_sums, logits_grad = _in_pieces(loss, logits.detach(), chunk_targets, shift)
             grad, *grads = torch.autograd.grad(logits, (h, *weights), logits_grad)
-            states_grad.copy_(grad)
+            if is_one:
+                hidden_grad = grad
+            else:
+                states_grad.copy_(grad)
             sums += chunk_sums
             del logits, logits_grad, grad, h  # before memory is allocated for the next chunk's
             # The sum over chunks is in float32 also for weights of 16 bits. In bfloat16 the rounding error of 50 chunks
@@ -174,17 +178,26 @@ def _in_pieces(
     """The sums of `loss` for each piece of a chunk's logits (..., n, V), and the gradient of the first sum with respect
     to these logits, (..., n, V).
     """
-    sums, gradient = [], torch.empty_like(logits)
     size = max(1, (LOGITS_IN_CACHE if logits.is_cpu else LOGITS_PER_PIECE) // logits.size(-1))
+    if size >= logits.size(-2):
+        piece_sums, gradient = _piece(loss, logits, targets, shift)
+        return [piece_sums], gradient
+    sums, gradient = [], torch.empty_like(logits)
     pieces = (logits.split(size, -2), targets.split(size), gradient.split(size, -2))
-    for piece, piece_targets, piece_grad in zip(*pieces, strict=True):
-        with torch.enable_grad():
-            z = piece.detach().requires_grad_()
-            # shift is float32, so the sum is float32 as well.
-            piece_sums = loss(at_least_float32(z) if shift is None else z + shift, piece_targets)
-        piece_grad.copy_(torch.autograd.grad(piece_sums[0], z)[0])
-        sums.append(tuple(term.detach() for term in piece_sums))
+    for piece, piece_targets, place in zip(*pieces, strict=True):
+        piece_sums, piece_grad = _piece(loss, piece, piece_targets, shift)
+        place.copy_(piece_grad)
+        sums.append(piece_sums)
     return sums, gradient
+
+
+def _piece(loss: Loss, logits: Tensor, targets: Tensor, shift: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The sums of `loss` for a few logits (..., n, V), and the gradient of the first sum, (..., n, V)."""
+    with torch.enable_grad():
+        z = logits.detach().requires_grad_()
+        # shift is float32, so the sum is float32 as well.
+        sums = loss(at_least_float32(z) if shift is None else z + shift, targets)
+    return tuple(term.detach() for term in sums), torch.autograd.grad(sums[0], z)[0]
 
 
 def _refuse_other_parameters(logits: Tensor, listed: tuple[Tensor, ...]) -> None:
@@ -218,12 +231,16 @@ def score(
     targets: Tensor,
     vocab_size: int,
     linear: LinearHead | None = None,
+    probabilities: Head | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy in nats (at least float32) and rank (int64) of every target, both (B, T) like ``targets``.
 
     The rank is the number of tokens that the model finds likelier: 0 is its first choice. Of equal logits the lower id
     comes first, as in ``argmax``, so that a model of equal logits does not score 100 % top-1. A target of -100 has 0
-    nats and rank V. Arguments are those of `cross_entropy_sum`.
+    nats and rank V. Arguments are those of `cross_entropy_sum`, and:
+
+    Args:
+        probabilities: The network's `Network.probability_head`, used in place of ``head``.
     """
     if linear is not None and hidden.is_cuda:
         return fused_score(hidden, linear, weights, targets, vocab_size)
@@ -231,15 +248,34 @@ def score(
     scored = _places_to_score(flat_targets)
     if scored is not None:
         flat, flat_targets = flat[scored], flat_targets[scored]
-    # A quarter of the limit: with a vocabulary of 20,000 on a CPU that is 1.5 times as fast as the limit itself.
-    size = _tokens_per_chunk(flat, 4 * vocab_size)
+    # Less than the limit, on a CPU an eighth: one thread takes 6.7 ns for each of 20,000 logits, and 7.5 at a quarter
+    # of it or 7.3 at a 32nd. With 50,304 it is 11.0, 11.2 and 13.1.
+    size = _tokens_per_chunk(flat, (8 if flat.is_cpu else 4) * vocab_size)
     cast = packed_for(len(flat_targets), [_cast_for_autocast(weight) for weight in weights], size)
-    parts = [_nats_and_rank(head(h, cast), t) for h, t in zip(flat.split(size), flat_targets.split(size), strict=True)]
+    score_chunk = _nats_and_rank if probabilities is None else _nats_and_rank_of_probabilities
+    chunk_head: Head = probabilities or head
+    if linear is not None and linear.softcap is not None and isinstance(cast[0], PackedWeight):
+        chunk_head = SoftcappedHead(linear.softcap, vocab_size)
+    parts = [
+        score_chunk(chunk_head(h, cast), t) for h, t in zip(flat.split(size), flat_targets.split(size), strict=True)
+    ]
     nats, rank = (torch.cat(part) for part in zip(*parts, strict=True))
     if scored is not None:
         nats = nats.new_zeros(targets.numel()).index_copy(0, scored, nats)
         rank = rank.new_full((targets.numel(),), vocab_size).index_copy(0, scored, rank)
     return nats.view_as(targets), rank.view_as(targets)
+
+
+def rows_to_score(targets: Tensor) -> Tensor | None:
+    """The indices (b,) of the rows of ``targets`` (B, T) that have a scored one; at least one row.
+
+    The last batch of a split is filled up with rows of padding. None: all rows are needed, or it would make a CPU wait
+    for a GPU.
+    """
+    if not targets.is_cpu:
+        return None
+    rows = (targets != IGNORE_INDEX).any(1).nonzero()[:, 0]
+    return rows if 0 < len(rows) < len(targets) else None
 
 
 def _places_to_score(targets: Tensor) -> Tensor | None:
@@ -262,28 +298,35 @@ def _cast_for_autocast(weight: Tensor) -> Tensor:
 def _nats_and_rank(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """What `score` returns, of one chunk: logits (N, V) and targets (N,) to nats (N,) and rank (N,)."""
     logits = at_least_float32(logits)  # (N, V)
-    nats = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="none")
-    return nats, torch.where(targets != IGNORE_INDEX, _rank(logits, targets.clamp(min=0)[:, None]), logits.size(1))
+    scored, target = targets != IGNORE_INDEX, targets.clamp(min=0)[:, None]  # (N,), (N, 1)
+    # One buffer for all passes: to get 8 MB from the system takes longer than to compare as many logits.
+    logs = torch.empty_like(logits)
+    torch.log_softmax(logits, 1, out=logs)
+    nats = logs.gather(1, target)[:, 0].neg_()
+    return torch.where(scored, nats, 0), torch.where(scored, _rank(logits, target, logs), logits.size(1))
 
 
-def _rank(logits: Tensor, target: Tensor) -> Tensor:
+def _nats_and_rank_of_probabilities(p: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of probabilities (N, V), whose sum rounding may have moved away from 1."""
+    scored, target = targets != IGNORE_INDEX, targets.clamp(min=0)[:, None]  # (N,), (N, 1)
+    nats = p.sum(1).log_().sub_(p.gather(1, target)[:, 0].log_())
+    return torch.where(scored, nats, 0), torch.where(scored, _rank(p, target, torch.empty_like(p)), p.size(1))
+
+
+def _rank(logits: Tensor, target: Tensor, buffer: Tensor) -> Tensor:
     """The number of ``logits`` (N, V) in each row that come before the logit of its target, (N,).
 
     Args:
-        logits: All logits of each token.
+        logits: All logits of each token, or their probabilities.
         target: The target's id, (N, 1).
+        buffer: Memory for comparisons, (N, V).
     """
     own = logits.gather(1, target)  # (N, 1)
-    greater, at_least = (_compared(compare, logits, own).sum(1) for compare in (torch.gt, torch.ge))  # (N,)
+    # As floats: their sum is faster than that of booleans.
+    greater, at_least = (compare(logits, own, out=buffer).sum(1) for compare in (torch.gt, torch.ge))  # (N,)
     # If another logit equals the target's, the id breaks the tie. A CPU does that for these rows alone: one in 500
     # in float32, nearly all in bfloat16. A GPU does it for all rows, because the CPU would wait for their number.
     tied = (at_least > greater + 1).nonzero()[:, 0] if logits.is_cpu else slice(None)
-    is_equal = _compared(torch.eq, logits[tied], own[tied])
-    ids = torch.arange(logits.size(1), device=logits.device, dtype=logits.dtype)
-    greater[tied] += is_equal.mul_(_compared(torch.lt, ids, target[tied].to(logits.dtype))).sum(1)
+    ids = torch.arange(logits.size(1), device=logits.device)
+    greater[tied] += ((logits[tied] == own[tied]) & (ids < target[tied])).sum(1)
     return greater.long()
-
-
-def _compared(compare: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
-    """1 where the comparison is true and 0 elsewhere, as floats: their sum is faster than that of booleans."""
-    return compare(a, b, out=a.new_empty(torch.broadcast_shapes(a.shape, b.shape)))

@@ -6,7 +6,7 @@ parameters, `head_weights`. A datamodule of your own yields batches with ``input
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -101,6 +101,14 @@ class Network(nn.Module):
     def linear_head(self) -> LinearHead | None:
         """Describes a `head` that is one matmul with `head_weights`, perhaps followed by a softcap, so that a GPU
         computes its loss and metrics faster. None, the default: `head` is called, and may be anything.
+        """
+        return None
+
+    @property
+    def probability_head(self) -> Callable[[Any, list[Tensor]], Tensor] | None:
+        """A function with the arguments of `head` that returns probabilities, at least in float32, of which `head` is
+        the logarithm. Evaluation then computes neither the logarithms of all tokens nor a softmax of them. None, the
+        default: there is none.
         """
         return None
 

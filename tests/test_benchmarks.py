@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import math
 import sys
 from pathlib import Path
 
@@ -129,14 +128,29 @@ def test_seeds_of_the_race_differ_in_the_order_of_data(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("part", ["rows", "without_counts"])
 def test_every_recipe_of_the_race_is_a_config_that_runs(part: str, tmp_path: Path) -> None:
     rows = recipes.recipes(part)
-    limits = [row.up_to for row in rows]
+    limits = [row.at_most for row in rows]
     assert limits == sorted(limits)
-    assert limits[-1] == math.inf
     for row in rows:
         config = row.config(7, {"data.source": "embedded"})
         ExtendedGPTConfig(**config["model"]["init_args"]["config"])
         OptimizerConfig(**config["model"]["init_args"]["optimizer"])
         assert config["trainer"]["max_steps"] == config["trainer"]["val_check_interval"] == 7
+
+
+@pytest.mark.parametrize(
+    ("seconds", "steps", "name"),
+    [(10, 45, "short"), (20, 140, "middle"), (40, 300, "middle"), (60, 468, "long"), (100, 600, "long"), (4, 0, "")],
+)
+def test_the_recipe_with_the_most_steps_is_taken(
+    seconds: float, steps: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 40 s: 240 steps of the last row, 330 of the one before it, which may have 300
+    paces = {"short": 0.1, "middle": 0.1, "long": 0.111}
+    race = time_to_loss.Ours(tmp_path, tmp_path / "text.txt", 1)
+    monkeypatch.setattr(race, "pace", lambda recipe: time_to_loss.Pace(5, paces[recipe.name]))
+    monkeypatch.setattr(race, "fit", lambda recipe, n, seed: (recipe.name, n, seed))
+    found = race.within(seconds, recipes.recipes("rows"), [0, 1])
+    assert found == ([(name, steps, 0), (name, steps, 1)] if steps else [])
 
 
 def test_as_many_steps_as_fit_into_the_time() -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from datamodules.errors import UserError
 from datamodules.offline import encoding_needs_network
-from lit_gpt import checkpoint
+from lit_gpt import checkpoint, commands
 from lit_gpt.__main__ import OUR_VERBS, TRAINER_VERBS
 from lit_gpt.cli import early, shrink
 from lit_gpt.cli.arguments import with_packaged_configs
@@ -140,6 +140,7 @@ def _write_tokens(folder: Path) -> None:
 def _parse_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setattr(jsonargparse, "auto_cli", parse_only)
+    monkeypatch.setattr(commands, "plain_options", lambda *_: None)  # all are left to jsonargparse
     # What the verbs with parsers of their own do after they have parsed.
     monkeypatch.setattr(report, "report", lambda **_: None)
     monkeypatch.setattr(DoctorCLI, "_run_subcommand", lambda self, _: setattr(self, "results", []))

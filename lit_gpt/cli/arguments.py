@@ -6,8 +6,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from datamodules.errors import UserError
 
 CONFIG = ("--config", "-c")
@@ -44,6 +42,8 @@ def data_of_configs(arguments: list[str]) -> dict[str, Any]:
 
 def config_in(value: str) -> dict[str, Any]:
     """The keys of a value of --config: of a file, or of YAML or JSON that is typed. Empty for any other value."""
+    import yaml  # its 18 files are not read where there is no config
+
     loaded = None
     if not is_path(value):
         with suppress(yaml.YAMLError):
@@ -64,6 +64,8 @@ def is_path(value: str) -> bool:
 
 def load_yaml(path: Path) -> Any:
     """The content of a config file."""
+    import yaml
+
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-import yaml
-
 from datamodules.errors import UserError
 from lit_gpt.cli.arguments import CONFIG, config_in, is_path, pairs, value_of, with_packaged_configs
 from lit_gpt.cli.options import (
@@ -144,6 +142,8 @@ def _plain(name: str) -> str:
 def _class_in(value: Any) -> str:
     """The class in a value of --model or --data, which may be a description in JSON. Empty: not known here."""
     if isinstance(value, str) and value.startswith("{"):
+        import yaml
+
         with suppress(yaml.YAMLError, AttributeError):
             value = yaml.safe_load(value).get("class_path")
     return value if isinstance(value, str) else ""

@@ -16,7 +16,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import reduce, wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
@@ -61,11 +61,10 @@ class LateModule(ModuleType):
             if isinstance(self, LateModule) and self.__name__ not in _UNDER_WAY:  # no other thread has executed it
                 if name == "__path__":  # of no package
                     raise AttributeError(name)
-                readers, early = EARLY[self.__name__].get(name, ((), _nothing))
+                readers, early = EARLY[self.__name__].get(name, ((), _nothing))  # nobody is given other names early
                 if _asking().f_globals.get("__name__", "").startswith(readers):
-                    found = early(self.__name__, name)
-                    if found is not None:
-                        return found
+                    with suppress(ImportError, AttributeError):  # in this version it needs the executed module
+                        return early(self.__name__, name)
                 _execute(self)
         return ModuleType.__getattribute__(self, name)
 
@@ -135,11 +134,8 @@ def _replace_placeholders(module: ModuleType) -> None:
 
 def _metric(*_: Any) -> Any:
     """The base class of metrics. The two modules import each other, which works in this order only."""
-    try:
-        import_module("torchmetrics.utilities")
-        return import_module("torchmetrics.metric").Metric
-    except (ImportError, AttributeError):  # they need the package in this version
-        return None
+    import_module("torchmetrics.utilities")
+    return import_module("torchmetrics.metric").Metric
 
 
 def _disable(*_: Any) -> Any:
@@ -182,7 +178,7 @@ def _owner(module: str, classes: list[str]) -> Any:
 
 Early = Callable[[str, str], Any]
 #: By module and name: the beginning of the names of the modules that are given it early, and what they are given.
-#: Where that is None, the module is executed.
+#: Where that raises ImportError or AttributeError, as it may in another version, the module is executed.
 EARLY: dict[str, dict[str, tuple[str | tuple[str, ...], Early]]] = {
     "torch._dynamo": {
         "OptimizedModule": ("lightning.", _placeholder),

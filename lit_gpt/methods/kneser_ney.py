@@ -5,7 +5,7 @@ remembers exactly that. So both together predict better than either (with recurr
 large ones: Liu et al. 2024, "Infini-gram"). Counting takes seconds, and training is the same without it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -250,10 +250,18 @@ class GPTWithCounts(Network):
         """Logarithms of the mixed probabilities, (..., V), not in 16 bits; before a text is counted, `gpt`'s logits."""
         if not self.counts.is_counted:
             return self.gpt.head(hidden, weights)
+        return self._probabilities(hidden, weights).log()
+
+    @property
+    def probability_head(self) -> Callable[[Any, list[Tensor]], Tensor] | None:
+        """See `Network.probability_head`."""
+        return self._probabilities if self.counts.is_counted else None
+
+    def _probabilities(self, hidden: Any, weights: list[Tensor] | None) -> Tensor:
         share = self.config.kneser_ney_share
         predicted = at_least_float32(self.gpt.head(hidden.states, weights)).softmax(-1)
         counted = self.counts(hidden.contexts.flatten(0, -2), share).view_as(predicted)
-        return counted.add_(predicted, alpha=1 - share).log()
+        return counted.add_(predicted, alpha=1 - share)
 
     def new_cache(self, batch_size: int) -> "CountsCache":
         """An empty KV cache of `gpt`, and an empty history of tokens."""

@@ -98,6 +98,19 @@ def test_a_placeholder_is_replaced_by_the_class(executed: Executed) -> None:
     assert not isinstance(3, placeholder)
 
 
+@pytest.mark.parametrize("error", [ImportError, AttributeError])
+def test_a_module_is_executed_where_a_name_cannot_be_had_early(
+    error: type[Exception], executed: Executed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(module: str, name: str) -> Any:
+        raise error("moved in this version")
+
+    monkeypatch.setitem(late_imports.EARLY, "late", {"Thing": ("reader", fails)})
+    reader = imported("reader")
+    assert executed == ["late", "inner"]
+    assert reader.Thing is imported("late").Thing
+
+
 def test_an_error_of_a_module_is_raised_at_each_use(executed: Executed, tmp_path: Path) -> None:
     (tmp_path / "late" / "inner.py").write_text("raise ValueError('broken')\n")
     late = imported("late")
