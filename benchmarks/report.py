@@ -10,6 +10,7 @@ import argparse
 import json
 import platform
 import re
+import statistics
 import sys
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -56,6 +57,12 @@ def finish(
     print(json.dumps({"benchmark": name, **figures}))
     if options.record:
         keep(name, figures, lines, device)
+
+
+def over_seeds(values: list[float]) -> str:
+    """The mean of a figure, and its range where there are several seeds."""
+    seeds = f" ({len(values)} seeds, {min(values)} to {max(values)})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{seeds}"
 
 
 def show(figures: dict[str, Any]) -> None:

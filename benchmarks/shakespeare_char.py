@@ -9,7 +9,6 @@ weights, mixed with Kneser-Ney counts of the training split. The last line is JS
 """
 
 import argparse
-import statistics
 import subprocess
 import sys
 from dataclasses import asdict
@@ -17,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from benchmarks import report
 from benchmarks.reproductions.results import configured, newest
 from datamodules import CharDataModule
 from lit_gpt.callbacks.run_folder import SUMMARY, read_json
 from lit_gpt.checkpoint import load_network
+from lit_gpt.loss import IGNORE_INDEX, score
 from lit_gpt.methods.config import ExtendedGPTConfig
 from lit_gpt.methods.kneser_ney import GPTWithCounts
 from lit_gpt.protocols import with_defaults
@@ -66,9 +65,9 @@ def with_counts(run: Path) -> float:
     mixed.prepare(with_defaults(data))
     nats, scored = 0.0, 0
     for batch in data.val_dataloader()[0]:
-        log_probabilities, targets = mixed.head(mixed.hidden(batch["input_ids"])), batch["targets"]
-        nats += float(F.nll_loss(log_probabilities.flatten(0, 1), targets.flatten(), reduction="sum"))
-        scored += int((targets >= 0).sum())
+        hidden, targets = mixed.hidden_of_batch(batch), batch["targets"]
+        nats += float(score(hidden, mixed.head, mixed.head_weights(), targets, net.config.vocab_size)[0].sum())
+        scored += int((targets != IGNORE_INDEX).sum())
     return nats / scored
 
 
@@ -92,8 +91,8 @@ def table(found: dict[str, dict[str, Any]]) -> list[str]:
     lines = ["| who | nats per character | parameters | characters of all batches |", "|---|---|---|---|"]
     rows = [
         ("nanoGPT, published", f"{PUBLISHED['val']:.4f}", PUBLISHED),
-        ("ours, the network alone", spread(found, "val"), first),
-        ("ours, mixed with counts", spread(found, "with_counts"), first),
+        ("ours, the network alone", report.over_seeds([run["val"] for run in found.values()]), first),
+        ("ours, mixed with counts", report.over_seeds([run["with_counts"] for run in found.values()]), first),
     ]
     lines += [f"| {who} | {value} | {of['parameters']:,} | {of['tokens']:,} |" for who, value, of in rows]
     lines += ["", f"Ours: {first['steps']} steps, each batch read twice (R-Drop), on {first['device']},"]
@@ -105,13 +104,6 @@ def table(found: dict[str, dict[str, Any]]) -> list[str]:
     ]
     keys = ("val", "with_counts", "train", "best_step", "minutes")
     return lines + [f"| {seed} | " + " | ".join(str(run[key]) for key in keys) + " |" for seed, run in found.items()]
-
-
-def spread(found: dict[str, dict[str, Any]], key: str) -> str:
-    """Mean and range of a figure over the seeds."""
-    values = [run[key] for run in found.values()]
-    seeds = f" ({len(values)} seeds, {min(values)} to {max(values)})" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.4f}{seeds}"
 
 
 def main() -> None:

@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -194,10 +193,8 @@ def table(figures: dict[str, Any]) -> list[str]:
     for name, runs in figures["ours"].items():
         if not runs:
             continue
-        values = [run["val"] for run in runs]
-        spread = f" ({len(values)} seeds, {min(values)} to {max(values)})" if len(values) > 1 else ""
         seconds = max(run["seconds"] for run in runs)
-        cells = [name, runs[0]["steps"], seconds, f"{statistics.mean(values):.4f}{spread}"]
+        cells = [name, runs[0]["steps"], seconds, report.over_seeds([run["val"] for run in runs])]
         lines.append("| ours | " + " | ".join(map(str, cells)) + " |")
     return lines
 

@@ -100,7 +100,7 @@ class MicroBatches(Dataset[Batch]):
 
     def __init__(self, rows: Rows, share: RankShare, subset: np.ndarray | None = None) -> None:
         self.rows, self.share, self.subset = rows, share, subset
-        self._rows: tuple[int, int, np.ndarray] | None = None  # epoch, number of the stretch, rows (items, m)
+        self._rows: tuple[int, int, np.ndarray] | None = None  # epoch, number of the group, rows (items, m)
 
     def __len__(self) -> int:
         return self.share.micro_batches
@@ -112,14 +112,13 @@ class MicroBatches(Dataset[Batch]):
 
     def _rows_of(self, epoch: int, item: int) -> np.ndarray:
         """The row numbers (m,) of a micro-batch. They are looked up for `_ITEMS_AT_ONCE` of them."""
-        stretch, place = divmod(item, _ITEMS_AT_ONCE)
-        known = self._rows
-        if known is None or known[:2] != (epoch, stretch):
-            first = stretch * _ITEMS_AT_ONCE
-            positions = [self.share.positions(i) for i in range(first, min(first + _ITEMS_AT_ONCE, len(self)))]
-            found = self.rows_at(epoch, np.concatenate(positions)).reshape(len(positions), -1)
-            known = self._rows = epoch, stretch, found
-        return known[2][place]
+        group, index = divmod(item, _ITEMS_AT_ONCE)
+        if self._rows is None or self._rows[:2] != (epoch, group):
+            items = range(group * _ITEMS_AT_ONCE, min((group + 1) * _ITEMS_AT_ONCE, len(self)))
+            positions = np.concatenate([self.share.positions(i) for i in items])
+            self._rows = epoch, group, self.rows_at(epoch, positions).reshape(len(items), -1)
+        rows: np.ndarray = self._rows[2][index]
+        return rows
 
     def rows_at(self, epoch: int, position: np.ndarray) -> np.ndarray:
         """The row numbers (n,) at positions (n,) of an epoch's order; -1 for the empty row at -1."""

@@ -5,7 +5,7 @@ for, such as the tokens of a prompt, goes to the module's own forward.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import lru_cache, partial
 from typing import Any
 
@@ -15,29 +15,26 @@ from torch import Tensor, nn
 
 from lit_gpt.attention import CosSin, LayerCache, Mask
 from lit_gpt.distributed import is_sharded
+from lit_gpt.forwards import has_hooks, has_its_class_forward, replaced_forwards
 from lit_gpt.model import MLP, Attention, Block
 from lit_gpt.packed_weight import can_be_packed, pack, packed_linear
 
 
-@contextmanager
-def fast_forwards(net: nn.Module, batch_size: int) -> Iterator[None]:
+def fast_forwards(net: nn.Module, batch_size: int) -> AbstractContextManager[None]:
     """Replace the forwards of a network's modules; restored at the end.
 
     Subclasses, modules whose weights are not all here in float32, and modules with a forward of their own from a user
     or from a `decode` still running, keep theirs.
     """
-    kinds = {nn.Linear: _linear, Attention: _attention, MLP: _mlp, Block: _block}  # parts before what is made of them
-    replaced: list[nn.Module] = []
-    try:
-        for kind, fast in kinds.items():
-            for module in net.modules():
-                if type(module) is kind and "forward" not in vars(module) and _is_float32(module):
-                    module.forward = fast(module, batch_size)  # type: ignore[operator]
-                    replaced.append(module)
-        yield
-    finally:
-        for module in replaced:
-            vars(module).pop("forward", None)
+    return replaced_forwards(_fast_forwards(net, batch_size))
+
+
+def _fast_forwards(net: nn.Module, batch_size: int) -> Iterator[tuple[nn.Module, Callable[..., Tensor]]]:
+    kinds: dict[type[Any], Callable[..., Any]] = {nn.Linear: _linear, Attention: _attention, MLP: _mlp, Block: _block}
+    for kind, fast in kinds.items():  # parts before what is made of them
+        for module in net.modules():
+            if has_its_class_forward(module, kind) and _is_float32(module):
+                yield module, fast(module, batch_size)
 
 
 def _is_float32(module: nn.Module) -> bool:
@@ -47,7 +44,7 @@ def _is_float32(module: nn.Module) -> bool:
 
 def _direct(module: nn.Module) -> Callable[..., Tensor]:
     """A module's forward, without the 2 us of a call; the module itself where hooks have to run."""
-    return module if module._forward_hooks or module._forward_pre_hooks else module.forward
+    return module if has_hooks(module) else module.forward
 
 
 def _linear(layer: nn.Linear, batch_size: int) -> Callable[[Tensor], Tensor]:
@@ -76,15 +73,16 @@ def _linear(layer: nn.Linear, batch_size: int) -> Callable[[Tensor], Tensor]:
 
 
 def _attention(layer: Attention, batch_size: int) -> Callable[..., Tensor]:
-    config, D = layer.config, layer.config.head_size
-    is_grouped = layer.n_head != layer.n_kv_head
-    is_plain = not (is_grouped or config.qk_norm or config.rope)
+    """Grouped heads and a gate keep the layer's own forward."""
+    if layer.n_head != layer.n_kv_head or layer.gate is not None:
+        return layer.forward
+    D, is_plain = layer.config.head_size, not (layer.config.qk_norm or layer.config.rope)
     qkv, proj = _direct(layer.qkv), _direct(layer.proj)
 
     def forward(x: Tensor, cos_sin: CosSin | None, mask: Mask, cache: LayerCache | None) -> Tensor:
         """(B, 1, C) to (B, 1, C)."""
         B, T, C = x.shape
-        if T > 1 or type(cache) is not LayerCache or is_grouped or layer.gate is not None:
+        if T > 1 or type(cache) is not LayerCache:
             return Attention.forward(layer, x, cos_sin, mask, cache)
         if is_plain:
             q, k, v = qkv(x).view(B, 3, -1, 1, D).unbind(1)  # (B, H, 1, D)

@@ -34,7 +34,7 @@ from lit_gpt.distributed import full, local, sent_to_cpu, summed_over_processes
 from lit_gpt.forked import split_config, with_config
 from lit_gpt.integrity import advice_to_continue
 from lit_gpt.loop_state import undo_epoch_end
-from lit_gpt.loss import IGNORE_INDEX, LossInputs, cross_entropy_sum, rows_to_score, score
+from lit_gpt.loss import IGNORE_INDEX, LossInputs, cross_entropy_sum, places_to_score, put_back, score
 from lit_gpt.metrics import TokenMetrics, per_text, whole_split
 from lit_gpt.muon import has_bfloat16
 from lit_gpt.optim import OptimizerConfig, StepSchedule, build_optimizer, learning_rates
@@ -352,14 +352,13 @@ class LitLanguageModel(PackedModule):
     def token_scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy in nats and rank of every target, each (B, T). Rank 0 is the model's first choice."""
         check_batch(batch)
-        rows, net, V = rows_to_score(batch["targets"]), self.net, self.config.vocab_size
+        targets, net, V = batch["targets"], self.net, self.config.vocab_size
+        # The last batch of a split is filled up with rows of padding. They are not computed.
+        rows = places_to_score((targets != IGNORE_INDEX).any(1))
         part = batch if rows is None else {name: value[rows] for name, value in batch.items()}
         heads = net.linear_head, net.probability_head
-        nats, rank = score(self._hidden(part, net), net.head, net.head_weights(), part["targets"], V, *heads)
-        if rows is None:
-            return nats, rank
-        shape = batch["targets"].shape
-        return nats.new_zeros(shape).index_copy(0, rows, nats), rank.new_full(shape, V).index_copy(0, rows, rank)
+        scores = score(self._hidden(part, net), net.head, net.head_weights(), part["targets"], V, *heads)
+        return put_back(*scores, rows, len(targets), V)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """``targets`` and the ``nats`` and ``rank`` of each, (B, T), and the batch's ``document`` (B,) if any."""

@@ -17,7 +17,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 
 from datamodules.errors import UserError
 from lit_gpt.fused_loss import IGNORE_INDEX, LinearHead, at_least_float32, fused_cross_entropy_sum, fused_score
-from lit_gpt.packed_weight import PackedWeight, SoftcappedHead, packed_for
+from lit_gpt.packed_weight import PackedWeight, SoftcappedHead, matmul_dtype, packed_for
 
 #: With two names of the fused loss.
 __all__ = [
@@ -130,8 +130,7 @@ class _SumInChunks(torch.autograd.Function):
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         """Sums of `loss` over hidden states (..., N, C) and targets (N,), `tokens` of them at a time."""
-        is_one = tokens >= hidden.size(-2)  # a chunk: its gradients are the result, and nothing is copied
-        hidden_grad = hidden if is_one else torch.empty_like(hidden)
+        hidden_grad = torch.empty_like(hidden)
         weight_grads: list[Tensor] = []
         sums: list[tuple[Tensor, ...]] = []
         chunks = (hidden.split(tokens, -2), targets.split(tokens), hidden_grad.split(tokens, -2))
@@ -142,10 +141,7 @@ class _SumInChunks(torch.autograd.Function):
             _refuse_other_parameters(logits, (h, *weights))
             chunk_sums, logits_grad = _in_pieces(loss, logits.detach(), chunk_targets, shift)
             grad, *grads = torch.autograd.grad(logits, (h, *weights), logits_grad)
-            if is_one:
-                hidden_grad = grad
-            else:
-                states_grad.copy_(grad)
+            states_grad.copy_(grad)
             sums += chunk_sums
             del logits, logits_grad, grad, h  # before memory is allocated for the next chunk's
             # The sum over chunks is in float32 also for weights of 16 bits. In bfloat16 the rounding error of 50 chunks
@@ -178,26 +174,17 @@ def _in_pieces(
     """The sums of `loss` for each piece of a chunk's logits (..., n, V), and the gradient of the first sum with respect
     to these logits, (..., n, V).
     """
-    size = max(1, (LOGITS_IN_CACHE if logits.is_cpu else LOGITS_PER_PIECE) // logits.size(-1))
-    if size >= logits.size(-2):
-        piece_sums, gradient = _piece(loss, logits, targets, shift)
-        return [piece_sums], gradient
     sums, gradient = [], torch.empty_like(logits)
+    size = max(1, (LOGITS_IN_CACHE if logits.is_cpu else LOGITS_PER_PIECE) // logits.size(-1))
     pieces = (logits.split(size, -2), targets.split(size), gradient.split(size, -2))
-    for piece, piece_targets, place in zip(*pieces, strict=True):
-        piece_sums, piece_grad = _piece(loss, piece, piece_targets, shift)
-        place.copy_(piece_grad)
-        sums.append(piece_sums)
+    for piece, piece_targets, piece_grad in zip(*pieces, strict=True):
+        with torch.enable_grad():
+            z = piece.detach().requires_grad_()
+            # shift is float32, so the sum is float32 as well.
+            piece_sums = loss(at_least_float32(z) if shift is None else z + shift, piece_targets)
+        piece_grad.copy_(torch.autograd.grad(piece_sums[0], z)[0])
+        sums.append(tuple(term.detach() for term in piece_sums))
     return sums, gradient
-
-
-def _piece(loss: Loss, logits: Tensor, targets: Tensor, shift: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor]:
-    """The sums of `loss` for a few logits (..., n, V), and the gradient of the first sum, (..., n, V)."""
-    with torch.enable_grad():
-        z = logits.detach().requires_grad_()
-        # shift is float32, so the sum is float32 as well.
-        sums = loss(at_least_float32(z) if shift is None else z + shift, targets)
-    return tuple(term.detach() for term in sums), torch.autograd.grad(sums[0], z)[0]
 
 
 def _refuse_other_parameters(logits: Tensor, listed: tuple[Tensor, ...]) -> None:
@@ -245,72 +232,65 @@ def score(
     if linear is not None and hidden.is_cuda:
         return fused_score(hidden, linear, weights, targets, vocab_size)
     flat, flat_targets = hidden.flatten(0, 1), targets.flatten()  # (N, C), (N,)
-    scored = _places_to_score(flat_targets)
+    scored = places_to_score(flat_targets != IGNORE_INDEX)
     if scored is not None:
         flat, flat_targets = flat[scored], flat_targets[scored]
     # Less than the limit, on a CPU an eighth: one thread takes 6.7 ns for each of 20,000 logits, and 7.5 at a quarter
     # of it or 7.3 at a 32nd. With 50,304 it is 11.0, 11.2 and 13.1.
     size = _tokens_per_chunk(flat, (8 if flat.is_cpu else 4) * vocab_size)
-    cast = packed_for(len(flat_targets), [_cast_for_autocast(weight) for weight in weights], size)
-    score_chunk = _nats_and_rank if probabilities is None else _nats_and_rank_of_probabilities
+    cast = packed_for(len(flat_targets), [w.to(matmul_dtype(w)) for w in weights], size)
+    nats_of = _nats_of_logits if probabilities is None else _nats_of_probabilities
     chunk_head: Head = probabilities or head
     if linear is not None and linear.softcap is not None and isinstance(cast[0], PackedWeight):
         chunk_head = SoftcappedHead(linear.softcap, vocab_size)
-    parts = [
-        score_chunk(chunk_head(h, cast), t) for h, t in zip(flat.split(size), flat_targets.split(size), strict=True)
-    ]
+    chunks = zip(flat.split(size), flat_targets.split(size), strict=True)
+    parts = [_nats_and_rank(chunk_head(h, cast), t, nats_of) for h, t in chunks]
     nats, rank = (torch.cat(part) for part in zip(*parts, strict=True))
-    if scored is not None:
-        nats = nats.new_zeros(targets.numel()).index_copy(0, scored, nats)
-        rank = rank.new_full((targets.numel(),), vocab_size).index_copy(0, scored, rank)
+    nats, rank = put_back(nats, rank, scored, targets.numel(), vocab_size)
     return nats.view_as(targets), rank.view_as(targets)
 
 
-def rows_to_score(targets: Tensor) -> Tensor | None:
-    """The indices (b,) of the rows of ``targets`` (B, T) that have a scored one; at least one row.
-
-    The last batch of a split is filled up with rows of padding. None: all rows are needed, or it would make a CPU wait
-    for a GPU.
-    """
-    if not targets.is_cpu:
-        return None
-    rows = (targets != IGNORE_INDEX).any(1).nonzero()[:, 0]
-    return rows if 0 < len(rows) < len(targets) else None
-
-
-def _places_to_score(targets: Tensor) -> Tensor | None:
-    """The indices (n,) of the scored ones of ``targets`` (N,). None: all of them go through the head.
+def places_to_score(is_scored: Tensor) -> Tensor | None:
+    """The indices (n,) of the places of ``is_scored`` (N,) that are true. None: all places have to be computed.
 
     That is so where all or none are scored, and on a GPU, where the CPU would have to wait for their number.
     """
-    if not targets.is_cpu:
+    if not is_scored.is_cpu:
         return None
-    places = (targets != IGNORE_INDEX).nonzero()[:, 0]
-    return places if 0 < len(places) < len(targets) else None
+    places = is_scored.nonzero()[:, 0]
+    return places if 0 < len(places) < len(is_scored) else None
 
 
-def _cast_for_autocast(weight: Tensor) -> Tensor:
-    """A weight in the dtype of autocast's matmuls, so that it is cast once and not for every chunk."""
-    device = weight.device.type
-    return weight.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else weight
+def put_back(nats: Tensor, rank: Tensor, places: Tensor | None, n: int, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Scores of the ``places`` alone, from `places_to_score`, as those of all ``n``: elsewhere 0 nats and rank V."""
+    if places is None:
+        return nats, rank
+    all_nats = nats.new_zeros(n, *nats.shape[1:]).index_copy(0, places, nats)
+    return all_nats, rank.new_full((n, *rank.shape[1:]), vocab_size).index_copy(0, places, rank)
 
 
-def _nats_and_rank(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """What `score` returns, of one chunk: logits (N, V) and targets (N,) to nats (N,) and rank (N,)."""
-    logits = at_least_float32(logits)  # (N, V)
+#: Scores (N, V) and target ids (N, 1) to nats (N,) and memory that is free to use, (N, V).
+NatsOf = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def _nats_and_rank(scores: Tensor, targets: Tensor, nats_of: NatsOf) -> tuple[Tensor, Tensor]:
+    """What `score` returns, of one chunk: logits or probabilities (N, V) and targets (N,) to nats (N,), rank (N,)."""
+    scores = at_least_float32(scores)
     scored, target = targets != IGNORE_INDEX, targets.clamp(min=0)[:, None]  # (N,), (N, 1)
     # One buffer for all passes: to get 8 MB from the system takes longer than to compare as many logits.
+    nats, buffer = nats_of(scores, target)
+    return torch.where(scored, nats, 0), torch.where(scored, _rank(scores, target, buffer), scores.size(1))
+
+
+def _nats_of_logits(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     logs = torch.empty_like(logits)
     torch.log_softmax(logits, 1, out=logs)
-    nats = logs.gather(1, target)[:, 0].neg_()
-    return torch.where(scored, nats, 0), torch.where(scored, _rank(logits, target, logs), logits.size(1))
+    return logs.gather(1, target)[:, 0].neg_(), logs
 
 
-def _nats_and_rank_of_probabilities(p: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The same of probabilities (N, V), whose sum rounding may have moved away from 1."""
-    scored, target = targets != IGNORE_INDEX, targets.clamp(min=0)[:, None]  # (N,), (N, 1)
-    nats = p.sum(1).log_().sub_(p.gather(1, target)[:, 0].log_())
-    return torch.where(scored, nats, 0), torch.where(scored, _rank(p, target, torch.empty_like(p)), p.size(1))
+def _nats_of_probabilities(p: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Divided by their sum, which rounding may have moved away from 1."""
+    return p.sum(1).log_().sub_(p.gather(1, target)[:, 0].log_()), torch.empty_like(p)
 
 
 def _rank(logits: Tensor, target: Tensor, buffer: Tensor) -> Tensor:

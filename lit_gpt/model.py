@@ -129,14 +129,8 @@ class Attention(nn.Module):
         """(B, T, C) to queries (B, H, T, D), keys and values (B, H_kv, T, D). Arguments are those of `forward`."""
         B, T, _ = x.shape
         n_head, n_kv_head = self.n_head, self.n_kv_head
-        qkv = self.qkv(x).view(B, T, -1, self.config.head_size)
-        if not self.config.qk_norm and cos_sin is None and not (qkv.is_cpu and qkv.dtype == torch.bfloat16):
-            # One split, before the heads move: the fused kernel's gradients are put together once, where the matmul
-            # reads them. Those of bfloat16's matmuls on a CPU are laid out by heads, and two splits take 46 ms, not 60.
-            q, k, v = qkv.split((n_head, n_kv_head, n_kv_head), dim=2)
-            return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         # Queries and keys stay together, because QK-norm and RoPE treat them alike: one call for both.
-        qk, v = qkv.split((n_head + n_kv_head, n_kv_head), dim=2)
+        qk, v = self.qkv(x).view(B, T, -1, self.config.head_size).split((n_head + n_kv_head, n_kv_head), dim=2)
         if self.config.qk_norm:
             qk = F.rms_norm(qk, (self.config.head_size,)).type_as(v)  # autocast makes the norm float32
         if cos_sin is not None:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from lit_gpt.checked_module import CheckedModule
+from lit_gpt.forwards import has_hooks, has_its_class_forward, replaced_forwards
 from lit_gpt.model import MLP
-from lit_gpt.packed_weight import can_be_packed, pack, packed_linear
+from lit_gpt.packed_weight import can_be_packed, matmul_dtype, pack, packed_linear
 
 #: Weights are packed for matmuls with about this many rows.
 ROWS = 2048
@@ -51,13 +52,8 @@ class PackedLayers:
         Layers of a subclass, with hooks, or with a forward of their own stay as they are.
         """
         changed = {} if self._weights is None or torch.is_grad_enabled() else self._forwards(net)
-        for layer, forward in changed.items():
-            layer.forward = forward
-        try:
+        with replaced_forwards(changed.items()):
             yield
-        finally:
-            for layer in changed:
-                vars(layer).pop("forward", None)
 
     def _forwards(self, net: nn.Module) -> dict[Any, Callable[[Tensor], Tensor]]:
         modules: list[Any] = list(net.modules())
@@ -75,7 +71,7 @@ class PackedLayers:
 
     def _linear(self, layer: nn.Linear, x: Tensor, activation: str = "none") -> Tensor:
         """What `F.linear` computes, then an activation, in the dtype of autocast's matmuls."""
-        dtype, bias = _matmul_dtype(layer.weight), layer.bias
+        dtype, bias = matmul_dtype(layer.weight), layer.bias
         key = id(layer.weight), dtype
         assert self._weights is not None
         if key not in self._weights:
@@ -83,17 +79,12 @@ class PackedLayers:
         return packed_linear(x.to(dtype), self._weights[key], None if bias is None else bias.to(dtype), activation)
 
 
-def _matmul_dtype(weight: Tensor) -> torch.dtype:
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
-
-
 def _can_be_packed(weight: Tensor) -> bool:
-    return can_be_packed(weight) and can_be_packed(torch.empty(1, 1, dtype=_matmul_dtype(weight)))
+    return can_be_packed(weight) and can_be_packed(torch.empty(1, 1, dtype=matmul_dtype(weight)))
 
 
 def _is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    hooks = layer._forward_hooks or layer._forward_pre_hooks
-    return type(layer) is kind and "forward" not in vars(layer) and not hooks
+    return has_its_class_forward(layer, kind) and not has_hooks(layer)
 
 
 def _mlp(fc: Callable[..., Tensor], proj: Callable[..., Tensor], activation: str, x: Tensor) -> Tensor:
@@ -113,22 +104,9 @@ class PackedModule(CheckedModule):
         """Begin to pack. Averaged weights have been put in place by then."""
         self.packed_layers.begin()
 
-    def on_test_epoch_start(self) -> None:
-        """Begin to pack."""
-        self.packed_layers.begin()
-
-    def on_predict_epoch_start(self) -> None:
-        """Begin to pack."""
-        self.packed_layers.begin()
-
     def on_validation_epoch_end(self) -> None:
         """Forget the packed weights: training changes the weights."""
         self.packed_layers.end()
 
-    def on_test_epoch_end(self) -> None:
-        """Forget the packed weights."""
-        self.packed_layers.end()
-
-    def on_predict_epoch_end(self) -> None:
-        """Forget the packed weights."""
-        self.packed_layers.end()
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end

@@ -49,6 +49,12 @@ def _linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tens
     return packed_linear(x.to(weight.dtype) if torch.is_autocast_enabled("cpu") else x, weight.packed, bias)
 
 
+def matmul_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype in which a weight is multiplied: under autocast, that of its matmuls."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
 def pack(weight: Tensor, rows_at_once: int) -> Tensor:
     """A copy of a weight (V, C) for `packed_linear` with about this many rows; see `can_be_packed`."""
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, rows_at_once)
