@@ -13,12 +13,14 @@ import yaml
 import lit_gpt
 from benchmarks.reproductions import __main__ as reproductions
 from benchmarks.reproductions.figures import FIGURES
+from benchmarks.reproductions.networks import NoEmbeddingDropout
 from benchmarks.reproductions.page import page
 from benchmarks.reproductions.rows import PROJECTS, ROWS
 from lit_gpt.baselines.bigram import BigramConfig, NeuralBigram
 from lit_gpt.callbacks.run_folder import LAST
 from lit_gpt.config import GPTConfig
 from lit_gpt.model import GPT
+from lit_gpt.module import LitGPT
 from lit_gpt.optim import OptimizerConfig, build_optimizer
 from tests.conftest import SHARED
 
@@ -99,7 +101,7 @@ def test_the_first_loss_is_near_ln_v(name: str) -> None:
     assert float(loss) == pytest.approx(math.log(V), rel=0.03)
 
 
-@pytest.mark.parametrize("row", ROWS.values(), ids=list(ROWS))
+@pytest.mark.parametrize("row", [row for row in ROWS.values() if not row.choice], ids=lambda row: row.name)
 def test_a_row_states_the_length_of_its_config(row: Any) -> None:
     trainer = values(row.config or row.name)["trainer"]
     if "max_steps" in trainer:
@@ -292,3 +294,22 @@ def test_a_finished_run_on_another_text_does_not_count(
     left_by_a_run(tmp_path, "diary_bigram", read)
     options = reproductions._options(["--logs_dir", str(tmp_path), *given])
     assert reproductions._finished(ROWS["diary_bigram"], options) != again
+
+
+@pytest.mark.parametrize(("module", "same"), [(LitGPT, False), (NoEmbeddingDropout, True)])
+def test_embeddings_without_dropout(module: type[LitGPT], same: bool) -> None:
+    """With blocks that add nothing, what training reads is what evaluation reads, unless embeddings are dropped."""
+    net = module(GPTConfig(block_size=8, n_layer=1, n_head=2, n_embd=16, vocab_size=9, dropout=0.5)).build_network()
+    for block in net.blocks:
+        for part in (block.attn, block.mlp):
+            torch.nn.init.zeros_(part.proj.weight)
+    ids = torch.arange(8).view(1, 8)
+    assert torch.equal(net.train().hidden(ids), net.eval().hidden(ids)) is same
+    assert {block.dropout for block in net.blocks} == {0.5}
+
+
+def test_the_page_shows_choices_at_their_last_step() -> None:
+    row = next(row for project in PROJECTS for row in project.choices)
+    shown = page({"runs": {row.name: {"evaluations": [{"step": 1000, "train_eval/loss": 1.25, "val/loss": 1.5}]}}})
+    assert f"| {row.choice} | 1,000 | 1.2500 | 1.5000 |" in shown
+    assert f"`{row.name}`" not in shown.split("##")[1]  # the first table is of what was published

@@ -87,6 +87,7 @@ def _project(project: Project, runs: dict[str, Run], figures: dict[str, Any]) ->
     if done:
         ends = {run["evaluations"][-1]["step"] for _, run in done}
         yield "\n" + table(_COURSE, (line for row, run in done for line in _course(row, run, ends)))
+    yield from _choices(project, runs)
     yield from _notes(project)
     yield from (line for row, run in done for line in _texts(row, run))
     yield from (figure(figures[name]) for name in project.figures if name in figures)
@@ -147,6 +148,20 @@ def _course(row: Row, run: Run, ends: set[int]) -> Iterator[list[str]]:
             losses = [f"{train:.4f}", f"{val:.4f}", f"{val - train:+.4f}"]
             held = f"{so_far['val/loss']:.4f} at {so_far['step']:,}"
             yield [f"`{row.name}`", f"{at['step']:,}", *losses, *bits, *scores, held]
+
+
+def _choices(project: Project, runs: dict[str, Run]) -> Iterator[str]:
+    """Losses at the end of the short runs, each of which changes one thing that was not published."""
+    done = [(row, runs[row.name]["evaluations"][-1]) for row in project.choices if row.name in runs]
+    if done:
+        yield f"\nWhat was not published, tried one by one in `{done[0][0].config}`, each by a command such as\n"
+        yield f"    {_command(done[-1][0])}\n"
+        lines = ([row.choice, f"{at['step']:,}", *_losses(at)] for row, at in done)
+        yield table(("changed", "step", "train", "val"), lines)
+
+
+def _losses(at: dict[str, float]) -> list[str]:
+    return [f"{at[f'{part}/loss']:.4f}" for part in ("train_eval", "val")]
 
 
 def _notes(project: Project) -> Iterator[str]:

@@ -28,6 +28,7 @@ class Row:
         leak: validate on stretches of the training text itself.
         prompts: beginnings that the finished model goes on from, greedily; "" is the EOS token alone.
         metric: the loss that is compared.
+        choice: of a short run, what it changes in its config: something that the project did not publish.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Row:
     leak: bool = False
     prompts: tuple[str, ...] = ()
     metric: str = "val/loss"
+    choice: str = ""
 
     @property
     def path(self) -> str:
@@ -50,12 +52,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Project:
-    """Rows of one project, under one heading of the page."""
+    """Rows of one project, under one heading of the page, and the short runs of what it did not publish."""
 
     title: str
     about: str
     rows: tuple[Row, ...]
     figures: tuple[str, ...] = field(default=())
+    choices: tuple[Row, ...] = ()
 
 
 def _losses(metric: str, steps_and_values: dict[int, float]) -> tuple[Published, ...]:
@@ -87,6 +90,33 @@ _TAYLOR = (
         "as above",
         (Published(5000, "train_eval/loss", 0.829), Published(5000, "val/loss", 1.725)),
     ),
+)
+
+#: Steps of a run that tries a choice.
+TRIED = 1000
+
+
+def _choice(config: str, name: str, choice: str, *flags: str) -> Row:
+    more = ("--trainer.max_steps", str(TRIED), "--trainer.val_check_interval", str(TRIED))
+    return Row(f"{config}_{name}", TRIED, "taylor_swift", flags=(*more, *flags), config=config, choice=choice)
+
+
+_WITHOUT = "benchmarks.reproductions.networks.NoEmbeddingDropout"
+_TAYLOR_CHOICES = tuple(
+    _choice("taylor_swift_384", *choice)
+    for choice in (
+        ("as_it_is", "nothing"),
+        ("gelu", "GELU instead of ReLU", "--model.config.activation", "gelu"),
+        ("torch_init", "torch's own initial weights: embeddings from N(0, 1)", "--model.config.init", "torch"),
+        ("gpt2_init", "GPT-2's: output projections of blocks / sqrt(12)", "--model.config.init", "gpt2"),
+        ("beta2", "betas 0.9 and 0.95 instead of 0.999", "--model.optimizer.betas", "[0.9, 0.95]"),
+        ("no_embedding_dropout", "no dropout of embeddings", f"--model={_WITHOUT}"),
+        ("no_attention_dropout", "no dropout of attention weights", "--model.config.attention_dropout", "0"),
+        (
+            *("attention_dropout_alone", "dropout of attention weights alone"),
+            *("--model.config.attention_dropout", "0.25", "--model.config.dropout", "0"),
+        ),
+    )
 )
 
 _HEADLINES = (
@@ -193,6 +223,7 @@ PROJECTS = (
         "An encyclopedia article in 275 tokens",
         "Its author asks: is the model of width 384 under-fitting?",
         _TAYLOR,
+        choices=_TAYLOR_CHOICES,
     ),
     Project(
         "The Hacker News headline challenge",
@@ -219,4 +250,4 @@ PROJECTS = (
     ),
 )
 
-ROWS: dict[str, Row] = {row.name: row for project in PROJECTS for row in project.rows}
+ROWS: dict[str, Row] = {row.name: row for project in PROJECTS for row in (*project.rows, *project.choices)}
