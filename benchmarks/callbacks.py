@@ -84,10 +84,9 @@ def measure(pairs: int, steps: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and print."""
-    parser = report.parser(__doc__)
-    parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=1)
+    parser = report.parser(__doc__, threads=1)
+    parser.add_argument("--pairs", type=report.at_least_1, default=20, help="turns with and without each callback")
+    parser.add_argument("--steps", type=report.at_least_1, default=10, help="training steps of a turn")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     seconds = measure(options.pairs, options.steps)

@@ -27,6 +27,29 @@ from datamodules.tokenizers import UnigramTokenizer, train_tokenizer
 from datamodules.tokenizers.sampling import SampledTexts
 
 ROOT = Path(__file__).parents[1]
+#: The figures in words, in the order of the page.
+LABELS = {
+    "cores": "CPU cores",
+    "sentence_exact": "the windows of a sentence are those computed by hand",
+    "gpt2_mb_per_s": "text to GPT-2's tokens, all cores, MB/s",
+    "tiktoken_mb_per_s": "the same by tiktoken on one thread, MB/s",
+    "gpt2_ratio": "ours over tiktoken's on one thread times the cores",
+    "gpt2_ratio_to_processes": "ours over a tiktoken process on each core, all at once",
+    "gpt2_peak_mb": "peak memory of that, all processes, MB",
+    "gpt2_second_start_seconds": "the next start, with these tokens, to the first batch, s",
+    "char_mb_per_s": "text to characters' tokens, MB/s",
+    "char_peak_mb": "peak memory of that, MB",
+    "windows_million_tokens_per_s": "batches of windows of the text, million tokens/s",
+    "packed_million_tokens_per_s": "batches of packed titles, million tokens/s",
+    "padded_million_tokens_per_s": "batches of one padded title a row, million tokens/s",
+    "titles": "titles that the tokenizers are tried on",
+    "bpe_seconds": "training a BPE tokenizer of 16,000 tokens on nine tenths of them, s",
+    "bpe_changed_titles": "titles that it does not give back exactly",
+    "unigram_seconds": "training a unigram tokenizer of 16,000 tokens on nine tenths of them, s",
+    "unigram_changed_titles": "titles that it does not give back exactly",
+    "sampling_cpu_seconds_once": "subword sampling of nine tenths of them: CPU time before training, s",
+    "sampling_cpu_seconds_an_epoch": "and of each epoch, s",
+}
 SENTENCE = "I love machine learning."
 PREPARE = """
 import sys, time
@@ -71,10 +94,11 @@ print(sum(len(piece.encode()) for piece in pieces) / (time.perf_counter() - star
 def main() -> None:
     """Runs every measurement."""
     parser = report.parser(__doc__)
-    parser.add_argument("--megabytes", type=int, default=1000, help="size of the text that is prepared")
+    parser.add_argument("--megabytes", type=report.at_least_1, default=1000, help="size of the text that is prepared")
     parser.add_argument("--text", default="embedded", help="a source of text: a file, folder, glob or name")
     parser.add_argument("--titles", default="embedded_headlines", help="a source of titles, one a line")
     options = parser.parse_args()
+    report.require(parser, "psutil")
     size = options.megabytes * 1_000_000
     figures: dict[str, object] = {"cores": len(os.sched_getaffinity(0))}
     with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +106,12 @@ def main() -> None:
         figures |= preparation(Path(folder), options.text, size)
         figures |= batches(Path(folder), options.titles)
         figures |= trained_tokenizers(options.titles)
-    report.finish("data", figures, [f"- {name.replace('_', ' ')}: {value}" for name, value in figures.items()], options)
+    report.finish("data", figures, lines(figures), options)
+
+
+def lines(figures: dict[str, object]) -> list[str]:
+    """The page's lines."""
+    return [f"- {LABELS[name]}: {figures[name]:{',' * (type(figures[name]) is int)}}" for name in LABELS]
 
 
 def sentence(folder: Path) -> dict[str, object]:

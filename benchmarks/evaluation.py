@@ -38,11 +38,11 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 def main() -> None:
     """Time every case and print."""
-    parser = report.parser(__doc__)
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--titles", default="embedded_headlines", help="a source of titles, one a line")
+    parser = report.parser(__doc__, rounds=3, threads=1)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="networks, by their config")
+    parser.add_argument(
+        "--titles", default="embedded_headlines", help="the text of the case headlines: a file of titles, one a line"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
@@ -51,9 +51,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         for case in options.cases:
             figures[case] = measured(*built(case, options.titles, cache), options.rounds)
-            lines.append(f"- {case}: {figures[case]}")
+            lines.append(line(case, figures[case]))
             print(lines[-1], flush=True)
     report.finish("evaluation", figures, lines, options)
+
+
+def line(case: str, found: dict[str, Any]) -> str:
+    """The page's line of a case."""
+    return (
+        f"- {case}: {found['cpu_seconds']:.2f} s, plain loop {found['plain_cpu_seconds']:.2f} s, ratio "
+        f"**{found['ratio']:.3f}**; {found['tokens']:,} tokens, loss apart {found['loss_apart']:.0e}, "
+        f"hits apart {found['hits_apart']:.0f}"
+    )
 
 
 def built(case: str, titles: str, cache: str) -> tuple[Any, Any, Trainer]:

@@ -76,9 +76,9 @@ def measure(case: str, options: argparse.Namespace) -> float:
 def main() -> None:
     """Measure every case and print."""
     parser = report.parser(__doc__)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--block", type=int, default=512)
-    parser.add_argument("--precision", choices=("bf16", "32"), default="bf16")
+    parser.add_argument("--batch", type=report.at_least_1, default=4, help="rows of a step")
+    parser.add_argument("--block", type=report.at_least_1, default=512, help="tokens of a row")
+    parser.add_argument("--precision", choices=("bf16", "32"), default="bf16", help="autocast to bfloat16, or float32")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:

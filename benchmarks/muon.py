@@ -135,9 +135,8 @@ def _summary(found: list[tuple[float, float]]) -> dict[str, float]:
 
 def main() -> None:
     """Count, measure and print."""
-    parser = report.parser(__doc__)
-    parser.add_argument("--preset", default="gpt2")
-    parser.add_argument("--rounds", type=int, default=8)
+    parser = report.parser(__doc__, rounds=8)
+    parser.add_argument("--preset", default="gpt2", help="the network whose weights are counted, as in fit --preset")
     options = parser.parse_args()
     rows = counted(options.preset)
     lines = table(rows)

@@ -66,10 +66,8 @@ def endless(data: CharDataModule) -> Iterator[dict[str, torch.Tensor]]:
 
 def main() -> None:
     """Time both sizes and print."""
-    parser = report.parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=4, help="the least time of a turn")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser = report.parser(__doc__, rounds=7, threads=torch.get_num_threads())
+    parser.add_argument("--seconds", type=float, default=4, help="the least seconds of a turn")
     parser.add_argument("--play", help=argparse.SUPPRESS)  # be the loop of another process
     options = parser.parse_args()
     if options.play:

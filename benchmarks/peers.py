@@ -1,5 +1,6 @@
 """The peers that ours is measured against: nanoGPT from a clone, and `transformers` from pip."""
 
+import argparse
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,13 @@ import torch
 from torch import Tensor, nn
 
 Shape = dict[str, int]
+
+
+def clone(text: str) -> Path:
+    """The value of --nanogpt."""
+    if not Path(text, "model.py").is_file():
+        raise argparse.ArgumentTypeError(f"{text!r} has no model.py: give the folder of a clone of nanoGPT")
+    return Path(text)
 
 
 def nanogpt_module(clone: Path) -> Any:

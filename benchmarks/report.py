@@ -7,11 +7,13 @@ its name, with the command, the machine, the versions and the commit, and makes 
 """
 
 import argparse
+import importlib.util
 import json
 import platform
 import re
 import statistics
 import sys
+import textwrap
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.meanings import MEANINGS
 from datamodules.files import write_text
 from lit_gpt.callbacks.run_folder import read_json
 from lit_gpt.origin import package_commit
@@ -30,16 +33,56 @@ HEADER = """# Benchmarks
 
 Written by `python -m benchmarks.report` from what the commands below recorded with `--record`. Where there are peers,
 ours and theirs are timed in turn on the same machine; ratios are medians over rounds, and only ratios carry over to
-another one. A "mark" is what was aimed at before it was measured. Sections without a date were recorded by 2026-11-22,
-before Muon's and dropout's faster ways on a CPU (docs/LOG.md).
+another one. A "mark" is what was aimed at before it was measured. The commands are typed in the repository, after
+`.venv/bin/pip install -e ".[bench]"`. `--help` explains the options of each; without `--record` they only print.
+Sections without a date were recorded by 2026-11-22, before Muon's and dropout's faster ways on a CPU (docs/LOG.md).
 """
 
 
-def parser(doc: str | None) -> argparse.ArgumentParser:
-    """A parser with what every benchmark takes."""
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+#: Options that several benchmarks have, and what each does.
+SHARED_OPTIONS = {
+    "rounds": "how often everything is timed",
+    "threads": "threads of each process that is timed",
+}
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the description, and ends an option's help with its default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        default = action.default
+        if default is None or isinstance(default, bool) or default == argparse.SUPPRESS:
+            return action.help or ""
+        shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
+        return f"{action.help} (default: {shown})"
+
+
+def parser(doc: str | None, **shared: int) -> argparse.ArgumentParser:
+    """A parser with what every benchmark takes.
+
+    Args:
+        doc: The description.
+        shared: Defaults of the `SHARED_OPTIONS` that this benchmark has.
+    """
+    made = argparse.ArgumentParser(description=doc, formatter_class=_HelpFormatter)
     made.add_argument("--record", action="store_true", help="keep the figures in docs/benchmarks.json")
+    for name, default in shared.items():
+        made.add_argument(f"--{name}", type=at_least_1, default=default, help=SHARED_OPTIONS[name])
     return made
+
+
+def at_least_1(text: str) -> int:
+    """The number that was typed for an option."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"it cannot be {text!r}: give an integer, at least 1")
+    return int(text)
+
+
+def require(made: argparse.ArgumentParser, *packages: str) -> None:
+    """End with one sentence if a package of the `bench` extra is missing."""
+    for name in packages:
+        if importlib.util.find_spec(name) is None:
+            made.error(f"the package {name} is missing: pip install -e '.[bench]'")
 
 
 def finish(
@@ -115,7 +158,8 @@ def page(kept: dict[str, Any]) -> str:
     for name, entry in sorted(kept.items()):
         body = "\n".join(entry["lines"])
         about = ", ".join(entry[key] for key in ("machine", "recorded") if key in entry)
-        parts.append(f"## {name}\n\n`{entry['command']}`\n\n{body}\n\n*{about}*\n")
+        meaning = textwrap.fill(MEANINGS.get(name.split()[0], ""), 120)
+        parts.append(f"## {name}\n\n{meaning}\n\n`{entry['command']}`\n\n{body}\n\n*{about}*\n")
     return "\n".join(parts)
 
 

@@ -94,9 +94,8 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     """Measure, draw and print."""
-    parser = report.parser(__doc__)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser = report.parser(__doc__, rounds=2)
+    parser.add_argument("--steps", type=report.at_least_1, default=12, help="training steps that are timed")
     options = parser.parse_args()
     points = [point(name, value, options) for name, values in SWEEPS.items() for value in values]
     processes = {str(n): round(rate(BASE, options, n)) for n in (1, 2)}

@@ -110,9 +110,9 @@ def main() -> None:
     """Train and print."""
     parser = report.parser(__doc__)
     parser.add_argument("--source", help="the text's file, where the download is not wanted")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 1338, 1339])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 1338, 1339], help="one run for each")
     parser.add_argument("--precision", help="as fit's --trainer.precision")
-    parser.add_argument("--logs_dir", type=Path, default=Path("logs"))
+    parser.add_argument("--logs_dir", type=Path, default=Path("logs"), help="where the runs are kept")
     options = parser.parse_args()
     found = {str(seed): figures(trained(seed, options)) for seed in options.seeds}
     device = "cpu" if next(iter(found.values()))["device"].startswith("cpu") else report.DEVICE

@@ -74,6 +74,7 @@ def measure(commands: dict[str, Callable[[], float]], before_each: Callable[[], 
     for name in random.sample(sorted(commands), len(commands)):
         before_each()
         seconds[name] = commands[name]()
+        print(f"{name}: {seconds[name]:.2f} s", file=sys.stderr, flush=True)
     return {name: seconds[name] for name in commands}
 
 
@@ -100,15 +101,15 @@ def described(state: str, seconds: dict[str, float]) -> list[str]:
     lines = [f"- {state}: " + ", ".join(f"{name} {took:.2f} s" for name, took in seconds.items())]
     for name, (base, mark) in MARKS.items():
         longer, ratio = seconds[name] - seconds[base], seconds[name] / seconds[base]
-        lines.append(f"- {state}, {name}: {ratio:.2f} of `{base}`, {longer:+.2f} s (mark +{mark} s)")
+        lines.append(
+            f"- {state}, {name}: {ratio:.2f} times as long as `{base}`, {longer:+.2f} s (mark: at most +{mark} s)"
+        )
     return lines
 
 
 def main() -> None:
     """Measure and print."""
-    parser = report.parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser = report.parser(__doc__, rounds=5, threads=torch.get_num_threads())
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     with tempfile.TemporaryDirectory() as name:

@@ -148,14 +148,22 @@ class Ours:
 
 def main() -> None:
     """Measure and print."""
-    parser = report.parser(__doc__)
-    parser.add_argument("--nanogpt", type=Path, help="folder of a clone of nanoGPT")
-    parser.add_argument("--seconds", type=float, help="nanoGPT's time, if it was measured before")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--budgets", type=Fraction, nargs="*", default=list(map(Fraction, BUDGETS)), help="of its time")
-    parser.add_argument("--alone", action=argparse.BooleanOptionalAction, default=True, help="without counts, too")
-    parser.add_argument("--text", default="tiny_shakespeare", help="its file, or the name of the download")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser = report.parser(__doc__, threads=torch.get_num_threads())
+    parser.add_argument("--nanogpt", type=peers.clone, help="folder of a clone of nanoGPT")
+    parser.add_argument("--seconds", type=float, help="nanoGPT's time in seconds, if it was measured before")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run of ours for each, in each budget"
+    )
+    parser.add_argument(
+        "--budgets", type=Fraction, nargs="*", default=list(map(Fraction, BUDGETS)), help="parts of nanoGPT's time"
+    )
+    parser.add_argument(
+        "--alone",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether a network without n-gram counts is trained too",
+    )
+    parser.add_argument("--text", default="tiny_shakespeare", help="a file of tiny Shakespeare, or its download's name")
     options = parser.parse_args()
     if (options.nanogpt is None) == (options.seconds is None):
         parser.error("give --nanogpt CLONE, or --seconds if its time was measured before")

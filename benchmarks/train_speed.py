@@ -5,7 +5,8 @@
 
 A step is forward, backward, clipping at 1 and AdamW; the same mathematics for all (GPT-2 with biases, exact GELU,
 float32, no dropout), but for `recommended`: the best that our docs name for the machine, in precision, compilation and
-architecture defaults. `fit_compiled` is the mathematics of all with `model.compile`, as `nanogpt_compiled` is. Each
+architecture defaults. `bare` is our network in a loop written by hand, `fit` the command of that name with its default
+callbacks. `fit_compiled` is `fit` with `model.compile`, and `nanogpt_compiled` is nanoGPT with `torch.compile`. Each
 trains in a process of its own (why: `benchmarks.turns`); in each round all take a turn, in an order drawn anew. Figures
 are lines of JSON: tokens per second (median, least and most of the rounds), what a step costs in CPU time, page faults
 and memory, and ratios by round. Case (c) wants 3.5 GB of memory for each contestant. Needs the `bench` extra. On CUDA
@@ -65,6 +66,18 @@ CASES = {
     # GPT-2's own vocabulary, whose rows are padded to 50,304. nanoGPT trains all of these.
     "gpu": Case({"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024, "vocab_size": 50257}, 32, 40, 64),
 }
+
+#: Everything that may be timed; what each is: at the top. The last is for CUDA alone.
+CONTESTANTS: tuple[str, ...] = (
+    "fit",
+    "fit_compiled",
+    "recommended",
+    "bare",
+    "transformers",
+    "nanogpt",
+    "nanogpt_compiled",
+)
+CONTESTANTS += ("fit_compiled_bf16_stream",)
 
 #: A network, its optimizer and the loss of token ids (B, T + 1).
 Parts = tuple[nn.Module, torch.optim.Optimizer, Callable[[Tensor], Tensor]]
@@ -145,7 +158,8 @@ def commands(name: str, folder: str, options: argparse.Namespace) -> dict[str, l
     compiled = [*same, "--model.compile=true"]
     fits = {"fit_compiled_bf16_stream": [*compiled, "--model.residual_dtype=bfloat16"]} if DEVICE == "cuda" else {}
     fits |= {"fit_compiled": compiled, "fit": same, "recommended": recommended()}
-    play = [sys.executable, "-m", "benchmarks.train_speed", "--cases", name, f"--nanogpt={clone}", "--play"]
+    given = [f"--nanogpt={clone}"] if clone else []
+    play = [sys.executable, "-m", "benchmarks.train_speed", "--cases", name, *given, "--play"]
     loops = ["bare", *(["transformers"] if importlib.util.find_spec("transformers") else [])]
     loops += ["nanogpt"] if clone else []
     found = {"nanogpt_compiled": [*play, "nanogpt_compiled"]} if clone else {}
@@ -196,33 +210,43 @@ def ratios(turns: dict[str, list[Turn]], case: Case) -> dict[str, Spread]:
 
 def main() -> None:
     """Measure the cases that were asked for."""
-    parser = report.parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=5, help="the least time of a turn, on a CPU")
-    parser.add_argument("--cases", nargs="+", choices=tuple(CASES), default=["a", "b", "c"])
-    parser.add_argument("--only", nargs="+", help="contestants by name")
-    parser.add_argument("--nanogpt", type=Path, help="folder of a clone of nanoGPT")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser = report.parser(__doc__, rounds=5, threads=torch.get_num_threads())
+    parser.add_argument("--seconds", type=float, default=5, help="the least seconds of a turn, on a CPU")
+    parser.add_argument(
+        "--cases", nargs="+", choices=tuple(CASES), default=["a", "b", "c"], help="sizes of the network"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=CONTESTANTS,
+        metavar="NAME",
+        help="some contestants alone: " + ", ".join(CONTESTANTS),
+    )
+    parser.add_argument("--nanogpt", type=peers.clone, help="folder of a clone of nanoGPT")
     parser.add_argument("--play", help=argparse.SUPPRESS)  # be a contestant of another process
     options = parser.parse_args()
+    if not options.nanogpt and any(name.startswith("nanogpt") for name in options.only or ()):
+        parser.error("nanoGPT is to be timed: add --nanogpt with the folder of a clone of it")
     if options.play:
         case = CASES[options.cases[0]]
         train(case, loop_of(options.play, case, options.nanogpt))
     for name in options.cases:
         figures = measure(name, options)
-        lines = table(figures) if DEVICE == "cuda" else [line(CASES[name], figures)]
+        lines = table(figures) if DEVICE == "cuda" else cpu_table(CASES[name], figures)
         report.finish(f"train_speed {name}", figures, lines, options, DEVICE)
 
 
-def line(case: Case, found: dict[str, Any]) -> str:
-    """The page's line: tokens per second, then the ratios."""
+def cpu_table(case: Case, found: dict[str, Any]) -> list[str]:
+    """The page's lines of a case on a CPU: each contestant, then the ratios."""
     shape = case.shape
-    size = f"{shape['n_layer']} x {shape['n_embd']}, block {shape['block_size']}, batch {case.rows}"
+    lines = [f"{shape['n_layer']} layers of {shape['n_embd']} channels, block {shape['block_size']}, batch {case.rows}"]
+    lines += ["", "| who | tokens/s | CPU ms a step | page faults a step |", "|---|---|---|---|"]
     paces = {name: figures for name, figures in found.items() if "_over_" not in name}
-    speeds = ", ".join(f"{name} {spread(figures, '{:,.0f}')}" for name, figures in paces.items())
-    over = ", ".join(f"{k.replace('_', ' ')} **{spread(v, '{}')}**" for k, v in found.items() if k not in paces)
-    faults = ", ".join(f"{name} {figures['page_faults']:,}" for name, figures in paces.items())
-    return f"{size}: tokens/s {speeds}; {over}; page faults a step: {faults}"
+    for who, figures in paces.items():
+        cells = [who, spread(figures, "{:,.0f}"), f"{figures['cpu_ms']:,.1f}", f"{figures['page_faults']:,}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    ratios = {name.replace("_", " "): figures for name, figures in found.items() if name not in paces}
+    return [*lines, "", *(f"- {name} **{spread(figures, '{}')}**" for name, figures in ratios.items())]
 
 
 def table(found: dict[str, Any]) -> list[str]:

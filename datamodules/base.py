@@ -460,9 +460,9 @@ class TextDataModule(RemembersOptions, LightningDataModule):
             return _DEFAULT_ROWS
         rows, rest = divmod(self.tokens_per_step, self._size)
         if rest or rows == 0:
+            near = " or ".join(str(r * self._size) for r in (rows, rows + 1) if r)
             raise UserError(
-                f"tokens_per_step {self.tokens_per_step} is not a multiple of block_size {self._size}; "
-                f"choose {max(rows, 1) * self._size} or {(rows + 1) * self._size}."
+                f"tokens_per_step {self.tokens_per_step} is not a multiple of block_size {self._size}: choose {near}."
             )
         return rows
 

@@ -89,8 +89,9 @@ class OptimizerConfig:
             ("decay_fraction", 0, 1),
             ("final_lr", 0, 1),
         ):
+            values = f"{low} or more" if high == math.inf else f"{low} to {high}"
             if not low <= getattr(self, name) <= high:
-                raise UserError(f"optimizer.{name} {getattr(self, name)} is out of range: give {low} to {high}.")
+                raise UserError(f"optimizer.{name} {getattr(self, name)} is out of range: give {values}.")
         self._check_groups()
 
     def _check_groups(self) -> None:

@@ -1,5 +1,6 @@
 """The benchmark commands explain themselves, and what they record becomes a page without paths of the machine."""
 
+import argparse
 import importlib
 import json
 import sys
@@ -9,7 +10,8 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import generate, muon, recipes, report, time_to_loss, turns
+from benchmarks import data, evaluation, generate, muon, recipes, report, time_to_loss, turns
+from benchmarks.meanings import MEANINGS
 from lit_gpt.methods.config import ExtendedGPTConfig
 from lit_gpt.optim import OptimizerConfig
 
@@ -37,6 +39,52 @@ def test_help_shows_the_command_to_type(
         module.main()
     assert stop.value.code == 0
     assert f"python -m benchmarks.{name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: list[argparse.Action] = []
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda parser: options.extend(parser._actions) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        importlib.import_module(f"benchmarks.{name}").main()
+    assert not [option.dest for option in options if not option.help]
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["train_speed", "--rounds", "0"], "argument --rounds: it cannot be '0': give an integer, at least 1"),
+        (["train_speed", "--only", "fti"], "invalid choice: 'fti' (choose from 'fit'"),
+        (["train_speed", "--only", "nanogpt"], "add --nanogpt with the folder of a clone of it"),
+        (["time_to_loss", "--nanogpt", "nowhere"], "'nowhere' has no model.py: give the folder of a clone of nanoGPT"),
+    ],
+)
+def test_a_mistyped_value_is_one_sentence(
+    typed: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", typed)
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(f"benchmarks.{typed[0]}").main()
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_package_that_is_missing_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    made = report.parser(None)
+    report.require(made, "json")
+    with pytest.raises(SystemExit, match="2"):
+        report.require(made, "a_package_that_nobody_has")
+    assert "a_package_that_nobody_has is missing: pip install -e '.[bench]'" in capsys.readouterr().err
+
+
+def test_the_page_explains_what_was_recorded() -> None:
+    kept = json.loads(report.FIGURES.read_text())
+    assert {name.split()[0] for name in kept} <= MEANINGS.keys() <= {*COMMANDS}
+    batches = {name: found for name, found in kept["generate"]["figures"].items() if name != "threads"}
+    assert kept["generate"]["lines"] == [generate.line(*batch) for batch in batches.items()]
+    cases = kept["evaluation"]["figures"].items()
+    assert set(kept["evaluation"]["lines"]) == {evaluation.line(*case) for case in cases}
+    assert kept["data"]["lines"] == data.lines(kept["data"]["figures"])
 
 
 def test_recorded_figures_become_a_page_and_stay_apart(

@@ -73,7 +73,8 @@ class WritePredictions(Callback):
         write_atomically(self.path, lambda file: file.writelines(self._lines()))
         scored = sum(map(len, self._documents.values()))
         path = self.path.relative_to(Path.cwd()) if self.path.is_relative_to(Path.cwd()) else self.path
-        print(f"wrote {len(self._documents)} documents, {scored} tokens to {path}")
+        documents = f"{len(self._documents)} document{'s' * (len(self._documents) != 1)}"
+        print(f"wrote {documents}, {scored} tokens to {path}")
 
     def _lines(self) -> Iterator[bytes]:
         return (_line(document, tokens) for document, tokens in sorted(self._documents.items()))

@@ -94,6 +94,9 @@ def with_packaged_configs(arguments: list[str]) -> list[str]:
 
 
 def _existing_or_packaged(config: str) -> str:
+    if is_path(config) and Path(config).is_dir():
+        file = next(iter(sorted(Path(config).glob("*.yaml"))), None)
+        raise UserError(f"config {config!r} is a folder: give a YAML file{f', such as {file}' if file else ''}.")
     if is_path(config) or config_in(config):
         return config
     packaged = _packaged(config)

@@ -71,6 +71,8 @@ class CommandLine:
         """The sentence for an option that does not exist."""
         value = self.typed(name) or value
         value = value and shlex.quote(value)
+        if name in self.known:  # argparse reads an option with one dash as one of a single letter
+            return f"option -{name} has one dash: write {' '.join(filter(None, (f'--{name}', value)))}."
         return str(unknown_option(name, value, self.known, self.verb, self.others))
 
 
@@ -195,7 +197,7 @@ def _other(report: str, prefix: str, line: CommandLine) -> str | None:
         )
     if found := re.search(r"unrecognized arguments: (?P<word>[^-\s]\S*)", report):
         return _alone(found["word"], line)
-    if found := re.search(r"argument (?:-\w/)?--([\w.]+)(?:/-\w)?: expected one argument", report):
+    if found := re.search(r"argument (?:-\w/)?--([\w.]+)(?:/--?[\w.]+\+?)?: expected one argument", report):
         typed = [option.lstrip("-") for option, value in pairs(line.arguments) if not value or value.startswith("--")]
         option = next((option for option in typed if option.startswith(found[1])), found[1])
         return f"option --{option} has no value: write {'auto' if option == 'resume' else 'one'} after it."
@@ -225,6 +227,9 @@ def _alone(word: str, line: CommandLine) -> str:
         return f"{word!r} stands alone: give it as --data.source {word}."
     if "ckpt_path" in line.known and (word.endswith(".ckpt") or "/" in word):
         return f"{word!r} stands alone: give it as --ckpt_path {word}."
+    if "prompt" in line.known:
+        fix = f"give it as --prompt {word}" if line.typed("prompt") is None else "put quotes around the whole prompt"
+        return f"{word!r} stands alone: {fix}."
     return f"{word!r} stands alone: put its option before it."
 
 

@@ -49,11 +49,13 @@ def unknown_option(
         others: Options of classes that were not chosen, by the class.
         place: The config file that has the option. None: the command line.
     """
-    fix = suggestion(name, value, list(known), others)
+    known = list(known)
+    fix = suggestion(name, value, known, others)
     where = f"option --{name}" if place is None else f"key {name} in {place}"
     if fix is None:
         slot = name.partition(".")[0]
-        more = f" --{slot}.help CLASS" if slot in ("model", "data") else " --help"
+        has_classes = slot in ("model", "data") and any(option.startswith(f"{slot}.") for option in known)
+        more = f" --{slot}.help CLASS" if has_classes else " --help"
         return UserError(f"{where} is unknown: python -m lit_gpt {verb}{more} lists what there is.")
     return UserError(f"{where} is unknown: did you mean {fix if place is None else _as_key(fix)}?")
 

@@ -173,6 +173,9 @@ OPTIONS: dict[str, str | tuple[str, ...]] = {
     "length": ("max_new_tokens", "samples.max_new_tokens"),
     "num_tokens": ("max_new_tokens", "samples.max_new_tokens"),
     "n": "num_samples",
+    "num_return_sequences": "num_samples",
+    **dict.fromkeys(("greedy", "do_sample"), ("--temperature 0", "--samples.temperature 0")),
+    "samples.every_n_steps": "--samples.every_n_validations VALIDATIONS",
     "samples": "num_samples",
 }
 #: A value of an option, and the one that it means. A text that begins with ``--`` is the whole suggestion.

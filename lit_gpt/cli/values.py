@@ -39,6 +39,9 @@ def check_values(verb: str, config: Namespace) -> None:
     for name, value in vars(config.trainer).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"trainer.{name} is {value}: give a finite number.")
+    for name in ("max_steps", "max_epochs"):
+        if (config.trainer[name] or 0) < -1:
+            raise UserError(f"trainer.{name} is {config.trainer[name]}: give at least 1, or -1 for no limit.")
     check_at_least(1, "trainer.check_val_every_n_epoch", config.trainer.check_val_every_n_epoch)
     if verb == "fit":
         check_at_least(1, "early_stopping", config.early_stopping)

@@ -286,7 +286,8 @@ def test_what_cannot_be_set_up_is_one_sentence(text: str, options: dict, message
     ("options", "message"),
     [
         ({"block_size": 16}, "block_size 16 exceeds the model's, 8: leave it out, or give 8"),
-        ({"tokens_per_step": 60}, "tokens_per_step 60 is not a multiple of block_size 8; choose 56 or 64"),
+        ({"tokens_per_step": 60}, "tokens_per_step 60 is not a multiple of block_size 8: choose 56 or 64"),
+        ({"tokens_per_step": 5}, "tokens_per_step 5 is not a multiple of block_size 8: choose 8.$"),
         ({"tokens_per_step": 64, "micro_batch_size": 3}, "a step of 8 rows .* micro-batches of 3"),
         ({"tokens_per_step": 64, "micro_batch_size": 16}, "a step of 8 rows .* micro-batches of 16"),
     ],

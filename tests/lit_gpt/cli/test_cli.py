@@ -223,7 +223,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a logger that is not installed": (["--trainer.logger", "MLFlowLogger"], "mlflow"),
     "an optimizer that is none": (["--model.optimizer.kind", "torch.optim.Nope"], "has no attribute 'Nope'"),
     "a class that is no optimizer": (["--model.optimizer.kind", "torch.nn.Linear"], "is no optimizer: give a class"),
-    "a growing weight": (["--model.optimizer.weight_decay", "-0.1"], "optimizer.weight_decay -0.1 is out of range"),
+    "a growing weight": (["--model.optimizer.weight_decay", "-0.1"], "decay -0.1 is out of range: give 0 or more."),
     "arguments of another optimizer": (
         ["--model.optimizer.kind", "torch.optim.SGD", "--model.optimizer.args", "{beta: 1}"],
         "unexpected keyword argument 'beta'",

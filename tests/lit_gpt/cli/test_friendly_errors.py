@@ -38,6 +38,8 @@ SLOT = 'Parser key "model":\n  Does not validate against any of the Union subtyp
             ".",
         ),
         ("unrecognized arguments: a.yaml --x 3", "'a.yaml' stands alone: give it as --config a.yaml."),
+        ("unrecognized arguments: -format b", "option -format has one dash: write --format."),
+        ("argument --stop/--stop+: expected one argument", "option --stop has no value: write one after it."),
         ("the following arguments are required: train.source, train.out", "--source and --out must be given."),
         (SLOT + "Expected a dot import path string: GPT.", "model 'GPT' is unknown: did you mean LitGPT?"),
         (
@@ -58,3 +60,21 @@ def test_reports_become_sentences(report: str, expected: str) -> None:
     found = friendly_error(report, CommandLine(known=KNOWN, classes=CLASSES))
     assert expected in found
     assert "\n" not in found
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ([], "'world' stands alone: give it as --prompt world."),
+        (["--prompt", "Hello", "world"], "'world' stands alone: put quotes around the whole prompt."),
+    ],
+)
+def test_a_word_without_an_option_is_a_prompt_where_there_is_one(typed: list[str], expected: str) -> None:
+    line = CommandLine(arguments=typed, known=["ckpt_path", "prompt"], verb="generate")
+    assert friendly_error("unrecognized arguments: world", line) == expected
+
+
+def test_help_of_a_class_is_named_only_where_the_verb_has_it() -> None:
+    for verb, known, more in (("generate", ["model"], "--help"), ("fit", ["model.compile"], "--model.help CLASS")):
+        said = CommandLine(known=known, verb=verb).unknown("model.quantum", None)
+        assert said == f"option --model.quantum is unknown: python -m lit_gpt {verb} {more} lists what there is."
