@@ -4,7 +4,8 @@ A process of its own, because what a step costs depends on the allocator, whose 
 `fit` of GPT-2 124M has 340,000 page faults a step with glibc's own settings, and 6,000 with those of the command line,
 which peers do not have: each trains as its users would start it. All alive at once, because then each is started and
 warmed up once, and a round takes seconds: what the machine does meanwhile falls on all alike. Page faults and CPU
-seconds of a step are counted too, which depend less on what else the machine does.
+seconds of a step are counted too, which depend less on what else the machine does. (Page faults:
+how often the system had to hand out a page of memory.)
 """
 
 import os

@@ -123,8 +123,8 @@ def _weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)  # the same for all layers of a step
 def _rows(parts: int, size: int, length: int) -> tuple[Tensor, Tensor]:
-    """The numbers of the first `length` rows of each part of a table, `size` rows each, and where each part starts in
-    them.
+    """For a table in parts of `size` rows: the indices of the first `length` rows of every part, and where each part
+    begins among these indices.
     """
     part = torch.arange(parts, dtype=torch.int32)
     rows = part[:, None] * size + torch.arange(length, dtype=torch.int32)
@@ -141,7 +141,7 @@ def _mlp(layer: MLP, batch_size: int) -> Callable[[Tensor], Tensor]:
 
 
 def _block(block: Block, batch_size: int) -> Callable[..., Tensor]:
-    """Without what does nothing in evaluation. LayerScale keeps the block's own forward."""
+    """Without dropout and `type_as`, which change nothing here. LayerScale keeps the block's own forward."""
     if block.scale1 is not None:
         return block.forward
     norm1, attn, norm2, mlp = map(_direct, (block.norm1, block.attn, block.norm2, block.mlp))

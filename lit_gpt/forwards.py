@@ -1,4 +1,4 @@
-"""Other forwards for a network's modules, for a while."""
+"""Replaces the forwards of a network's modules for a while: for a faster evaluation, and for faster decoding."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,8 @@ from torch import nn
 def replaced_forwards(changes: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
     """In this context each module has the forward that is given with it.
 
-    A change is asked for when those before it are in place, so that the forward of a block can call those of its parts.
+    ``changes`` may be a generator. It goes on when the change before is in place, so that what it makes for a block can
+    call the new forwards of the block's parts.
     """
     replaced: list[Any] = []
     try:

@@ -235,8 +235,8 @@ def score(
     scored = places_to_score(flat_targets != IGNORE_INDEX)
     if scored is not None:
         flat, flat_targets = flat[scored], flat_targets[scored]
-    # Less than the limit, on a CPU an eighth: one thread takes 6.7 ns for each of 20,000 logits, and 7.5 at a quarter
-    # of it or 7.3 at a 32nd. With 50,304 it is 11.0, 11.2 and 13.1.
+    # A part of the training loss's limit, on a CPU an eighth. With a vocabulary of 20,000 one thread then takes 6.7 ns
+    # a logit; with a quarter of the limit 7.5, with a 32nd 7.3. With a vocabulary of 50,304: 11.0, 11.2 and 13.1.
     size = _tokens_per_chunk(flat, (8 if flat.is_cpu else 4) * vocab_size)
     cast = packed_for(len(flat_targets), [w.to(matmul_dtype(w)) for w in weights], size)
     nats_of = _nats_of_logits if probabilities is None else _nats_of_probabilities

@@ -2,7 +2,7 @@
 
 `F.linear` copies its weight into such a layout in every call. With 41 rows and a weight of 50,304 x 384 that copy takes
 as long as the matmul: one thread does 52 GFLOP/s, and 93 with a weight that was copied before. With 104 rows and
-20,000 x 256 it is 69 and 101 (float32, AVX-512). In bfloat16 it is 131 and 184, 170 and 199.
+20,000 x 256 it is 69 and 101 (float32, AVX-512). In bfloat16 the first is 131 and 184, the second 170 and 199.
 """
 
 from collections.abc import Callable, Sequence

@@ -203,7 +203,8 @@ def _other(report: str, prefix: str, line: CommandLine) -> str | None:
         return f"option --{option} has no value: write {'auto' if option == 'resume' else 'one'} after it."
     if found := re.search(r"required: (?P<keys>[\w., ]+)", report):
         keys = [f"--{key.strip().split('.')[-1]}" for key in found["keys"].split(",")]
-        return f"{' and '.join(keys)} must be given."
+        example = ", such as --ckpt_path logs/NAME/version_0" if keys == ["--ckpt_path"] else ""
+        return f"{' and '.join(keys)} must be given{example}."
     return None
 
 

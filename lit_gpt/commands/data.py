@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from datamodules import TextDataModule
 from datamodules.batches import Batch
 from datamodules.corpus_stats import document_lengths, overlap, token_counts
-from datamodules.errors import UserError
+from datamodules.errors import UserError, check_at_least
 from datamodules.prepare import Share
 from datamodules.rows import IGNORE_INDEX
 from datamodules.tokenizers import Tokenizer
@@ -62,6 +62,8 @@ class DataCLI(LitCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         config = self.config_init[subcommand]
         data, model = config.data, config.model
+        check_at_least(0, "batches", config.batches)
+        check_at_least(1, "rows", config.rows)
         if config.shard is not None and not config.prepare:
             raise UserError(f"--shard {config.shard} is a share of a preparation: give --prepare too.")
         if config.prepare:

@@ -327,3 +327,9 @@ def test_the_verb_prepares_a_share_and_says_what_is_missing(
 def test_a_share_without_a_preparation_is_one_sentence() -> None:
     with pytest.raises(UserError, match="--shard 1/2 is a share of a preparation: give --prepare too"):
         main(["--shard", "1/2"])
+
+
+@pytest.mark.parametrize(("option", "least"), [("batches", 0), ("rows", 1)])
+def test_too_few_batches_to_print_is_one_sentence(option: str, least: int) -> None:
+    with pytest.raises(UserError, match=f"{option} is -1: give at least {least}"):
+        main([f"--{option}", "-1"])

@@ -148,7 +148,9 @@ def test_a_test_says_what_a_validation_says(fit: Fit, text: Path, capsys: pytest
     assert found.startswith("test ")
 
 
-def test_predict_writes_every_token_of_a_text(fit: Fit, text: Path, tmp_path: Path) -> None:
+def test_predict_writes_every_token_of_a_text(
+    fit: Fit, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = fit()
     other = tmp_path / "other.txt"
     other.write_text("the model stops.")
@@ -156,6 +158,7 @@ def test_predict_writes_every_token_of_a_text(fit: Fit, text: Path, tmp_path: Pa
     run("predict", [*flags, "--data.predict_source", str(other), "--trainer.accelerator", "cpu"])
     lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 1
+    assert "wrote 1 document, 15 tokens to " in capsys.readouterr().out
     tokens = lines[0]["tokens"]
     assert "".join(t["token"] for t in tokens) == "he model stops."
     model = lit_gpt.load(folder / "checkpoints" / "last.ckpt")

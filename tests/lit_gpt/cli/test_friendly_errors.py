@@ -40,6 +40,7 @@ SLOT = 'Parser key "model":\n  Does not validate against any of the Union subtyp
         ("unrecognized arguments: a.yaml --x 3", "'a.yaml' stands alone: give it as --config a.yaml."),
         ("unrecognized arguments: -format b", "option -format has one dash: write --format."),
         ("argument --stop/--stop+: expected one argument", "option --stop has no value: write one after it."),
+        ("are required: ckpt_path", "--ckpt_path must be given, such as --ckpt_path logs/NAME/version_0."),
         ("the following arguments are required: train.source, train.out", "--source and --out must be given."),
         (SLOT + "Expected a dot import path string: GPT.", "model 'GPT' is unknown: did you mean LitGPT?"),
         (
