@@ -232,6 +232,8 @@ def main() -> None:
         train(case, loop_of(options.play, case, options.nanogpt))
     for name in options.cases:
         figures = measure(name, options)
+        if not figures:
+            sys.exit(f"case {name}: no contestant could be timed, so nothing is recorded; their errors are above")
         lines = table(figures) if DEVICE == "cuda" else cpu_table(CASES[name], figures)
         report.finish(f"train_speed {name}", figures, lines, options, DEVICE)
 

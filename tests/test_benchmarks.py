@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import data, evaluation, generate, muon, recipes, report, time_to_loss, turns
+from benchmarks import data, evaluation, generate, muon, recipes, report, time_to_loss, train_speed, turns
 from benchmarks.meanings import MEANINGS
 from lit_gpt.methods.config import ExtendedGPTConfig
 from lit_gpt.optim import OptimizerConfig
@@ -75,6 +75,15 @@ def test_a_package_that_is_missing_is_one_sentence(capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit, match="2"):
         report.require(made, "a_package_that_nobody_has")
     assert "a_package_that_nobody_has is missing: pip install -e '.[bench]'" in capsys.readouterr().err
+
+
+def test_a_race_without_contestants_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train_speed, "measure", lambda *_: {})
+    monkeypatch.setattr(sys, "argv", ["train_speed", "--cases", "a", "--record"])
+    with pytest.raises(SystemExit, match="case a: no contestant could be timed"):
+        train_speed.main()
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_page_explains_what_was_recorded() -> None:
