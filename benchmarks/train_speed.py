@@ -67,17 +67,11 @@ CASES = {
     "gpu": Case({"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024, "vocab_size": 50257}, 32, 40, 64),
 }
 
-#: Everything that may be timed; what each is: at the top. The last is for CUDA alone.
-CONTESTANTS: tuple[str, ...] = (
-    "fit",
-    "fit_compiled",
-    "recommended",
-    "bare",
-    "transformers",
-    "nanogpt",
-    "nanogpt_compiled",
+#: Everything that may be timed; what each is: at the top.
+CONTESTANTS = (
+    *("fit", "fit_compiled", "recommended", "bare", "transformers", "nanogpt", "nanogpt_compiled"),
+    "fit_compiled_bf16_stream",  # on CUDA alone
 )
-CONTESTANTS += ("fit_compiled_bf16_stream",)
 
 #: A network, its optimizer and the loss of token ids (B, T + 1).
 Parts = tuple[nn.Module, torch.optim.Optimizer, Callable[[Tensor], Tensor]]
