@@ -113,11 +113,12 @@ class MicroBatches(Dataset[Batch]):
     def _rows_of(self, epoch: int, item: int) -> np.ndarray:
         """The row numbers (m,) of a micro-batch. They are looked up for `_ITEMS_AT_ONCE` of them."""
         group, index = divmod(item, _ITEMS_AT_ONCE)
-        if self._rows is None or self._rows[:2] != (epoch, group):
+        looked_up = self._rows  # read once: threads that read ahead ask for other groups at the same time
+        if looked_up is None or looked_up[:2] != (epoch, group):
             items = range(group * _ITEMS_AT_ONCE, min((group + 1) * _ITEMS_AT_ONCE, len(self)))
             positions = np.concatenate([self.share.positions(i) for i in items])
-            self._rows = epoch, group, self.rows_at(epoch, positions).reshape(len(items), -1)
-        rows: np.ndarray = self._rows[2][index]
+            looked_up = self._rows = epoch, group, self.rows_at(epoch, positions).reshape(len(items), -1)
+        rows: np.ndarray = looked_up[2][index]
         return rows
 
     def rows_at(self, epoch: int, position: np.ndarray) -> np.ndarray:

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from numbers import Integral, Real
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from datamodules.errors import UserError
-from lit_gpt.decode_cpu import fast_forwards
+from lit_gpt.decode_cpu import FastForwards
 from lit_gpt.distributed import agreed, outside_inference_mode
+from lit_gpt.forwards import replaced_forwards
 from lit_gpt.protocols import Network
 
 
@@ -103,7 +105,7 @@ def decode(
     of deeper layers depend on the dropped token.) All rows are read again when one is cut. So beyond the block, 16 rows
     of 16 lengths take 4 times as long as 16 of one length, which is still less than one row after another.
 
-    The network is in eval mode until the iterator ends or is closed. Then every module has its own mode again.
+    The network is in eval mode while a token is computed. In between it is as it was, and may be trained or copied.
 
     Args:
         net: A `GPT` or another `Network`. One whose `new_cache` returns None reads the whole context for every token.
@@ -121,14 +123,14 @@ def decode(
     prompts = [prompt[-block_size:] for prompt in prompts]
     device = generator.device
     tokens = deque(_pad_left(prompts, device).unbind(1), maxlen=block_size)  # one (B,) for each position
-    uncompiled = _uncompiled(net)
-    with _explaining_out_of_memory(len(prompts), device), _prepared_for_decoding(net, len(prompts), device):
+    step = _step_of(net, len(prompts), device)
+    with _explaining_out_of_memory(len(prompts), device):
         with outside_inference_mode(net):
             kv_cache = net.new_cache(len(prompts)) if cache else None
         for lengths, starts_anew in islice(_context_lengths([len(p) for p in prompts], block_size), max_new_tokens):
             if kv_cache is not None and starts_anew:
                 kv_cache.reset()
-            with uncompiled(), outside_inference_mode(net):
+            with step():
                 logits = _last_logits(net, tokens, lengths, kv_cache)
             tokens.append(agreed(sampling.pick(logits[:, :vocab_size], generator), net))
             yield tokens[-1].tolist()
@@ -163,19 +165,60 @@ def _explaining_out_of_memory(batch_size: int, device: torch.device) -> Iterator
         raise UserError(message) from error
 
 
+def _step_of(net: nn.Module, batch_size: int, device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+    """A context manager for each step: eval mode and, in float32 on a CPU, modules that are fast for one token of each
+    row. Compiled blocks are off: they would compile again for each new length.
+    """
+    modules, fast = list(net.modules()), FastForwards(net, batch_size)
+    is_compiled = any(m._compiled_call_impl is not None for m in modules)
+    uncompiled = partial(torch.compiler.set_stance, "force_eager") if is_compiled else nullcontext
+
+    @contextmanager
+    def step() -> Iterator[None]:
+        speeds_up = device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        with uncompiled(), outside_inference_mode(net), _in_eval_mode(modules):
+            changes = fast.current() if speeds_up else []
+            with replaced_forwards(changes):
+                yield
+
+    return step
+
+
+#: The networks in `_in_eval_mode` by their id: how many threads are in it, the modules, and the mode that each had.
+_EVALUATED: dict[int, tuple[int, list[nn.Module], list[bool]]] = {}
+_LOCK = Lock()
+
+
 @contextmanager
-def _prepared_for_decoding(net: nn.Module, batch_size: int, device: torch.device) -> Iterator[None]:
-    """Eval mode and, in float32 on a CPU, modules that are fast for one token of each row; restored at the end."""
-    modes = [(m, m.training) for m in net.modules()]  # each its own: a module frozen in eval mode stays in it
-    speeds_up = device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    net.eval()
+def _in_eval_mode(modules: list[nn.Module]) -> Iterator[None]:
+    """Eval mode for a network, of which all modules are given, itself first. When the last thread leaves, each module
+    has its own mode again: one that is frozen in eval mode stays in it.
+    """
+    key = id(modules[0])
+    with _LOCK:
+        users, modules, modes = _EVALUATED.get(key, (0, modules, [m.training for m in modules]))
+        _EVALUATED[key] = users + 1, modules, modes
+        if not users and any(modes):
+            _set_modes(modules, [False] * len(modules))
     try:
-        with fast_forwards(net, batch_size) if speeds_up else nullcontext():
-            yield
+        yield
     finally:
-        net.train(modes[0][1])  # first the whole network, for one that overrides `train`
-        for module, training in modes:
-            module.training = training
+        with _LOCK:
+            users = _EVALUATED.pop(key)[0] - 1
+            if users:
+                _EVALUATED[key] = users, modules, modes
+            elif any(modes):
+                _set_modes(modules, modes)
+
+
+def _set_modes(modules: list[nn.Module], modes: list[bool]) -> None:
+    """Of a network's modules, itself first. `nn.Module.train` takes ten times as long, half of a small network's step,
+    and is called only where a module overrides it.
+    """
+    if any(type(module).train is not nn.Module.train for module in modules):
+        modules[0].train(modes[0])
+    for module, mode in zip(modules, modes, strict=True):
+        vars(module)["training"] = mode
 
 
 def _last_logits(net: Any, tokens: Iterable[Tensor], lengths: list[int], kv_cache: Any) -> Tensor:
@@ -187,9 +230,3 @@ def _last_logits(net: Any, tokens: Iterable[Tensor], lengths: list[int], kv_cach
         from_end = torch.arange(longest, 0, -1, device=ids.device)  # 1 for the last token
         mask = from_end <= torch.tensor(lengths, device=ids.device)[:, None]  # (B, T)
     return net.head(net.hidden(ids, attention_mask=mask, cache=kv_cache)[:, -1])
-
-
-def _uncompiled(net: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
-    """A context manager for each step that turns compiled blocks off: they would compile again for each new length."""
-    compiled = any(m._compiled_call_impl is not None for m in net.modules())
-    return partial(torch.compiler.set_stance, "force_eager") if compiled else nullcontext

@@ -1,11 +1,10 @@
 """Faster forwards of a GPT's modules while it decodes in float32 on a CPU, where each step is one token of each row.
 
-`fast_forwards` replaces the forwards of linear layers, attention, MLPs and blocks. Whatever a replacement is not made
-for, such as the tokens of a prompt, goes to the module's own forward.
+`FastForwards` has those of linear layers, attention, MLPs and blocks. Whatever they are not made for, such as the
+tokens of a prompt, goes to the module's own forward.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from functools import lru_cache, partial
 from typing import Any
 
@@ -15,21 +14,33 @@ from torch import Tensor, nn
 
 from lit_gpt.attention import CosSin, LayerCache, Mask
 from lit_gpt.distributed import is_sharded
-from lit_gpt.forwards import has_hooks, has_its_class_forward, replaced_forwards
+from lit_gpt.forwards import Change, has_hooks, has_its_class_forward, replaced_forwards
 from lit_gpt.model import MLP, Attention, Block
 from lit_gpt.packed_weight import can_be_packed, pack, packed_linear
 
 
-def fast_forwards(net: nn.Module, batch_size: int) -> AbstractContextManager[None]:
-    """Replace the forwards of a network's modules; restored at the end.
+class FastForwards:
+    """Faster forwards of a network's modules, for `replaced_forwards` in each step of a `decode`.
 
-    Subclasses, modules whose weights are not all here in float32, and modules with a forward of their own from a user
-    or from a `decode` still running, keep theirs.
+    Subclasses, modules whose weights are not all here in float32, and modules with a forward of their own, keep theirs.
     """
-    return replaced_forwards(_fast_forwards(net, batch_size))
+
+    def __init__(self, net: nn.Module, batch_size: int) -> None:
+        """Nothing is made before `current`."""
+        self._net, self._batch_size = net, batch_size
+        self._weights = [p for p in net.parameters() if not p.is_inference()]  # those have no `_version`
+        self._version, self._changes = -1, list[Change]()
+
+    def current(self) -> list[Change]:
+        """The forwards with the weights as they are now: some have copies, which are made anew after a change."""
+        version = sum(weight._version for weight in self._weights)
+        if version != self._version:
+            with replaced_forwards(_fast_forwards(self._net, self._batch_size)) as self._changes:
+                self._version = version
+        return self._changes
 
 
-def _fast_forwards(net: nn.Module, batch_size: int) -> Iterator[tuple[nn.Module, Callable[..., Tensor]]]:
+def _fast_forwards(net: nn.Module, batch_size: int) -> Iterator[Change]:
     kinds: dict[type[Any], Callable[..., Any]] = {nn.Linear: _linear, Attention: _attention, MLP: _mlp, Block: _block}
     for kind, fast in kinds.items():  # parts before what is made of them
         for module in net.modules():

@@ -45,6 +45,9 @@ from lit_gpt.strategy_names import refuse_strategy
 
 Batch = dict[str, Tensor]
 
+#: The entries of a batch that have one row for each of its texts.
+ROW_ENTRIES = {"input_ids", "targets", "document_ids", "attention_mask", "document"}
+
 #: Callbacks of Lightning that cannot work with these modules: they look for an attribute `lr` or `batch_size`. With the
 #: reason and the fix, as the end of an error message.
 REFUSED_CALLBACKS: dict[type, str] = {
@@ -353,8 +356,9 @@ class LitLanguageModel(PackedModule):
         """Cross-entropy in nats and rank of every target, each (B, T). Rank 0 is the model's first choice."""
         check_batch(batch)
         targets, net, V = batch["targets"], self.net, self.config.vocab_size
-        # The last batch of a split is filled up with rows of padding. They are not computed.
-        rows = places_to_score((targets != IGNORE_INDEX).any(1))
+        # The last batch of a split is filled up with rows of padding. They are not computed, unless the batch has
+        # entries of one's own, which may have no rows.
+        rows = places_to_score((targets != IGNORE_INDEX).any(1)) if batch.keys() <= ROW_ENTRIES else None
         part = batch if rows is None else {name: value[rows] for name, value in batch.items()}
         heads = net.linear_head, net.probability_head
         scores = score(self._hidden(part, net), net.head, net.head_weights(), part["targets"], V, *heads)
@@ -365,6 +369,21 @@ class LitLanguageModel(PackedModule):
         nats, rank = self.token_scores(batch)
         document = {name: batch[name] for name in ("document",) if name in batch}
         return {"targets": batch["targets"], **document, "nats": nats, "rank": rank}
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin the sums anew: an evaluation that was interrupted has left some."""
+        super().on_validation_epoch_start()
+        self.reset_scores()
+
+    def on_test_epoch_start(self) -> None:
+        """As for validation."""
+        super().on_test_epoch_start()
+        self.reset_scores()
+
+    def reset_scores(self) -> None:
+        """Forget what has been summed of every split. A subclass with other metrics forgets those too."""
+        for metrics in self.scores.values():
+            metrics.reset()
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/...`` and ``train_eval/...``."""

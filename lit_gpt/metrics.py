@@ -50,8 +50,9 @@ class TokenMetrics(Metric):
         )  # under bf16-true Lightning casts every state to bfloat16
         # not in place: a test resets the states in inference mode, and a later fit could not change them
         self.tokens = self.tokens + scored.sum()
-        self.top1 = self.top1 + (scored & (rank < 1)).sum()
-        self.top5 = self.top5 + (scored & (rank < 5)).sum()
+        ranked = scored & ~nats.isnan()  # nothing is greater than NaN, which would make it the first choice
+        self.top1 = self.top1 + (ranked & (rank < 1)).sum()
+        self.top5 = self.top5 + (ranked & (rank < 5)).sum()
 
     def compute(self) -> dict[str, Tensor]:
         """``loss`` in nats per token, ``perplexity``, ``top1`` and ``top5`` as fractions, and the raw sums

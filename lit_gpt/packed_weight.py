@@ -15,10 +15,9 @@ from torch import Tensor
 
 #: Packing a weight takes about as long as the matmul with this many rows. It must be worth it.
 MIN_ROWS = 256
-#: oneDNN's names of what a matmul may end with.
+#: oneDNN's names of what a matmul may end with. Not relu: oneDNN's makes 0 of NaN.
 POST_OPS: dict[str, tuple[str, list[float], str]] = {
     "none": ("none", [], ""),
-    "relu": ("relu", [], ""),
     "gelu": ("gelu", [], "none"),
     "gelu_tanh": ("gelu", [], "tanh"),
     "tanh": ("tanh", [], ""),

@@ -148,6 +148,12 @@ class LitBERT(LitTransformer):
             self.pair_scores[split].update(self.net.pair_logits(hidden), batch["next_sentence_label"])
         return nats
 
+    def reset_scores(self) -> None:
+        """See `LitLanguageModel`; those of pairs too."""
+        super().reset_scores()
+        for metrics in self.pair_scores.values():
+            metrics.reset()
+
     def _split_metrics(self, split: str) -> dict[str, float]:
         metrics, pairs = super()._split_metrics(split), self.pair_scores[split]
         if pairs.update_called:

@@ -85,7 +85,8 @@ def _check_function(verb: str, arguments: list[str]) -> None:
     known = options_of_function(f"lit_gpt.commands.{function if alone else verb}", function)
     for given in _given(arguments) if known else ():
         if given.name not in (*known, *OTHERS, "config"):
-            raise _unknown(verb, given, known, {})
+            before = [name[2:] for name, value in pairs(arguments) if value == f"--{given.name}" and name[2:] in known]
+            raise _unknown(verb, given, known, {}, next(iter(before), None))
 
 
 def chosen_classes(arguments: list[str]) -> dict[str, str | None]:
@@ -109,9 +110,11 @@ def _error(verb: str, given: Given, classes: dict[str, str | None]) -> UserError
     return _unknown(verb, given, known, other_options(classes))
 
 
-def _unknown(verb: str, given: Given, known: list[str], others: dict[str, list[str]]) -> UserError:
+def _unknown(
+    verb: str, given: Given, known: list[str], others: dict[str, list[str]], before: str | None = None
+) -> UserError:
     value = shlex.quote(str(given.value)) if isinstance(given.value, str | int | float) else None
-    return unknown_option(given.name, value, known, verb, others, given.place)
+    return unknown_option(given.name, value, known, verb, others, given.place, before)
 
 
 def _given(arguments: list[str]) -> Iterator[Given]:

@@ -195,11 +195,17 @@ def _other(report: str, prefix: str, line: CommandLine) -> str | None:
             "trainer.accelerator names a device that this machine has not, or that its torch cannot use: leave it out, "
             "or give --trainer.accelerator cpu."
         )
+    if re.search(r"unrecognized arguments: --(?!\S)", report):
+        return "-- alone is no option: leave it out."
+    if found := re.search(r"Parser key \"config\":\s+File does not exist: '(?P<path>[^'\n]*)'", report):
+        return f"config {line.typed('config') or found['path']!r} does not exist: give the path of a YAML file."
     if found := re.search(r"unrecognized arguments: (?P<word>[^-\s]\S*)", report):
         return _alone(found["word"], line)
     if found := re.search(r"argument (?:-\w/)?--([\w.]+)(?:/--?[\w.]+\+?)?: expected one argument", report):
         typed = [option.lstrip("-") for option, value in pairs(line.arguments) if not value or value.startswith("--")]
         option = next((option for option in typed if option.startswith(found[1])), found[1])
+        if value := line.typed(option):  # it begins with a dash
+            return f"option --{option} has no value: if {value} is one, write {shlex.quote(f'--{option}={value}')}."
         return f"option --{option} has no value: write {'auto' if option == 'resume' else 'one'} after it."
     if found := re.search(r"required: (?P<keys>[\w., ]+)", report):
         keys = [f"--{key.strip().split('.')[-1]}" for key in found["keys"].split(",")]

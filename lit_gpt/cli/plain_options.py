@@ -17,8 +17,8 @@ READERS: dict[type, tuple[str, Callable[[str], Any]]] = {
     bool: (r"true|false", "true".__eq__),
     str: (r"[^-].*", str),
 }
-#: Of an option that is a text or nothing, these may be nothing.
-NOTHING = ("null", "none", "~")
+#: An option that may be None reads any other text as YAML. A name is the same there, but for those of nothing.
+NAME, NOTHING = r"[A-Za-z_][\w.]*", ("null", "none")
 
 
 def plain_options(function: Callable[..., Any], arguments: list[str]) -> dict[str, Any] | None:
@@ -41,7 +41,9 @@ def _read(text: str, hint: Any) -> Any:
     """A text as a value of a type; None if it is not plainly one."""
     types = {*(get_args(hint) if isinstance(hint, UnionType) else [hint])}
     kinds = [kind for kind in READERS if types - {NoneType} == {kind}]
-    if not kinds or (NoneType in types and text.lower() in NOTHING):
+    if not kinds:
         return None
     pattern, read = READERS[kinds[0]]
+    if NoneType in types and kinds == [str]:
+        return text if re.fullmatch(NAME, text) and text.lower() not in NOTHING else None
     return read(text) if re.fullmatch(pattern, text) else None

@@ -38,6 +38,7 @@ def unknown_option(
     verb: str,
     others: Mapping[str, Iterable[str]] = NONE,
     place: str | None = None,
+    before: str | None = None,
 ) -> UserError:
     """The error for an option that does not exist, with the one that a person means.
 
@@ -48,10 +49,13 @@ def unknown_option(
         verb: What was typed after ``python -m lit_gpt``.
         others: Options of classes that were not chosen, by the class.
         place: The config file that has the option. None: the command line.
+        before: The option before it, where that has no value: this may be one that begins with dashes.
     """
     known = list(known)
     fix = suggestion(name, value, known, others)
     where = f"option --{name}" if place is None else f"key {name} in {place}"
+    if fix is None and before:
+        return UserError(f"{where} is unknown: if it is the value of --{before}, write --{before}=--{name}.")
     if fix is None:
         slot = name.partition(".")[0]
         has_classes = slot in ("model", "data") and any(option.startswith(f"{slot}.") for option in known)

@@ -254,8 +254,9 @@ class GPTWithCounts(Network):
 
     @property
     def probability_head(self) -> Callable[[Any, list[Tensor]], Tensor] | None:
-        """See `Network.probability_head`."""
-        return self._probabilities if self.counts.is_counted else None
+        """See `Network.probability_head`. None in a subclass that overrides `head`."""
+        has_own_head = type(self).head is not GPTWithCounts.head
+        return self._probabilities if self.counts.is_counted and not has_own_head else None
 
     def _probabilities(self, hidden: Any, weights: list[Tensor] | None) -> Tensor:
         share = self.config.kneser_ney_share

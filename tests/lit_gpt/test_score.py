@@ -118,3 +118,20 @@ def test_a_packed_weight_is_a_plain_tensor_to_every_other_function() -> None:
     assert packed_weight.packed_for(50, [small_one, double], 10) == [small_one, double]
     [unpacked] = packed_weight.packed_for(19, [weight], 10)
     assert unpacked is weight
+
+
+def test_a_head_of_one_s_own_is_evaluated_also_where_counts_have_probabilities() -> None:
+    net = counted(kneser_ney=3)
+
+    class Sharper(type(net)):  # type: ignore[misc]
+        def head(self, hidden: Any, weights: list[Tensor] | None = None) -> Tensor:
+            logits: Tensor = 2 * super().head(hidden, weights)
+            return logits
+
+    net.__class__ = Sharper
+    ids = torch.randint(net.config.vocab_size, (2, 12))
+    with torch.inference_mode():
+        hidden = net.hidden(ids)
+        heads = net.linear_head, net.probability_head
+        nats, _ = loss.score(hidden, net.head, net.head_weights(), ids, net.config.vocab_size, *heads)
+        torch.testing.assert_close(nats.double(), by_definition(net.head(hidden), ids)[0])

@@ -82,3 +82,18 @@ def test_a_micro_batch_has_its_own_rows_in_any_order_of_asking(seed: int | None)
     for epoch, item in asked:
         alone = MicroBatches(rows, share).rows_at(epoch, share.positions(item))
         np.testing.assert_array_equal(data[epoch, item]["rows"].numpy(), alone)
+
+
+class Interrupted(MicroBatches):
+    """Another thread asks for a row of another group whenever one has been looked up, as in reading ahead."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "_rows" and value is not None and value[1] == 0:
+            self[0, 40]
+
+
+def test_a_micro_batch_has_its_own_rows_where_threads_read_ahead() -> None:
+    rows, share = Numbered(1201, 3), RankShare(1201, 12, 3, rank=1, world=2)
+    expected = MicroBatches(rows, share)[0, 5]["rows"]
+    assert torch.equal(Interrupted(rows, share)[0, 5]["rows"], expected)

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 from jsonargparse import auto_cli
 
+from datamodules.errors import UserError
+from lit_gpt.__main__ import _dispatch
 from lit_gpt.cli.plain_options import plain_options
 
 
@@ -34,7 +36,8 @@ PLAIN = [["--text", text] for text in TEXTS] + [
     ["--loud", "true"],
     ["--loud", "false"],
     ["--model", "mine.LitGRU"],
-    ["--model", "1"],
+    ["--model", "true"],
+    ["--model", "e1"],
 ]
 LEFT = [
     ["--number", "010"],
@@ -46,7 +49,7 @@ LEFT = [
     ["--share", "nan"],
     ["--loud", "yes"],
     ["--loud"],
-    ["--model", "NULL"],
+    *(["--model", text] for text in ("NULL", "None", " null", "~ ", "&a", "# a", "1", "a b")),
     ["--text", "--number"],
     ["--text", "-"],
     ["--text", ""],
@@ -76,3 +79,24 @@ def test_whatever_else_is_left_to_jsonargparse(options: list[str]) -> None:
 
 def test_a_required_option_that_is_missing_is_left_to_jsonargparse() -> None:
     assert plain_options(verb, ["--text", "a"]) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--prompt", "-x"], "option --prompt has no value: if -x is one, write --prompt=-x."),
+        (["--prompt", "--hello"], "option --hello is unknown: if it is the value of --prompt, write --prompt=--hello."),
+        (["--prompt", "--top_q", "3"], "option --top_q is unknown: did you mean --top_k 3?"),
+        (["--prompt"], "option --prompt has no value: write one after it."),
+        (["--", "x"], "-- alone is no option: leave it out."),
+        (["--"], "-- alone is no option: leave it out."),
+        (["--config", "no.yaml"], "config 'no.yaml' does not exist: give the path of a YAML file."),
+        (["--config=no.yaml"], "config 'no.yaml' does not exist: give the path of a YAML file."),
+    ],
+    ids=str,
+)
+def test_a_command_line_that_cannot_be_read_is_answered_with_the_fix(options: list[str], said: str) -> None:
+    arguments = ["--ckpt_path", "x.ckpt", *options]
+    with pytest.raises(UserError) as refused:
+        _dispatch("generate", arguments)
+    assert str(refused.value) == said
