@@ -50,6 +50,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow  # 2 s of waiting
 def test_a_part_that_takes_too_long_keeps_its_figures_and_ends_with_all_its_processes(
     kept: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,6 +129,7 @@ def test_only_the_beginning_of_a_text_is_read_and_the_checkpoint_knows(
     assert "my text.txt, as in the run" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # 2.4 s
 def test_any_config_takes_any_text(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own is a table of the hub, one column of which is read."""
     monkeypatch.chdir(tmp_path)

@@ -189,6 +189,7 @@ def test_r_drop_by_one_key(kind: str, fit: Fit) -> None:
     assert all(0 < kl < loss for loss, kl in found[1:])
 
 
+@pytest.mark.slow  # 2.5 s
 def test_r_drop_begins_at_its_share_of_the_run(fit: Fit) -> None:
     flags = (*EXTENDED, "--model.config.dropout", "0.1", "--model.optimizer.lr", "0.01")
     late = rows_of(fit(*flags, "--model.r_drop", "1.0", "--model.r_drop_start", "0.5"))
