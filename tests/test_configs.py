@@ -11,7 +11,7 @@ from lit_gpt.cli.lightning_cli import LitCLI
 CONFIGS_FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(CONFIGS_FOLDER.rglob("*.yaml"))
 
-QUICK = ("char", "gpt2_124m", "headlines")  # the others in the slow tests alone
+QUICK = ("char", "gpt2_124m")  # the others in the slow tests alone
 
 
 class BuildOnly(LitCLI):

@@ -56,16 +56,21 @@ def trained(kind: str) -> Tokenizer:
 def test_a_flipped_bit_of_a_tokenizer_file_is_refused_by_name(kind: str, tmp_path: Path) -> None:
     tokenizer, path = trained(kind), tmp_path / "t.json"
     save_tokenizer(tokenizer, path)
-    content, refused = path.read_bytes(), 0
+    content, refused = path.read_bytes(), list[bool]()
     assert load_tokenizer(path).to_dict() == tokenizer.to_dict()
     for place in range(0, len(content), max(1, len(content) // 60)):
         path.write_bytes(content[:place] + bytes([content[place] ^ 2]) + content[place + 1 :])
-        try:
-            assert load_tokenizer(path).to_dict() == tokenizer.to_dict()  # the last digit of a float may not count
-        except UserError as error:
-            refused += 1
-            assert "t.json" in str(error)  # noqa: PT017
-    assert refused > 0.9 * 60
+        refused.append(_is_refused_by_name(path))
+        assert refused[-1] or load_tokenizer(path).to_dict() == tokenizer.to_dict()  # the last digit of a float
+    assert sum(refused) > 0.9 * len(refused)
+
+
+def _is_refused_by_name(path: Path) -> bool:
+    try:
+        load_tokenizer(path)
+    except UserError as error:
+        return path.name in str(error)
+    return False
 
 
 def test_a_tokenizer_file_that_a_person_has_written_needs_no_checksum(tmp_path: Path) -> None:
