@@ -71,7 +71,7 @@ def _not_intact_error(path: Path) -> UserError:
         return UserError(f"checkpoint {str(path)!r} is empty: {_advice(path)}.")
     if code := _code_in(path):
         return _imports_code_error(path, code)
-    return UserError(f"file {str(path)!r} is no checkpoint: {_advice(path)}.")
+    return UserError(f"file {str(path)!r} is no checkpoint: {_advice(path, 'give one that `fit` saved')}.")
 
 
 def _damaged_error(path: Path) -> UserError:
@@ -96,9 +96,9 @@ def _code_in(path: Path) -> str | None:
     return None
 
 
-def _advice(path: Path) -> str:
+def _advice(path: Path, alone: str = "no intact one is beside it, so use a copy or start a new run") -> str:
     other = newest_intact(path.parent, but=path)
-    return f"use {other}" if other else "no intact one is beside it, so use a copy or start a new run"
+    return f"use {other}" if other else alone
 
 
 def _imports_code_error(path: Path, name: str) -> UserError:

@@ -85,8 +85,16 @@ def _check_function(verb: str, arguments: list[str]) -> None:
     known = options_of_function(f"lit_gpt.commands.{function if alone else verb}", function)
     for given in _given(arguments) if known else ():
         if given.name not in (*known, *OTHERS, "config"):
+            if given.place and "ckpt_path" in known and _describes_a_run(arguments, given.place):
+                raise UserError(f"config {given.place} is one of fit: give {verb} --ckpt_path logs/NAME/version_0.")
             before = [name[2:] for name, value in pairs(arguments) if value == f"--{given.name}" and name[2:] in known]
             raise _unknown(verb, given, known, {}, next(iter(before), None))
+
+
+def _describes_a_run(arguments: list[str], place: str) -> bool:
+    """Whether a config file has the keys of a run, as those of ``fit`` have."""
+    parts = {given.name.partition(".")[0] for given in _given(arguments) if given.place == place}
+    return bool(parts & {"model", "data", "trainer"})
 
 
 def chosen_classes(arguments: list[str]) -> dict[str, str | None]:

@@ -215,7 +215,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "too short a text": (["--data.source", "short.txt"], "short.txt has"),
     "a checkpoint that is none": (["--ckpt_path", "nowhere.ckpt"], "'nowhere.ckpt' does not exist"),
     "a checkpoint cut short": (["--ckpt_path", "torn.ckpt"], "is cut short or damaged"),
-    "a text as checkpoint": (["--ckpt_path", "short.txt"], "is no checkpoint"),
+    "a text as checkpoint": (["--ckpt_path", "short.txt"], "is no checkpoint: give one that `fit` saved."),
     "a foreign checkpoint": (["--ckpt_path", "foreign.ckpt"], "was not written by lit_gpt"),
     "a newer checkpoint": (["--ckpt_path", "newer.ckpt"], "upgrade lit-gpt"),
     "an abbreviated trainer flag": (["--trainer.max_step", "3"], "did you mean --trainer.max_steps"),

@@ -156,3 +156,9 @@ def test_an_unknown_option_is_refused_before_torch_is_imported() -> None:
         done = subprocess.run([sys.executable, "-c", code, *typed], capture_output=True, text=True, check=True)
         assert done.stdout == "False\n"
         assert done.stderr.startswith("lit_gpt: option --")
+
+
+def test_a_config_of_fit_is_no_config_of_generate() -> None:
+    said = r"config \S+char.yaml is one of fit: give generate --ckpt_path logs/NAME/version_0\."
+    with pytest.raises(UserError, match=said):
+        early.check("generate", ["--config", str(ROOT / "configs" / "char.yaml")])
