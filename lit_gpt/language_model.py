@@ -410,7 +410,6 @@ class LitLanguageModel(PackedModule):
         if not token_metrics.update_called:
             return {}
         metrics = {k: float(v) for k, v in token_metrics.compute().items()}
-        token_metrics.reset()
         nats, tokens = metrics.pop("nats"), metrics.pop("tokens")  # sums over the scored targets
         data = data_of(self._trainer)
         # Numbers of characters and bytes. An encoder predicts parts of the text from the rest, which codes no text.

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import jsonargparse
@@ -138,6 +139,8 @@ def _write_tokens(folder: Path) -> None:
 
 @pytest.fixture
 def _parse_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in iter_modules(commands.__path__):  # imported under the patches, they would keep a patched `read`
+        importlib.import_module(f"{commands.__name__}.{module.name}")
     monkeypatch.chdir(folder)
     monkeypatch.setattr(jsonargparse, "auto_cli", parse_only)
     monkeypatch.setattr(commands, "plain_options", lambda *_: None)  # all are left to jsonargparse

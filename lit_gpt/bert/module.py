@@ -158,7 +158,6 @@ class LitBERT(LitTransformer):
         metrics, pairs = super()._split_metrics(split), self.pair_scores[split]
         if pairs.update_called:
             metrics |= {name: float(value) for name, value in pairs.compute().items()}
-            pairs.reset()
         return metrics
 
 
