@@ -6,10 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from benchmarks.headlines import __main__ as search
-from benchmarks.headlines import story
+from benchmarks.headlines import others, story
 from benchmarks.reproductions.headlines import draw
 from datamodules.synthetic import headlines
 from lit_gpt import load
@@ -117,3 +118,25 @@ def test_the_trials_of_the_search_are_told_apart() -> None:
 
 def test_the_committed_page_is_what_the_committed_results_give() -> None:
     assert search.PAGE.read_text() == search.written()
+
+
+def test_character_ngrams_score_each_title_as_if_it_were_alone() -> None:
+    """Against one prediction at a time, each of which sums to 1; a character that was never counted has a share too."""
+    ngrams = others.CharacterNgrams(list(headlines(200, seed=0)), order=3)
+    titles = ["A title", "Another Ω", "", *headlines(1, seed=5)]
+    together = ngrams.nats_of_titles(titles)
+    for title, nats in zip(titles, together, strict=True):
+        ids = [ngrams.eos, *(ngrams.ids.get(character, ngrams.unknown) for character in title), ngrams.eos]
+        expected = 0.0
+        for end in range(1, len(ids)):
+            p = ngrams.counts(ngrams.counts.contexts(torch.tensor([ids[:end]]))[:, -1])[0]
+            assert float(p.sum()) == pytest.approx(1, abs=1e-5)
+            expected -= float(p[ids[end]].log())
+        assert nats == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_loss_of_titles_counts_an_eos_token_as_five_characters() -> None:
+    """With its standard error: that of a ratio of sums, by the deviations of each title."""
+    found = others.loss([10.0, 30.0], ["abcde", "f" * 15])  # 10 and 20 characters
+    assert found["loss"] == pytest.approx(40 / 30, abs=1e-5)
+    assert found["error"] == pytest.approx(((10 - 40 / 3) ** 2 + (30 - 80 / 3) ** 2) ** 0.5 / 30, abs=1e-5)

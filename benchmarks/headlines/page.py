@@ -32,6 +32,7 @@ def page(described: dict[str, Any], kept: dict[str, Any], baseline: dict[str, An
     parts = [HEADER, *_records(kept, described["baseline"], baseline)]
     for name, told in kept.get("records", {}).items():
         parts += _story(name, told)
+    parts += [_others(name, told) for name, told in kept.get("others", {}).items()]
     parts += [_variation(told) for told in kept.get("tokenizers", {}).values()]
     parts.append("## Trials\n\n" + described["about"])
     for scale, about in described["scales"].items():
@@ -70,6 +71,25 @@ def _story(name: str, told: dict[str, Any]) -> list[str]:
     written = "\n".join(f"- {_verbatim(title)}" for title in told["generated"])
     parts.append(f"Written at temperature 1, {told['copied']:.1%} of them copies of a training title:\n\n{written}\n")
     return parts
+
+
+def _others(name: str, told: dict[str, Any]) -> str:
+    """A record's loss on titles that nobody has tuned on, beside a character 6-gram's."""
+    rows = []
+    for who, of in ((f"`{name}`", told["network"]), ("character 6-gram", told["ngrams"])):
+        validation, others = of["validation"], of["others"]
+        losses = [f"{one['loss']:.4f} ± {one['error']:.4f}" for one in (validation, others)]
+        rows.append([who, *losses, f"{others['loss'] / validation['loss'] - 1:+.2%}"])
+    titles, other = (f"{told['titles'][file]:,}" for file in ("validation", "others"))
+    return (
+        f"## `{name}` on other titles\n\nThe challenge loss of the {titles} validation titles and of {other} others "
+        "from the same site and years, none of which is among the 100,000. Nobody has tuned on those. Whether they are "
+        "harder is told by a plain 6-gram of characters, counted from the same training titles, for which nothing was "
+        "chosen. ± is a standard error over titles.\n\n"
+        f"{table(['model', 'validation', 'others', 'difference'], rows)}\n\n"
+        f"    python -m benchmarks.headlines.others --checkpoint logs/{name}/version_0/checkpoints/last.ckpt \\\n"
+        "        --titles titles.txt --others others.txt\n"
+    )
 
 
 def _variation(told: dict[str, Any]) -> str:

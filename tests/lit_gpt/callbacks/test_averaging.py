@@ -1,4 +1,5 @@
-"""EMAWeightAveraging of Lightning: the average by hand, exact resume, and what is refused. docs/ema.md is of it."""
+"""EMAWeightAveraging of Lightning, and `TailAverage`: the average by hand, exact resume, and what is refused. See
+docs/ema.md."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,14 @@ from torch.optim.swa_utils import AveragedModel
 
 from datamodules.errors import UserError
 from lit_gpt.averaging import begin_averages
+from lit_gpt.callbacks import tail_average
 from lit_gpt.cli.lightning_cli import run
 
 Fit = Callable[..., Path]
 Weights = dict[str, Tensor]
 EMA = ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay", "0.5"]
 EMA += ["--trainer.callbacks.use_buffers", "false"]
+TAIL = ["--trainer.callbacks+=lit_gpt.callbacks.tail_average.TailAverage", "--trainer.callbacks.share"]
 HERE = "--trainer.callbacks+=tests.lit_gpt.callbacks.test_averaging"
 SHORT = ["--model.optimizer.schedule", "constant", "--data.train_eval_rows", "4"]
 #: Dropout needs the random state; n-grams are counted and token parts are looked up after the callback's set-up.
@@ -67,11 +70,35 @@ def test_checkpoints_hold_the_average_and_are_scored_as_in_fit(fit: Fit, capsys:
     assert line.removeprefix("step 6  ") in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("options", [[], pytest.param(EVERY, marks=pytest.mark.slow)], ids=["gpt", "every method"])
+def test_the_tail_average_of_a_whole_run_is_the_mean_of_all_steps(fit: Fit) -> None:
+    Recorder.weights.clear()
+    average = saved(fit(*SHORT, *TAIL, "1", f"{HERE}.Recorder"))["state_dict"]
+    for name in Recorder.weights[0]:
+        mean = torch.stack([weights[name] for weights in Recorder.weights]).mean(0)
+        assert torch.allclose(average[name], mean, atol=1e-6), name
+
+
+def test_most_of_a_tail_average_is_from_the_last_share_of_the_run() -> None:
+    """After 1,000 steps, step s counts in proportion to s^3 with a share of 0.25: found by averaging unit vectors."""
+    average, steps = torch.zeros(1000, dtype=torch.float64), torch.eye(1000, dtype=torch.float64)
+    for done, weights in enumerate(steps):
+        average = tail_average.averaged(average, weights, torch.tensor(done), share=0.25)
+    expected = torch.arange(1, 1001, dtype=torch.float64) ** 3
+    assert torch.allclose(average, expected / expected.sum(), atol=1e-5)
+    assert average[750:].sum() > 0.68
+    with pytest.raises(UserError, match="share is 0: give a share of the run"):
+        tail_average.TailAverage(0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [EMA, pytest.param([*EMA, *EVERY], marks=pytest.mark.slow), [*TAIL, "0.5"]],
+    ids=["gpt", "every method", "tail"],
+)
 def test_a_resumed_run_is_the_straight_one_bit_for_bit(options: list[str], fit: Fit) -> None:
-    straight = saved(fit(*options, *SHORT, *EMA, "--name", "straight", runs="straight"))
-    first = fit(*options, *SHORT, *EMA, "--trainer.max_steps", "3", "--name", "parts", runs="parts")
-    resumed = saved(fit(*options, *SHORT, *EMA, "--name", "parts", "--ckpt_path", str(first), runs="parts"))
+    straight = saved(fit(*options, *SHORT, "--name", "straight", runs="straight"))
+    first = fit(*options, *SHORT, "--trainer.max_steps", "3", "--name", "parts", runs="parts")
+    resumed = saved(fit(*options, *SHORT, "--name", "parts", "--ckpt_path", str(first), runs="parts"))
     for part in ("state_dict", "current_model_state", "averaging_state"):
         assert same(resumed[part], straight[part]), part
     assert int(resumed["averaging_state"]["n_averaged"]) == 6
