@@ -129,10 +129,12 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
 def _callback(spec: dict[str, Any]) -> Callback:
     from lightning.pytorch.callbacks import EMAWeightAveraging
 
+    from lit_gpt.averaging import TailAverage
     from lit_gpt.callbacks.samples import SampleText
     from lit_gpt.callbacks.throughput import Throughput
 
-    kinds: dict[str, Any] = {"spoil": Spoil, "ema": EMAWeightAveraging, "samples": SampleText, "throughput": Throughput}
+    kinds: dict[str, Any] = {"spoil": Spoil, "ema": EMAWeightAveraging, "tail": TailAverage}
+    kinds |= {"samples": SampleText, "throughput": Throughput}
     return kinds[spec["kind"]](**{name: value for name, value in spec.items() if name != "kind"})
 
 

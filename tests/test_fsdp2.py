@@ -44,6 +44,7 @@ CASES: dict[str, dict[str, Any]] = {
     "checkpointed": {"network": MODERN, "module": {"activation_checkpointing": True}},
     "torch's own initial weights": {"network": {"init": "torch"}},
     "averaged": {"callbacks": [{"kind": "ema", "decay": 0.9, "use_buffers": False}]},
+    "averaged over the last half": {"callbacks": [{"kind": "tail", "share": 0.5}]},
 }
 
 

@@ -14,15 +14,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from datamodules.errors import UserError
-from lit_gpt.averaging import begin_averages
-from lit_gpt.callbacks import tail_average
+from lit_gpt.averaging import TailAverage, averaged, begin_averages
 from lit_gpt.cli.lightning_cli import run
 
 Fit = Callable[..., Path]
 Weights = dict[str, Tensor]
 EMA = ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay", "0.5"]
 EMA += ["--trainer.callbacks.use_buffers", "false"]
-TAIL = ["--trainer.callbacks+=lit_gpt.callbacks.tail_average.TailAverage", "--trainer.callbacks.share"]
+TAIL = ["--trainer.callbacks+=TailAverage", "--trainer.callbacks.share"]
 HERE = "--trainer.callbacks+=tests.lit_gpt.callbacks.test_averaging"
 SHORT = ["--model.optimizer.schedule", "constant", "--data.train_eval_rows", "4"]
 #: Dropout needs the random state; n-grams are counted and token parts are looked up after the callback's set-up.
@@ -82,12 +81,12 @@ def test_most_of_a_tail_average_is_from_the_last_share_of_the_run() -> None:
     """After 1,000 steps, step s counts in proportion to s^3 with a share of 0.25: found by averaging unit vectors."""
     average, steps = torch.zeros(1000, dtype=torch.float64), torch.eye(1000, dtype=torch.float64)
     for done, weights in enumerate(steps):
-        average = tail_average.averaged(average, weights, torch.tensor(done), share=0.25)
+        average = averaged(average, weights, torch.tensor(done), share=0.25)
     expected = torch.arange(1, 1001, dtype=torch.float64) ** 3
     assert torch.allclose(average, expected / expected.sum(), atol=1e-5)
     assert average[750:].sum() > 0.68
     with pytest.raises(UserError, match="share is 0: give a share of the run"):
-        tail_average.TailAverage(0)
+        TailAverage(0)
 
 
 @pytest.mark.parametrize(
