@@ -22,6 +22,7 @@ import torch
 from benchmarks.headlines.story import EOS_TOKEN, nats_of_titles
 from benchmarks.reproductions.headlines import split_titles
 from benchmarks.reproductions.results import keep
+from datamodules.sources import open_source
 from datamodules.tokens import TokenArrays
 from lit_gpt import load
 from lit_gpt.methods.kneser_ney import KneserNey
@@ -74,7 +75,7 @@ def loss(nats: Sequence[float], titles: Sequence[str]) -> dict[str, float]:
 def compared(checkpoint: Path, titles: Path, others: Path) -> dict[str, Any]:
     """Both models' losses on the validation titles and on the others."""
     training, validation = split_titles({"source": str(titles), "strip": True})
-    other = [line.strip() for line in others.read_text(encoding="utf-8").splitlines() if line.strip()]
+    other = list(open_source(str(others), documents="line", strip=True).documents())
     model, ngrams = load(checkpoint), CharacterNgrams(training)
     files = {"validation": validation, "others": other}
     return {

@@ -93,8 +93,8 @@ def _check_function(verb: str, arguments: list[str]) -> None:
 
 def _describes_a_run(arguments: list[str], place: str) -> bool:
     """Whether a config file has the keys of a run, as those of ``fit`` have."""
-    groups = {given.name.partition(".")[0] for given in _given(arguments) if given.place == place}
-    return not groups.isdisjoint({"model", "data", "trainer"})
+    top_level_keys = {given.name.partition(".")[0] for given in _given(arguments) if given.place == place}
+    return not top_level_keys.isdisjoint({"model", "data", "trainer"})
 
 
 def chosen_classes(arguments: list[str]) -> dict[str, str | None]:

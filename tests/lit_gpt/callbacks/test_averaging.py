@@ -1,5 +1,6 @@
 """EMAWeightAveraging of Lightning, and `TailAverage`: the average by hand, exact resume, and what is refused. See
-docs/ema.md."""
+docs/ema.md.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
