@@ -135,6 +135,11 @@ def test_character_ngrams_score_each_title_as_if_it_were_alone() -> None:
         assert nats == pytest.approx(expected, rel=1e-5)
 
 
+def test_other_titles_that_the_run_has_read_are_left_out() -> None:
+    read = ["Show HN: A  clock", "Ask HN: Why?"]
+    assert others.not_among(read, ["show hn: a clock", "Ask HN: Why not?", " Ask HN:  why? "]) == ["Ask HN: Why not?"]
+
+
 def test_the_loss_of_titles_counts_an_eos_token_as_five_characters() -> None:
     """With its standard error: that of a ratio of sums, by the deviations of each title."""
     found = others.loss([10.0, 30.0], ["abcde", "f" * 15])  # 10 and 20 characters

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.headlines.page import page
+from benchmarks.headlines.page import PAGE, RESULTS, page
 from benchmarks.headlines.story import tell
 from benchmarks.headlines.variation import variation
 from benchmarks.reproductions.results import evaluations, keep, newest
@@ -31,7 +31,6 @@ from lit_gpt.callbacks.run_folder import SUMMARY, read_json
 from lit_gpt.config import format_value
 
 TRIALS = Path(__file__).with_name("trials.yaml")
-RESULTS, PAGE = Path("docs/headlines.json"), Path("docs/headlines.md")
 BASE = "configs/headlines_cpu.yaml"
 TRAINING, HELD_OUT = 90_000, 5_000
 _WRITING = Lock()

@@ -11,15 +11,15 @@ token as 5. The figures are kept in docs/headlines.json, and `python -m benchmar
 
 import argparse
 import math
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.headlines.story import EOS_TOKEN, nats_of_titles
+from benchmarks.headlines.page import RESULTS
+from benchmarks.headlines.story import EOS_TOKEN, nats_of_rows, nats_of_titles
 from benchmarks.reproductions.headlines import split_titles
 from benchmarks.reproductions.results import keep
 from datamodules.sources import open_source
@@ -27,7 +27,6 @@ from datamodules.tokens import TokenArrays
 from lit_gpt import load
 from lit_gpt.methods.kneser_ney import KneserNey
 
-RESULTS = Path("docs/headlines.json")
 ORDER = 6
 
 
@@ -52,16 +51,11 @@ class CharacterNgrams:
 
     def nats_of_titles(self, titles: Sequence[str]) -> list[float]:
         """Nats of each title with its EOS token, given the EOS token before it."""
-        found = [0.0] * len(titles)
-        by_length = sorted(range(len(titles)), key=lambda i: len(titles[i]))
-        for _, alike in groupby(by_length, key=lambda i: len(titles[i])):
-            places = list(alike)
-            ids = torch.tensor([self._encode(titles[i]) for i in places])  # (N, T + 1)
-            contexts = self.counts.contexts(ids[:, :-1])  # (N, T, order - 1)
-            p = self.counts(contexts.flatten(0, 1)).gather(1, ids[:, 1:].flatten()[:, None])
-            for i, nats in zip(places, -p.log().view(len(places), -1).sum(1), strict=True):
-                found[i] = float(nats)
-        return found
+        return nats_of_rows([self._encode(title) for title in titles], self._log_probabilities)
+
+    def _log_probabilities(self, ids: torch.Tensor) -> torch.Tensor:
+        contexts = self.counts.contexts(ids)  # (N, T, order - 1)
+        return self.counts(contexts.flatten(0, 1)).log().view(*ids.shape, -1)  # (N, T, V)
 
 
 def loss(nats: Sequence[float], titles: Sequence[str]) -> dict[str, float]:
@@ -73,9 +67,9 @@ def loss(nats: Sequence[float], titles: Sequence[str]) -> dict[str, float]:
 
 
 def compared(checkpoint: Path, titles: Path, others: Path) -> dict[str, Any]:
-    """Both models' losses on the validation titles and on the others."""
+    """Both models' losses on the validation titles, and on those others that are not among ``titles``."""
     training, validation = split_titles({"source": str(titles), "strip": True})
-    other = list(open_source(str(others), documents="line", strip=True).documents())
+    other = not_among([*training, *validation], open_source(str(others), documents="line", strip=True).documents())
     model, ngrams = load(checkpoint), CharacterNgrams(training)
     files = {"validation": validation, "others": other}
     return {
@@ -85,12 +79,24 @@ def compared(checkpoint: Path, titles: Path, others: Path) -> dict[str, Any]:
     }
 
 
+def not_among(titles: Sequence[str], others: Iterable[str]) -> list[str]:
+    """Those of ``others`` that differ from every title in more than upper case and spaces."""
+    known = {_plain(title) for title in titles}
+    return [title for title in others if _plain(title) not in known]
+
+
+def _plain(title: str) -> str:
+    return " ".join(title.casefold().split())
+
+
 def main() -> None:
     """Keep and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="of the finished run")
     parser.add_argument("--titles", type=Path, required=True, help="the 100,000 titles that the run has read")
-    parser.add_argument("--others", type=Path, required=True, help="other titles, one a line")
+    parser.add_argument(
+        "--others", type=Path, required=True, help="other titles, one a line; any that are among --titles are left out"
+    )
     options = parser.parse_args()
     found = compared(options.checkpoint, options.titles, options.others)
     keep(RESULTS, "others", options.checkpoint.parent.parent.parent.name, found)

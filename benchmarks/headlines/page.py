@@ -1,10 +1,12 @@
 """docs/headlines.md, from trials.yaml, headlines.json and the baseline's figure in reproductions.json."""
 
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from benchmarks.reproductions.page import figure, table
 
+RESULTS, PAGE = Path("docs/headlines.json"), Path("docs/headlines.md")
 HEADER = """# The lowest loss on Hacker News titles in 7 epochs
 
 The challenge: 100,000 titles, the first 90,000 to train on for 7 epochs, the last 10,000 to judge by, seed 1337, no

@@ -1,11 +1,12 @@
 """What the finished runs of headlines_cpu.yaml and headlines.yaml are like, beyond their losses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from benchmarks.reproductions.headlines import RUNS, draw, split_titles
 from benchmarks.reproductions.results import configured, evaluations, keep, trained
@@ -52,15 +53,20 @@ def _titles(folder: Path) -> dict[str, Any]:
     }
 
 
-@torch.inference_mode()
 def nats_of_titles(model: TextModel, titles: Sequence[str]) -> list[float]:
     """Nats of each title with its EOS token, given the EOS token before it."""
     eos = model.tokenizer.eos_id
-    rows = [[eos, *model.tokenizer.encode(title), eos] for title in titles]
+    assert eos is not None  # titles are documents
+    return nats_of_rows([[eos, *model.tokenizer.encode(title), eos] for title in titles], model.net)
+
+
+@torch.inference_mode()
+def nats_of_rows(rows: Sequence[list[int]], logits_of: Callable[[Tensor], Tensor]) -> list[float]:
+    """Nats of each row's tokens after its first. ``logits_of`` maps ids (N, T) to logits or log-probabilities."""
     found = torch.zeros(len(rows))
     for part in torch.tensor(sorted(range(len(rows)), key=lambda i: len(rows[i]))).split(64):  # alike in length
         width = max(len(rows[i]) for i in part)
         ids = torch.tensor([rows[i] + [-100] * (width - len(rows[i])) for i in part])  # (N, T + 1)
-        logits = model.net(ids[:, :-1].clamp(min=0))
+        logits = logits_of(ids[:, :-1].clamp(min=0))  # (N, T, V)
         found[part] = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").sum(1)
     return found.tolist()
