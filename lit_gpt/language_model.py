@@ -1,4 +1,4 @@
-"""Trains a language model: the base LightningModule with loss, metrics, optimizer and what a checkpoint stores.
+"""Trains a language model: the base LightningModule with loss, optimizer and what a checkpoint stores.
 
 A subclass such as `lit_gpt.module.LitGPT` adds the network:
 
@@ -12,7 +12,6 @@ capacity / scored targets, both summed over the step. When every target is score
 """
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -31,22 +30,16 @@ from lit_gpt.averaging import begin_averages, widen_averages
 from lit_gpt.config import resolve_vocab_size
 from lit_gpt.ddp import Votes, spare_copies
 from lit_gpt.distributed import full, local, sent_to_cpu, summed_over_processes
+from lit_gpt.evaluated_module import EvaluatedModule
 from lit_gpt.forked import split_config, with_config
 from lit_gpt.integrity import advice_to_continue
 from lit_gpt.loop_state import undo_epoch_end
-from lit_gpt.loss import IGNORE_INDEX, LossInputs, cross_entropy_sum, places_to_score, put_back, score
-from lit_gpt.metrics import TokenMetrics, per_text, whole_split
+from lit_gpt.loss import IGNORE_INDEX, LossInputs, cross_entropy_sum
 from lit_gpt.muon import has_bfloat16
 from lit_gpt.optim import OptimizerConfig, StepSchedule, build_optimizer, learning_rates
-from lit_gpt.packed_layers import PackedModule
-from lit_gpt.protocols import Network, TextData, check_targets, data_of
+from lit_gpt.protocols import Batch, Network, TextData, check_batch, check_targets, data_of
 from lit_gpt.strategies import FSDP2
 from lit_gpt.strategy_names import refuse_strategy
-
-Batch = dict[str, Tensor]
-
-#: The entries of a batch that have one row for each of its texts.
-ROW_ENTRIES = {"input_ids", "targets", "document_ids", "attention_mask", "document"}
 
 #: Callbacks of Lightning that cannot work with these modules: they look for an attribute `lr` or `batch_size`. With the
 #: reason and the fix, as the end of an error message.
@@ -58,7 +51,7 @@ REFUSED_CALLBACKS: dict[type, str] = {
 }
 
 
-class LitLanguageModel(PackedModule):
+class LitLanguageModel(EvaluatedModule):
     """Base LightningModule. A subclass sets ``config_class`` and writes ``build_network``. For another loss it
     overrides ``objective_of``.
 
@@ -73,9 +66,7 @@ class LitLanguageModel(PackedModule):
     """
 
     config_class: type[Any]
-    net: Network
     passes = 1  # of each training batch through the network
-    scores: Any  # nn.ModuleDict of TokenMetrics, one for each split
     _capacity: int  # targets of the last micro-batch, scored or not: B*T
 
     def __init__(self, config: Any, optimizer: Any, **options: Any) -> None:
@@ -84,7 +75,6 @@ class LitLanguageModel(PackedModule):
         self.optimizer_config = checkpoint.config_of(OptimizerConfig, optimizer)
         self.options = options
         self._store_hyper_parameters()
-        self.scores = nn.ModuleDict({split: TokenMetrics() for split in ("val", "train_eval", "test")})
         self.step_metrics = {"loss": torch.tensor(math.nan)}  # there is no value before the first step
         self.grad_norm: Tensor | None = None
         self._clipped: list[list[nn.Parameter]] = []  # see `_clipped_groups`
@@ -245,10 +235,6 @@ class LitLanguageModel(PackedModule):
         """
         return LossInputs(net.head, net.head_weights(), targets, self.config.vocab_size, linear=net.linear_head)
 
-    def _hidden(self, batch: Batch, net: Any) -> Tensor:
-        with self.packed_layers.used_by(net):
-            return net.hidden_of_batch(batch)  # (B, T, C)
-
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Scale the gradients from a mean over capacity to a mean over the scored targets of the whole step.
 
@@ -321,103 +307,6 @@ class LitLanguageModel(PackedModule):
     def _step_is_logged(self) -> bool:
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and (self.global_step + 1) % every == 0
-
-    def log_now(self, values: Mapping[str, Any], step: int) -> None:
-        """Write metrics to the loggers at once, with the number of finished optimizer steps as their step.
-
-        Lightning's own logging writes after checkpoints are saved, and counts training steps from 0 and validations
-        from 1. Values of None are left out.
-        """
-        metrics = {k: float(v) for k, v in values.items() if v is not None}
-        for logger in self.trainer.loggers:
-            logger.log_metrics({**metrics, "epoch": self.current_epoch}, step=step)
-        self.trainer.callback_metrics.update({k: torch.tensor(v) for k, v in metrics.items()})
-
-    # ---- evaluation
-
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Score a batch of the validation split (loader 0), or of ``train_eval`` (loader 1). Callbacks get ``nats``.
-
-        ``train_eval`` is a fixed part of the training split, scored without dropout: the difference to validation is
-        overfitting.
-        """
-        return {"nats": self._score(("val", "train_eval")[dataloader_idx], batch)}
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Score a batch of the test split."""
-        self._score("test", batch)
-
-    def _score(self, split: str, batch: Batch) -> Tensor:
-        nats, rank = self.token_scores(batch)  # (B, T)
-        self.scores[split].update(nats, rank, batch["targets"] != IGNORE_INDEX)
-        return nats
-
-    def token_scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Cross-entropy in nats and rank of every target, each (B, T). Rank 0 is the model's first choice."""
-        check_batch(batch)
-        targets, net, V = batch["targets"], self.net, self.config.vocab_size
-        # The last batch of a split is filled up with rows of padding. They are not computed, unless the batch has
-        # entries of one's own, which may have no rows.
-        rows = places_to_score((targets != IGNORE_INDEX).any(1)) if batch.keys() <= ROW_ENTRIES else None
-        part = batch if rows is None else {name: value[rows] for name, value in batch.items()}
-        heads = net.linear_head, net.probability_head
-        scores = score(self._hidden(part, net), net.head, net.head_weights(), part["targets"], V, *heads)
-        return put_back(*scores, rows, len(targets), V)
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """``targets`` and the ``nats`` and ``rank`` of each, (B, T), and the batch's ``document`` (B,) if any."""
-        nats, rank = self.token_scores(batch)
-        document = {name: batch[name] for name in ("document",) if name in batch}
-        return {"targets": batch["targets"], **document, "nats": nats, "rank": rank}
-
-    def on_validation_epoch_start(self) -> None:
-        """Begin the sums anew: an evaluation that was interrupted has left some."""
-        super().on_validation_epoch_start()
-        self.reset_scores()
-
-    def on_test_epoch_start(self) -> None:
-        """As for validation."""
-        super().on_test_epoch_start()
-        self.reset_scores()
-
-    def reset_scores(self) -> None:
-        """Forget what has been summed of every split. A subclass with other metrics forgets those too."""
-        for metrics in self.scores.values():
-            metrics.reset()
-
-    def on_validation_epoch_end(self) -> None:
-        """Log ``val/...`` and ``train_eval/...``."""
-        super().on_validation_epoch_end()
-        self._log_scores("val", "train_eval")
-
-    def on_test_epoch_end(self) -> None:
-        """Log ``test/...``."""
-        super().on_test_epoch_end()
-        self._log_scores("test")
-
-    def _log_scores(self, *splits: str) -> None:
-        metrics = {f"{split}/{k}": v for split in splits for k, v in self._split_metrics(split).items()}
-        is_fitting = self.trainer.state.fn == "fit"
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*have no logger configured")
-            # Trainer.validate and Trainer.test return what log_dict was given. During fit, log_now writes instead.
-            self.log_dict(metrics, logger=not is_fitting)
-        if is_fitting and not self.trainer.sanity_checking:
-            self.log_now(metrics, self.global_step)
-
-    def _split_metrics(self, split: str) -> dict[str, float]:
-        token_metrics = self.scores[split]
-        if not token_metrics.update_called:
-            return {}
-        metrics = {k: float(v) for k, v in token_metrics.compute().items()}
-        nats, tokens = metrics.pop("nats"), metrics.pop("tokens")  # sums over the scored targets
-        data = data_of(self._trainer)
-        # Numbers of characters and bytes. An encoder predicts parts of the text from the rest, which codes no text.
-        text_size = data.scored_text(split) if self.net.causal else None
-        if text_size is not None:
-            nats = whole_split(nats, tokens, text_size)
-            metrics |= per_text(nats, text_size)  # bits per byte and nats per character
-        return metrics | data.extra_metrics(split, nats)
 
     # ---- optimizer
 
@@ -512,17 +401,6 @@ def _refuse_lazy_layers(net: Network) -> None:
     lazy = next((name for name, parameter in net.named_parameters() if is_lazy(parameter)), None)
     if lazy is not None:
         raise UserError(f"{lazy} of {type(net).__name__} has no shape before the first batch: give its layer's sizes.")
-
-
-def check_batch(batch: Any) -> None:
-    """Refuse batches that are no dict with ``input_ids`` and ``targets``, such as a pair of tensors."""
-    missing = [name for name in ("input_ids", "targets") if not isinstance(batch, dict) or name not in batch]
-    if missing:
-        kind = f"dict of {', '.join(map(str, batch))}" if isinstance(batch, dict) else type(batch).__name__
-        raise UserError(
-            f"the data's batches are each a {kind}, without {' and '.join(missing)}: let its dataset return dicts of "
-            "input_ids (T,) and targets (T,), where targets[i] is the token after input_ids[i]."
-        )
 
 
 @rank_zero_only

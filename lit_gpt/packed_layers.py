@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_gpt.checked_module import CheckedModule
 from lit_gpt.forwards import has_hooks, has_its_class_forward, replaced_forwards
 from lit_gpt.model import MLP
 from lit_gpt.packed_weight import can_be_packed, matmul_dtype, pack, packed_linear
@@ -121,22 +120,3 @@ def _state(weight: Tensor) -> tuple[int, int, float]:
 
 def _is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
     return has_its_class_forward(layer, kind) and not has_hooks(layer)
-
-
-class PackedModule(CheckedModule):
-    """A LightningModule whose evaluations use `packed_layers`, from the start of one to its end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.packed_layers = PackedLayers()
-
-    def on_validation_epoch_start(self) -> None:
-        """Begin to pack. Averaged weights have been put in place by then."""
-        self.packed_layers.begin()
-
-    def on_validation_epoch_end(self) -> None:
-        """Forget the packed weights: training needs the memory."""
-        self.packed_layers.end()
-
-    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
-    on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from datamodules.errors import UserError
 from lit_gpt.fused_loss import LinearHead
 
+#: What a data loader yields: tensors by name, among them ``input_ids`` (B, T) and ``targets`` (B, T).
+Batch = dict[str, Tensor]
+
 
 class Cache(Protocol):
     """State that decoding keeps between forward passes, such as a KV cache. `Network.new_cache` makes one.
@@ -69,7 +72,7 @@ class Network(nn.Module):
         """
         raise NotImplementedError
 
-    def hidden_of_batch(self, batch: dict[str, Tensor]) -> Tensor:
+    def hidden_of_batch(self, batch: Batch) -> Tensor:
         """Hidden states (B, T, C) of a batch of training or evaluation.
 
         Rows are padded on the right. There causal attention already hides pads from real tokens. So the default does
@@ -286,3 +289,14 @@ def check_targets(net: Network, data: TextData) -> None:
         f"a {name} fills masked tokens, and the targets of {source} are next tokens, which an encoder would read off "
         "its input: give --data BertDataModule, or --model LitGPT."
     )
+
+
+def check_batch(batch: Any) -> None:
+    """Refuse batches that are no dict with ``input_ids`` and ``targets``, such as a pair of tensors."""
+    missing = [name for name in ("input_ids", "targets") if not isinstance(batch, dict) or name not in batch]
+    if missing:
+        kind = f"dict of {', '.join(map(str, batch))}" if isinstance(batch, dict) else type(batch).__name__
+        raise UserError(
+            f"the data's batches are each a {kind}, without {' and '.join(missing)}: let its dataset return dicts of "
+            "input_ids (T,) and targets (T,), where targets[i] is the token after input_ids[i]."
+        )

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from lit_gpt.baselines.bigram import Bigram, BigramConfig, CountBigram, build_bigram
 from lit_gpt.distributed import summed_over_processes
-from lit_gpt.language_model import Batch, LitLanguageModel
+from lit_gpt.language_model import LitLanguageModel
 from lit_gpt.optim import OptimizerConfig
-from lit_gpt.protocols import data_of
+from lit_gpt.protocols import Batch, data_of
 
 
 class LitBigram(LitLanguageModel):

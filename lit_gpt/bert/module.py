@@ -14,10 +14,10 @@ from datamodules.errors import UserError
 from lit_gpt.bert.config import BertConfig
 from lit_gpt.bert.metrics import PairMetrics, pair_cross_entropy
 from lit_gpt.bert.model import Bert
-from lit_gpt.language_model import Batch
 from lit_gpt.loss import IGNORE_INDEX, cross_entropy_sum, score
 from lit_gpt.module import LitTransformer
 from lit_gpt.optim import OptimizerConfig
+from lit_gpt.protocols import Batch
 
 #: The key under which a batch holds the numbers of its masked places, counted over all rows: (N,).
 PLACES = "places"

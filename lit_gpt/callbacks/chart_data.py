@@ -8,9 +8,7 @@ from torch import Tensor
 from datamodules.tokenizers import Tokenizer
 from lit_gpt.attention import position_ids
 from lit_gpt.loss import IGNORE_INDEX
-from lit_gpt.protocols import Network
-
-Batch = dict[str, Tensor]
+from lit_gpt.protocols import Batch, Network
 
 CONTEXTS = 3
 #: The most positions whose predictions are averaged, the most logits that are computed for it, and the most at once.

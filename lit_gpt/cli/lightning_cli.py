@@ -21,29 +21,27 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from datamodules import BertDataModule, BPEDataModule, CharDataModule, HeadlinesDataModule, TokensDataModule
 from datamodules.errors import UserError, is_refusal, refusal
-from datamodules.files import expanded
 from datamodules.tokenizers import tokenizer_from_dict
 from lit_gpt import LitBERT, LitBigram, LitGPT, checkpoint
 from lit_gpt.bounds import is_out_of_memory, out_of_memory
 from lit_gpt.callbacks import run_folder
 from lit_gpt.callbacks.artifacts import LogArtifacts
-from lit_gpt.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
+from lit_gpt.callbacks.checkpoints import AtomicCheckpointIO
 from lit_gpt.callbacks.metrics_csv import run_loggers
 from lit_gpt.callbacks.predictions import WritePredictions
 from lit_gpt.callbacks.progress import RunProgress
 from lit_gpt.callbacks.resume import ExactResume
-from lit_gpt.callbacks.run_lock import RunLock
-from lit_gpt.callbacks.samples import SampleText
 from lit_gpt.callbacks.scored import PrintScoredText
 from lit_gpt.callbacks.signals import Interrupted
 from lit_gpt.callbacks.start import EvaluateAtStart
 from lit_gpt.callbacks.summary import RunSummary
-from lit_gpt.callbacks.tensorboard import TensorBoardCharts
 from lit_gpt.callbacks.throughput import Throughput
 from lit_gpt.cli import lost_processes, micro_batch, run_data, shrink
 from lit_gpt.cli.arguments import value_of, wants_plan, with_packaged_configs
 from lit_gpt.cli.changed_options import changed_options
+from lit_gpt.cli.chosen_folder import FolderCLI
 from lit_gpt.cli.early import chosen_classes, other_options
+from lit_gpt.cli.fit_options import add_fit_options
 from lit_gpt.cli.friendly_errors import CommandLine, friendly_error
 from lit_gpt.cli.help import arrange
 from lit_gpt.cli.meeting import Meeting
@@ -55,7 +53,6 @@ from lit_gpt.cli.quiet import quieten_lightning
 from lit_gpt.cli.restoring import restoring
 from lit_gpt.cli.run_facts import run_facts
 from lit_gpt.cli.values import check_values, preset
-from lit_gpt.integrity import checkpoint_to_resume, step_of
 from lit_gpt.language_model import LitLanguageModel, print_rank_zero
 from lit_gpt.protocols import with_defaults
 
@@ -94,7 +91,7 @@ def run(verb: str, arguments: list[str]) -> None:
         LitCLI(verb, arguments)
 
 
-class LitCLI(LightningCLI):
+class LitCLI(FolderCLI):
     """Lightning's command line for one verb.
 
     Args:
@@ -111,9 +108,6 @@ class LitCLI(LightningCLI):
         prepare_parsing()
         self.verb = verb
         self.preset = preset(arguments)
-        self.claimed: RunLock | None = None  # of a folder that was created for a new run
-        self.folder = Path("logs")  # until the run's folder is known
-        self.folder_callback: run_folder.RunFolder | None = None
         with self._as_user_errors():
             super().__init__(
                 LightningModule,
@@ -160,11 +154,6 @@ class LitCLI(LightningCLI):
             run_folder.pass_on_no_more()
             self._remove_unused_folder()
 
-    def _remove_unused_folder(self) -> None:
-        """Remove the folder of a run that never began."""
-        if self.claimed and not (self.folder_callback and self.folder_callback.began):
-            run_folder.remove_unused(self.claimed.folder)
-
     # ---- options
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
@@ -193,7 +182,7 @@ class LitCLI(LightningCLI):
             "--float32_matmul", type=Matmul, default="high", help="Precision of float32 matmuls on CUDA; high is TF32."
         )
         if self.verb == "fit":
-            self._add_fit_arguments(parser)
+            add_fit_options(parser)
         if self.verb == "predict":
             parser.add_lightning_class_args(WritePredictions, "predictions")
         parser.add_lightning_class_args(RunProgress, "progress")
@@ -202,32 +191,6 @@ class LitCLI(LightningCLI):
 
     def _options_of_other_verbs(self) -> list[str]:
         return [key for verb, keys in OPTIONS_OF_ONE_VERB.items() if verb != self.verb for key in keys]
-
-    def _add_fit_arguments(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--name", type=str, default="run", help="Folder of the run, below --logs_dir.")
-        parser.add_argument("--logs_dir", type=str, default="logs", help="Folder of all runs.")
-        parser.add_argument(
-            "--resume",
-            type=Literal["auto"] | None,
-            default=None,
-            help="auto: resume the newest unfinished run of the same model, data and seed, or start one.",
-        )
-        parser.add_argument("--shrink", action="store_true", help=shrink.HELP)
-        parser.add_argument(
-            "--early_stopping",
-            type=int | None,
-            default=None,
-            help="Stop after this many validations without a better val/loss.",
-        )
-        parser.add_argument(
-            "--val_at_start", type=bool, default=False, help="Evaluate before the first step too, and log it as step 0."
-        )
-        parser.add_argument(
-            "--plan", action="store_true", help="Print parameters, memory, disk and hours of the run, and do not train."
-        )
-        parser.add_lightning_class_args(RunCheckpoints, "checkpoint")
-        parser.add_lightning_class_args(SampleText, "samples")
-        parser.add_lightning_class_args(TensorBoardCharts, "tensorboard")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line. An error is one sentence."""
@@ -290,61 +253,6 @@ class LitCLI(LightningCLI):
             if path != config.model.class_path:  # the parser would merge the configurations of both classes
                 config.model = None
             self.config = self.parser.parse_object({self.verb: {"model": model}}, self.config)
-
-    def _choose_folder(self) -> None:
-        config = self.config[self.verb]
-        self.settings = run_folder.settings_of(config)
-        root = expanded(config.logs_dir)
-        not_resumable = run_folder.not_resumable(root / config.name, self.settings, self._read) if config.resume else {}
-        unfinished = next((folder for folder, why_not in not_resumable.items() if why_not is None), None)
-        if unfinished:
-            self._resume(unfinished)
-        self.folder = self._folder_of_checkpoint() or unfinished or self._new_folder(root / config.name)
-        if self.claimed and not_resumable:
-            newest, why_not = next(iter(not_resumable.items()))
-            more = f" (--ckpt_path {newest} with more steps resumes it)" * (why_not == run_folder.FINISHED)
-            print_rank_zero([f"{newest} {why_not}: a new run starts in {self.folder}{more}"])
-        run_folder.pass_on(self.folder)
-
-    def _resume(self, folder: Path) -> None:
-        saved = checkpoint_to_resume(folder / run_folder.LAST)
-        self.config[self.verb].ckpt_path = str(saved)
-        print_rank_zero([f"resuming {folder}"])
-        if saved and saved.name != run_folder.LAST.name:
-            step = step_of(saved)
-            print_rank_zero(
-                [f"its last.ckpt is damaged or gone: resuming from step {step}, {saved}, the newest intact one"]
-            )
-
-    def _folder_of_checkpoint(self) -> Path | None:
-        """The folder of the run that the checkpoint belongs to. None: a copy elsewhere starts a run in a new folder."""
-        config = self.config[self.verb]
-        if not config.ckpt_path:
-            return None
-        # a resume continues from the end of a run
-        path = checkpoint.file_of(config.ckpt_path, ("last.ckpt", "best.ckpt"))
-        if run_folder.rank() and not path.is_file():
-            config.ckpt_path = None  # a machine without the file gets it from process 0
-            return None
-        config.ckpt_path = str(path)
-        if issubclass(resolve_name(config.model.class_path), LitLanguageModel):
-            self.stored = checkpoint.read(path, mmap=True)[checkpoint.KEY]  # refused before anything is written
-        return run_folder.folder_of(path)
-
-    def _new_folder(self, parent: Path) -> Path:
-        if run_folder.rank() == 0:
-            self.claimed = run_folder.new_run_folder(parent)
-            lost_processes.before_end = self._remove_unused_folder
-            return self.claimed.folder
-        # Under torchrun rank 0 broadcasts the folder later.
-        return run_folder.chosen_by_rank_0() or parent / "version_0"
-
-    def _read(self, path: Path) -> run_folder.Settings | None:
-        """The settings in a run's config.yaml. Options that did not exist then have their defaults."""
-        try:
-            return run_folder.settings_of(self._parser(self.verb).parse_path(path))
-        except (ArgumentError, OSError, TypeError, ValueError):  # options that are gone, no file, not UTF-8
-            return None
 
     # ---- objects
 

@@ -13,9 +13,9 @@ from datamodules.errors import UserError
 from lit_gpt.averaging import averages_of
 from lit_gpt.bounds import is_out_of_memory
 from lit_gpt.callbacks.resume import random_state_kept
-from lit_gpt.language_model import Batch, LitLanguageModel
+from lit_gpt.language_model import LitLanguageModel
 from lit_gpt.optim import build_optimizer
-from lit_gpt.protocols import with_defaults
+from lit_gpt.protocols import Batch, with_defaults
 
 #: Share of a GPU's memory that a trial leaves free, for what a run has besides its steps, and for gaps.
 MARGIN = 0.05

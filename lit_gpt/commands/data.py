@@ -18,8 +18,8 @@ from datamodules.tokenizers import Tokenizer
 from datamodules.tokens import TokenStore, read_meta
 from lit_gpt.cli.arguments import with_packaged_configs
 from lit_gpt.cli.lightning_cli import LitCLI
-from lit_gpt.language_model import LitLanguageModel, check_batch
-from lit_gpt.protocols import with_defaults
+from lit_gpt.language_model import LitLanguageModel
+from lit_gpt.protocols import check_batch, with_defaults
 
 _BATCHES_FOR_PADDING = 50
 COLUMNS = 80

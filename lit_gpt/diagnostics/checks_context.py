@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from lit_gpt.diagnostics.result import NotApplicableError, Outcome, check
-from lit_gpt.diagnostics.subject import Batch, Subject, one_target, places
+from lit_gpt.diagnostics.subject import Subject, one_target, places
 from lit_gpt.loss import IGNORE_INDEX
+from lit_gpt.protocols import Batch
 
 #: A change of the loss that rounding may cause on a GPU, as a share of the change that a token's own id causes.
 ROUNDING = 1e-3

@@ -11,8 +11,9 @@ from torch import Tensor
 from datamodules import TextDataModule, TokensDataModule
 from datamodules.corpus_stats import document_lengths, overlap, token_counts
 from lit_gpt.diagnostics.result import NotApplicableError, Outcome, check
-from lit_gpt.diagnostics.subject import Batch, Subject
+from lit_gpt.diagnostics.subject import Subject
 from lit_gpt.loss import IGNORE_INDEX
+from lit_gpt.protocols import Batch
 
 #: Text that a tokenizer reads for its round trip, in characters.
 SAMPLE = 200_000

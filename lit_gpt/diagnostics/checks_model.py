@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from lit_gpt.diagnostics.result import NotApplicableError, Outcome, check, listed
-from lit_gpt.diagnostics.subject import Batch, Subject, one_target, places
+from lit_gpt.diagnostics.subject import Subject, one_target, places
 from lit_gpt.loss import IGNORE_INDEX
+from lit_gpt.protocols import Batch
 
 #: The test of overfitting: its steps of AdamW, their learning rate, and the most rows and tokens.
 STEPS, LR, MAX_ROWS, MAX_TOKENS = 150, 1e-2, 4, 256

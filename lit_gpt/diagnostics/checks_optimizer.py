@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from lit_gpt.diagnostics.foreign import loss_of
 from lit_gpt.diagnostics.result import NotApplicableError, Outcome, check, listed
-from lit_gpt.diagnostics.subject import Batch, Subject
+from lit_gpt.diagnostics.subject import Subject
 from lit_gpt.loss import IGNORE_INDEX
+from lit_gpt.protocols import Batch
 
 #: The most steps of a schedule that are computed, and the highest rate at its end that counts as an end.
 STEPS, HIGHEST_END = 20_000, 0.2

@@ -17,8 +17,9 @@ from torch import Tensor
 from lit_gpt.callbacks.resume import ExactResume
 from lit_gpt.diagnostics.foreign import LogitsFound
 from lit_gpt.diagnostics.result import AT_START, NotApplicableError, Result
-from lit_gpt.diagnostics.subject import ROWS, Batch, Subject
+from lit_gpt.diagnostics.subject import ROWS, Subject
 from lit_gpt.language_model import LitLanguageModel
+from lit_gpt.protocols import Batch
 
 Build = Callable[[], tuple[LightningModule, LightningDataModule]]
 #: Steps of the recorded run, and batches of an evaluation.

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from lit_gpt.callbacks.resume import random_state, set_random_state
 from lit_gpt.diagnostics.foreign import LogitsFound, loss_of
 from lit_gpt.diagnostics.result import NotApplicableError
-from lit_gpt.language_model import LitLanguageModel, check_batch
+from lit_gpt.language_model import LitLanguageModel
 from lit_gpt.loss import IGNORE_INDEX
-from lit_gpt.protocols import TextData, with_defaults
+from lit_gpt.protocols import Batch, TextData, check_batch, with_defaults
 
-Batch = dict[str, Tensor]
 #: The most batches of an epoch that are read, and rows of a batch that pass through the network.
 BATCHES, ROWS = 40, 4
 #: From so many ids on, two rows pass through the network, as most of the time goes into their logits.

@@ -10,7 +10,6 @@ from torch import Tensor
 from datamodules.errors import UserError
 from datamodules.tokenizers import token_parts
 from lit_gpt.bounds import MAX_INT
-from lit_gpt.language_model import Batch
 from lit_gpt.loss import LossInputs
 from lit_gpt.methods import extended_gpt
 from lit_gpt.methods.config import ExtendedGPTConfig
@@ -19,7 +18,7 @@ from lit_gpt.methods.sampled_softmax import MULTIPLE, sample
 from lit_gpt.model import GPT
 from lit_gpt.module import LitGPT
 from lit_gpt.optim import OptimizerConfig
-from lit_gpt.protocols import TextData
+from lit_gpt.protocols import Batch, TextData
 
 
 class LitExtendedGPT(LitGPT):
