@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from benchmarks.reproductions.results import configured, evaluations, kept_evaluations, trained_as_kept
+from benchmarks.reproductions.rows import ROWS
 from datamodules.sources import open_source
 from lit_gpt import load
 from lit_gpt.callbacks.run_folder import LAST, SUMMARY, read_json
@@ -46,21 +47,32 @@ def draw(folders: dict[str, Path], target: Path) -> dict[str, Any]:
 
 
 def losses(logs: Path, docs: Path) -> dict[str, Any] | None:
-    """The last evaluation of each run, in every unit, and beside the SGD run's at the same step."""
+    """The last evaluation of each run, in every unit, and beside the SGD run's after as many epochs."""
     kept = kept_evaluations(docs)
-    of_sgd = {e["step"]: e["val/challenge_loss_uncovered"] for e in kept.get(RUNS[0], [])}
+    of_sgd = {_part(RUNS[0], e["step"]): e["val/challenge_loss_uncovered"] for e in kept.get(RUNS[0], [])}
     table = []
     for name in RUNS:
         for last in kept.get(name, [])[-1:]:
             values = [last[f"val/{metric}"] for metric in METRICS]
-            share = f"{values[1] / of_sgd[last['step']]:.4f}" if last["step"] in of_sgd else ""
+            part = _part(name, last["step"])
+            share = f"{values[1] / of_sgd[part]:.4f}" if part in of_sgd else ""
             table.append([f"`{name}`", str(last["step"]), *(f"{value:.4f}" for value in values), share])
     about = (
         "The last evaluation of each run; `challenge_coverage` is the share of the targets that the published figures "
         "count."
     )
-    columns = ["run", "step", *(f"`{metric}`" for metric in METRICS), "uncovered, of the SGD run's at that step"]
+    columns = [
+        "run",
+        "step",
+        *(f"`{metric}`" for metric in METRICS),
+        "uncovered, of the SGD run's after as many epochs",
+    ]
     return {"about": about, "columns": columns, "table": table} if table else None
+
+
+def _part(name: str, step: float) -> float:
+    """The part of a run's epochs that is over, to a hundredth."""
+    return round(step / ROWS[name].steps, 2)
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
