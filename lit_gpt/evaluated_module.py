@@ -76,7 +76,11 @@ class EvaluatedModule(CheckedModule):
         self.packed_layers.begin()
         self.reset_scores()
 
-    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_predict_epoch_start(self) -> None:
+        """Begin to pack weights. Nothing is summed."""
+        self.packed_layers.begin()
 
     def reset_scores(self) -> None:
         """Forget what has been summed of every split. A subclass with other metrics forgets those too."""

@@ -140,6 +140,13 @@ def test_other_titles_that_the_run_has_read_are_left_out() -> None:
     assert others.not_among(read, ["show hn: a clock", "Ask HN: Why not?", " Ask HN:  why? "]) == ["Ask HN: Why not?"]
 
 
+def test_other_titles_of_which_none_is_left_have_no_figure(tmp_path: Path) -> None:
+    titles = tmp_path / "titles.txt"
+    titles.write_text("".join(f"{title}\n" for title in headlines(20, seed=0)))
+    with pytest.raises(SystemExit, match="no title that is not among those of"):
+        others.compared(tmp_path / "last.ckpt", titles, titles)
+
+
 def test_the_loss_of_titles_counts_an_eos_token_as_five_characters() -> None:
     """With its standard error: that of a ratio of sums, by the deviations of each title."""
     found = others.loss([10.0, 30.0], ["abcde", "f" * 15])  # 10 and 20 characters

@@ -67,9 +67,15 @@ def loss(nats: Sequence[float], titles: Sequence[str]) -> dict[str, float]:
 
 
 def compared(checkpoint: Path, titles: Path, others: Path) -> dict[str, Any]:
-    """Both models' losses on the validation titles, and on those others that are not among ``titles``."""
+    """Both models' losses on the validation titles, and on those others that are not among ``titles``.
+
+    Raises:
+        SystemExit: All of the others are.
+    """
     training, validation = split_titles({"source": str(titles), "strip": True})
     other = not_among([*training, *validation], open_source(str(others), documents="line", strip=True).documents())
+    if not other:
+        raise SystemExit(f"--others {others} has no title that is not among those of {titles}: give another file.")
     model, ngrams = load(checkpoint), CharacterNgrams(training)
     files = {"validation": validation, "others": other}
     return {

@@ -198,7 +198,7 @@ class LitCLI(FolderCLI):
             key = argument.removeprefix("--").split("=")[0]
             if argument.startswith("--") and key.split(".")[0] in self._options_of_other_verbs():
                 raise UserError(f"--{key} is no option of {self.verb}: leave it out (in a config file it may stay).")
-        self.stored: dict[str, Any] = {}
+        self.stored = {}
         path = None if self.verb == "fit" else value_of("ckpt_path", args)
         if path is not None:
             self.stored = checkpoint.read(checkpoint.file_of(path))[checkpoint.KEY]

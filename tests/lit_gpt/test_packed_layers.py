@@ -242,3 +242,12 @@ def test_an_evaluation_that_failed_leaves_nothing_to_the_next(kind: str, verb: s
     assert failed == whole
     scores, expected = lit.token_scores(batches[0])[0], other.token_scores(batches[0])[0]
     torch.testing.assert_close(scores, expected)
+
+
+@OF_EACH_KIND
+def test_predictions_leave_the_sums_of_a_validation_as_they_were(kind: str, tmp_path: Path) -> None:
+    lit, ids = module_of(kind), torch.randint(20, (4, 16))
+    loader: Any = DataLoader([{"input_ids": i, "targets": i} for i in ids.split(2)], batch_size=None)  # type: ignore[arg-type]
+    (logged,) = trainer(tmp_path).validate(lit, loader, verbose=False)
+    trainer(tmp_path).predict(lit, loader)
+    assert float(lit.scores["val"].compute()["loss"]) == logged["val/loss"]
