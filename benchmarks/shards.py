@@ -27,11 +27,12 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 
 from benchmarks import report
 from datamodules import CharDataModule, HeadlinesDataModule, TextDataModule
-from datamodules.batches import MicroBatches, RankShare, TrainLoader
+from datamodules.batches import MicroBatches, TrainLoader
 from datamodules.files import BLOCK
 from datamodules.integrity import with_checksum
 from datamodules.remote_store import find_remote
 from datamodules.rows import Windows
+from datamodules.step_size import RankShare
 from datamodules.tokens import STORE_VERSION, TokenStore, read_meta
 from lit_gpt.config import GPTConfig
 from lit_gpt.module import LitGPT

@@ -3,7 +3,7 @@
 import os
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,30 +14,30 @@ from lightning.pytorch import LightningDataModule
 
 from datamodules.accumulation import set_accumulation
 from datamodules.agreement import DATA_FIXES, check_agreement, facts_of_data
-from datamodules.batches import BatchLoader, MicroBatches, RankShare, StepSize, TrainLoader
+from datamodules.batches import BatchLoader, MicroBatches, TrainLoader
 from datamodules.byte_sizes import parsed_size
 from datamodules.cores import check_workers
 from datamodules.cutting import Cutting, Packing, RowKind
 from datamodules.errors import UserError, check_at_least
 from datamodules.first_bytes import FirstBytes
+from datamodules.given_tokenizers import GivenTokenizers
 from datamodules.options import RemembersOptions
-from datamodules.prepare import NewTokenizer, Recipe, Share, find_store, load_tokenizer_of, prepare, prepare_share
+from datamodules.prepare import Recipe, Share, find_store, load_tokenizer_of, prepare, prepare_share
 from datamodules.remote import is_url
 from datamodules.remote_store import hint_of_window
 from datamodules.rows import IGNORE_INDEX, Rows
 from datamodules.scoring import ScoredText, scored_split, scored_targets
 from datamodules.sources import Source
+from datamodules.step_size import RankShare, StepSize, divided_step, rows_per_step
 from datamodules.text_facts import TextFacts, read_text_facts
 from datamodules.token_recipe import TokenRecipe
 from datamodules.tokenizers import Tokenizer
 from datamodules.tokens import TokenStore, read_meta
 
-_DEFAULT_ROWS, _DEFAULT_SEED = 32, 1337
-#: Tokens of one process in one forward pass. Ids and targets alone would take 2 GB.
-_MAX_MICRO_BATCH = 2**27
+_DEFAULT_SEED = 1337
 
 
-class TextDataModule(RemembersOptions, LightningDataModule):
+class TextDataModule(GivenTokenizers, RemembersOptions, LightningDataModule):
     """Text to batches of fixed shape. A subclass chooses the text, the tokenizer and how the text is split.
 
     A batch is a dict of ``input_ids``, ``targets`` (shifted by one; -100 where nothing is scored) and
@@ -142,8 +142,6 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         self.window_bytes = None if shuffle_window is None else parsed_size("the data's shuffle_window", shuffle_window)
         self.cache_bytes = parsed_size("the data's max_cache_size", max_cache_size)
         self.shard_bytes = parsed_size("the data's max_shard_size", max_shard_size, least=100)
-        self._checkpoint_tokenizer: Tokenizer | None = None
-        self._trained_tokenizer: Tokenizer | None = None
 
     def _check_complete(self) -> None:
         """Refuses a base class, which Python does not do here: Lightning's class is no ABC."""
@@ -176,48 +174,6 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         """Takes the number that ``auto`` was found to be. The checkpoints of the run store it as the option."""
         self.micro_batch_size, self.finds_micro_batch = rows, False
         self.init_args["micro_batch_size"] = rows
-
-    def use_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Uses a checkpoint's tokenizer and trains none. A tokenizer that the options name must equal it.
-
-        Call it before ``setup``.
-        """
-        self._checkpoint_tokenizer = tokenizer
-
-    def named_tokenizer(self, name: str, opened: Callable[[], Tokenizer], vocab_size: int | None = None) -> Tokenizer:
-        """The tokenizer that the options name; if it cannot be opened, the checkpoint's, as no other would be accepted.
-
-        Args:
-            name: the option.
-            opened: opens what it names.
-            vocab_size: the size that the options ask for; None for any.
-
-        Raises:
-            UserError: it cannot be opened and there is no checkpoint, or it has another size.
-        """
-        try:
-            tokenizer = opened()
-        except UserError:
-            if self._checkpoint_tokenizer is None:
-                raise
-            tokenizer = self._checkpoint_tokenizer
-        if vocab_size not in (None, tokenizer.vocab_size):
-            raise UserError(
-                f"the tokenizer {name} has {tokenizer.vocab_size} tokens, not vocab_size {vocab_size}; leave that out."
-            )
-        return tokenizer
-
-    def reuse_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Uses the tokenizer of the run that is resumed, if the options ask for training one that may be equal to it.
-
-        Training again may give another unigram tokenizer. Call it before ``setup``.
-        """
-        self._trained_tokenizer = tokenizer
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids of the tokenizer, after ``setup``."""
-        return self.tokenizer.vocab_size
 
     def prepare_data(self, verify: bool = False) -> None:
         """Prepares the token stores that are missing or damaged in the cache.
@@ -334,22 +290,9 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         self._check_same(recipe.tokenizer, tokenizer)
         return replace(recipe, tokenizer=tokenizer)
 
-    def _reusable(self, option: Tokenizer | NewTokenizer) -> Tokenizer | None:
-        """The tokenizer of the run that is resumed, if training may have given it."""
-        trained = self._trained_tokenizer
-        return trained if trained and isinstance(option, NewTokenizer) and option.may_result_in(trained) else None
-
     @cached_property
     def _recipe(self) -> Recipe | TokenRecipe:
         return self.recipe()
-
-    def _check_same(self, option: Tokenizer | NewTokenizer, tokenizer: Tokenizer) -> None:
-        """Refuses an option that names another tokenizer than the checkpoint's. One that asks for training is fine."""
-        if isinstance(option, Tokenizer) and option.fingerprint != tokenizer.fingerprint:
-            raise UserError(
-                f"the data's tokenizer option names one of {option.vocab_size} tokens, but the checkpoint has its own, "
-                f"of {tokenizer.vocab_size}, which differs; leave the option out or give the one of that run."
-            )
 
     def _prepare_predict_store(self, verify: bool = False) -> Path:
         assert self.predict_source is not None
@@ -436,35 +379,10 @@ class TextDataModule(RemembersOptions, LightningDataModule):
         """This process's part of an epoch of training."""
         rank, world = rank_and_world or self._rank_and_world
         step = self._rows_per_step()
-        micro = self.micro_batch_size or step // world
-        if micro * world == 0 or step % (micro * world):
-            raise UserError(
-                f"a step of {step} rows (tokens_per_step / block_size) cannot be divided among {world} process(es)"
-                f"{f' in micro-batches of {micro} row(s)' if self.micro_batch_size else ''}: set tokens_per_step to "
-                f"{self._divisible(step, world)}."
-            )
-        if micro * self._size > _MAX_MICRO_BATCH:
-            raise UserError(
-                f"a micro-batch of {micro * self._size:,} tokens is larger than any machine can train on: lower "
-                "--data.tokens_per_step, or set --data.micro_batch_size."
-            )
-        return RankShare(rows, step, micro, rank, world)
-
-    def _divisible(self, step: int, world: int) -> str:
-        """The nearest numbers of tokens that make whole micro-batches in each process."""
-        unit = (self.micro_batch_size or 1) * world
-        return " or ".join(f"{rows * self._size}" for rows in (step // unit * unit, (step // unit + 1) * unit) if rows)
+        return RankShare(rows, step, divided_step(step, self.micro_batch_size, self._size, world), rank, world)
 
     def _rows_per_step(self) -> int:
-        if self.tokens_per_step is None:
-            return _DEFAULT_ROWS
-        rows, rest = divmod(self.tokens_per_step, self._size)
-        if rest or rows == 0:
-            near = " or ".join(str(r * self._size) for r in (rows, rows + 1) if r)
-            raise UserError(
-                f"tokens_per_step {self.tokens_per_step} is not a multiple of block_size {self._size}: choose {near}."
-            )
-        return rows
+        return rows_per_step(self.tokens_per_step, self._size)
 
     def _eval_loader(self, rows: Rows, subset: np.ndarray | None = None) -> BatchLoader:
         rank, world = self._rank_and_world

@@ -1,14 +1,12 @@
-"""From rows to batches: what each process takes of each optimizer step, and loaders that resume from two integers.
+"""From rows to batches: each process's micro-batches, and loaders that resume from two integers.
 
 The order of the rows is a pure function of (seed, epoch, position), see `datamodules.rows`. So one process and many see
 the same global batches, a run resumes on any number of processes, and every batch can be rebuilt alone.
 
-A global batch is the rows of one optimizer step. It is divided among the processes, and each process divides its part
-into micro-batches.
+A global batch is the rows of one optimizer step. How it is divided is in `datamodules.step_size`.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,73 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.errors import UserError
 from datamodules.read_ahead import ahead
 from datamodules.rows import Rows
+from datamodules.step_size import RankShare
 
 Batch = dict[str, torch.Tensor]
 
 #: Micro-batches whose rows are looked up together: a shuffled order takes 0.15 ms, for a few rows as for hundreds.
 _ITEMS_AT_ONCE = 32
-
-
-@dataclass(frozen=True)
-class StepSize:
-    """The size of an optimizer step.
-
-    Attributes:
-        rows: rows of the step, over all processes.
-        micro: rows of one process in a forward pass.
-        accumulation: forward passes of one process in a step.
-        block_size: tokens of a row.
-        packed: whether a row holds several documents, which do not see each other.
-    """
-
-    rows: int
-    micro: int
-    accumulation: int
-    block_size: int
-    packed: bool = False
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the step, padding included."""
-        return self.rows * self.block_size
-
-
-@dataclass(frozen=True)
-class RankShare:
-    """The rows of each global batch that one process takes, and their division into micro-batches.
-
-    Micro-batch j of rank r in global batch k takes m rows, from ``k * rows_per_batch + (j * world + r) * m`` on. So
-    micro-batch j of all ranks together is one stretch of the epoch, for every number of ranks.
-
-    Attributes:
-        rows: number of rows of an epoch.
-        rows_per_batch: rows of a global batch.
-        micro: m, rows of a micro-batch.
-        rank: number of this process.
-        world: number of processes.
-    """
-
-    rows: int
-    rows_per_batch: int
-    micro: int
-    rank: int = 0
-    world: int = 1
-
-    @property
-    def accumulation(self) -> int:
-        """Micro-batches of one process in a global batch."""
-        return self.rows_per_batch // (self.micro * self.world)
-
-    @property
-    def micro_batches(self) -> int:
-        """Micro-batches of one process in an epoch. Empty rows fill up the last global batch."""
-        return -(-self.rows // self.rows_per_batch) * self.accumulation
-
-    def positions(self, item: int) -> np.ndarray:
-        """Positions in the epoch's order (m,) of the process's micro-batch ``item``; -1 for empty rows."""
-        k, j = divmod(item, self.accumulation)
-        position = k * self.rows_per_batch + (j * self.world + self.rank) * self.micro + np.arange(self.micro)
-        return np.where(position < self.rows, position, -1)
 
 
 class MicroBatches(Dataset[Batch]):

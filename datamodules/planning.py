@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.base import TextDataModule
-from datamodules.batches import StepSize
 from datamodules.bert import BertDataModule
 from datamodules.downloads import offline
 from datamodules.errors import UserError
 from datamodules.files import cache_folder
 from datamodules.prepare import Recipe, store_folder
+from datamodules.step_size import StepSize
 from datamodules.subword import SubwordDataModule
 from datamodules.text_facts import Baselines, TextFacts, read_text_facts
 from datamodules.token_data import TokensDataModule

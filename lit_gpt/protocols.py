@@ -191,7 +191,7 @@ class TextData(Protocol):
 
     @property
     def step_size(self) -> Any:
-        """Rows of an optimizer step, as `datamodules.batches.StepSize`. Without it: the table has "-" likewise."""
+        """Rows of an optimizer step, as `datamodules.step_size.StepSize`. Without it: the table has "-" likewise."""
 
     def scored_text(self, split: str) -> Any:
         """Numbers of characters and bytes of a split (``val``, ``test``, ``train_eval``), as `datamodules.ScoredText`.

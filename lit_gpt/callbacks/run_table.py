@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 from torch import nn
 
-from datamodules.batches import StepSize
+from datamodules.step_size import StepSize
 from datamodules.text_facts import Baselines, TextFacts
 from lit_gpt import sizes
 from lit_gpt.distributed import needs_all

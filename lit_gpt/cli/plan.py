@@ -15,9 +15,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.batches import StepSize
 from datamodules.planning import known_facts, known_store, planned_step, vocab_size_of_options
 from datamodules.prepare import load_tokenizer_of
+from datamodules.step_size import StepSize
 from datamodules.tokens import token_dtype
 from lit_gpt import sizes
 from lit_gpt.callbacks.run_table import (

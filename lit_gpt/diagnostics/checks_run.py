@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor
 
-from datamodules.batches import StepSize
 from datamodules.planning import planned_step
+from datamodules.step_size import StepSize
 from lit_gpt.callbacks.run_table import memory_of
 from lit_gpt.diagnostics.result import AFTER_RUN, NotApplicableError, Outcome, check, listed
 from lit_gpt.diagnostics.subject import Subject

@@ -10,13 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.batches import Batch, MicroBatches, RankShare
+from datamodules.batches import Batch, MicroBatches
 from datamodules.best_fit import BestFit
 from datamodules.cutting import Cutting
 from datamodules.integrity import write_meta, written_by
 from datamodules.packing import Packed, WholePacked
 from datamodules.permutation import permute, random_words
 from datamodules.rows import IGNORE_INDEX, Padded, Rows, StreamRows, Windows
+from datamodules.step_size import RankShare
 from datamodules.synthetic import headlines
 from datamodules.tokens import TokenStore, TokenWriter
 from lit_gpt.model import GPT, GPTConfig

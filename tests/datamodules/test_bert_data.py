@@ -9,8 +9,9 @@ import torch
 from lightning.pytorch import Trainer
 
 from datamodules import BertDataModule, BPEDataModule, UserError
-from datamodules.batches import Batch, RankShare, TrainLoader
+from datamodules.batches import Batch, TrainLoader
 from datamodules.planning import vocab_size_of_options
+from datamodules.step_size import RankShare
 from datamodules.step_totals import StepBatches
 from datamodules.tokenizers import WordPieceTokenizer
 

@@ -12,10 +12,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules import CharDataModule, HeadlinesDataModule
-from datamodules.batches import Batch, MicroBatches, RankShare, TrainLoader
+from datamodules.batches import Batch, MicroBatches, TrainLoader
 from datamodules.best_fit import BestFit
 from datamodules.packing import Packed
 from datamodules.rows import Padded, Rows, Windows
+from datamodules.step_size import RankShare
 from datamodules.tokens import TokenStore
 
 ROOT = Path(__file__).parents[2]

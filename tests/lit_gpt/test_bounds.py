@@ -182,7 +182,7 @@ def test_a_batch_larger_than_the_memory(text: Path, tmp_path: Path, monkeypatch:
     def refuse(*_: Any) -> None:
         raise MemoryError("Unable to allocate 46.6 GiB")
 
-    monkeypatch.setattr("datamodules.batches.RankShare.positions", refuse)
+    monkeypatch.setattr("datamodules.step_size.RankShare.positions", refuse)
     with pytest.raises(UserError, match=r"not enough memory \(Unable to allocate 46\.6 GiB\): add --data.micro"):
         run("fit", [*TINY, "--data.source", str(text)])
 

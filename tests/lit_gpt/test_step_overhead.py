@@ -10,8 +10,9 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from datamodules.batches import MicroBatches, RankShare
+from datamodules.batches import MicroBatches
 from datamodules.rows import Rows
+from datamodules.step_size import RankShare
 from lit_gpt import LitGPT
 from lit_gpt.config import GPTConfig
 from lit_gpt.optim import OptimizerConfig
