@@ -75,6 +75,8 @@ _HONEST_SPLIT = (
     "another novel; and its test windows also occur in its training text, ours are from the last tenth of the text"
 )
 
+_WITHOUT = "benchmarks.reproductions.networks.NoEmbeddingDropout"
+_TAYLOR_384 = (Published(5000, "train_eval/loss", 0.829), Published(5000, "val/loss", 1.725))
 _TAYLOR = (
     Row(
         "taylor_swift_128",
@@ -88,7 +90,17 @@ _TAYLOR = (
         5000,
         "taylor_swift",
         "as above",
-        (Published(5000, "train_eval/loss", 0.829), Published(5000, "val/loss", 1.725)),
+        _TAYLOR_384,
+    ),
+    Row(
+        "taylor_swift_384_likeliest",
+        5000,
+        "taylor_swift",
+        "no dropout of embeddings, the likeliest of what was not published: the network of Karpathy's lecture "
+        "(gpt.py, from which such projects start) has none either",
+        _TAYLOR_384,
+        flags=(f"--model={_WITHOUT}",),
+        config="taylor_swift_384",
     ),
 )
 
@@ -101,7 +113,6 @@ def _choice(config: str, name: str, choice: str, *flags: str) -> Row:
     return Row(f"{config}_{name}", TRIED, "taylor_swift", flags=(*more, *flags), config=config, choice=choice)
 
 
-_WITHOUT = "benchmarks.reproductions.networks.NoEmbeddingDropout"
 _TAYLOR_CHOICES = tuple(
     _choice("taylor_swift_384", *choice)
     for choice in (
