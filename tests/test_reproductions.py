@@ -121,6 +121,9 @@ def test_quick_runs_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str
     for project in PROJECTS:
         assert f"## {project.title}" in shown
     for row in ROWS.values():
+        if row.choice:
+            assert f"| {row.choice} | 2 |" in shown
+            continue
         line = next(line for line in shown.splitlines() if line.startswith("| `") and f"`{row.name}` |" in line)
         assert f"| 2 of {row.steps:,} |" in line
     for found in ("| `novel_1x1` | leaking | 2 |", "| the counts plus one | 0.0000 |", "headlines_frequencies.png"):
