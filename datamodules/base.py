@@ -28,10 +28,9 @@ from datamodules.remote_store import hint_of_window
 from datamodules.rows import IGNORE_INDEX, Rows
 from datamodules.scoring import ScoredText, scored_split, scored_targets
 from datamodules.sources import Source
-from datamodules.step_size import RankShare, StepSize, divided_step, rows_per_step
+from datamodules.step_size import RankShare, StepSize, rows_per_micro_batch, rows_per_step
 from datamodules.text_facts import TextFacts, read_text_facts
 from datamodules.token_recipe import TokenRecipe
-from datamodules.tokenizers import Tokenizer
 from datamodules.tokens import TokenStore, read_meta
 
 _DEFAULT_SEED = 1337
@@ -96,7 +95,6 @@ class TextDataModule(GivenTokenizers, RemembersOptions, LightningDataModule):
     source: str | list[str]
     val_source: str | list[str] | None
     test_source: str | list[str] | None
-    tokenizer: Tokenizer
     stores: dict[str, TokenStore]
     fingerprints: dict[str, str]
     text_facts: TextFacts
@@ -379,7 +377,8 @@ class TextDataModule(GivenTokenizers, RemembersOptions, LightningDataModule):
         """This process's part of an epoch of training."""
         rank, world = rank_and_world or self._rank_and_world
         step = self._rows_per_step()
-        return RankShare(rows, step, divided_step(step, self.micro_batch_size, self._size, world), rank, world)
+        micro = rows_per_micro_batch(step, self.micro_batch_size, self._size, world)
+        return RankShare(rows, step, micro, rank, world)
 
     def _rows_per_step(self) -> int:
         return rows_per_step(self.tokens_per_step, self._size)

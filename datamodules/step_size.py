@@ -88,14 +88,14 @@ def rows_per_step(tokens_per_step: int | None, block_size: int) -> int:
         return _DEFAULT_ROWS
     rows, rest = divmod(tokens_per_step, block_size)
     if rest or rows == 0:
-        near = " or ".join(str(r * block_size) for r in (rows, rows + 1) if r)
         raise UserError(
-            f"tokens_per_step {tokens_per_step} is not a multiple of block_size {block_size}: choose {near}."
+            f"tokens_per_step {tokens_per_step} is not a multiple of block_size {block_size}: choose "
+            f"{_multiples_near(tokens_per_step, block_size)}."
         )
     return rows
 
 
-def divided_step(step: int, micro_batch_size: int | None, block_size: int, processes: int) -> int:
+def rows_per_micro_batch(step: int, micro_batch_size: int | None, block_size: int, processes: int) -> int:
     """Rows of a micro-batch, where a step's rows are divided among processes.
 
     Args:
@@ -110,11 +110,10 @@ def divided_step(step: int, micro_batch_size: int | None, block_size: int, proce
     micro = micro_batch_size or step // processes
     if micro * processes == 0 or step % (micro * processes):
         asked = f" in micro-batches of {micro} row(s)" if micro_batch_size else ""
-        unit = (micro_batch_size or 1) * processes  # a step is a multiple of it
-        near = " or ".join(f"{rows * block_size}" for rows in (step // unit * unit, (step // unit + 1) * unit) if rows)
+        unit = (micro_batch_size or 1) * processes * block_size  # tokens_per_step has to be a multiple of it
         raise UserError(
             f"a step of {step} rows (tokens_per_step / block_size) cannot be divided among {processes} process(es)"
-            f"{asked}: set tokens_per_step to {near}."
+            f"{asked}: set tokens_per_step to {_multiples_near(step * block_size, unit)}."
         )
     if micro * block_size > _MAX_MICRO_BATCH:
         raise UserError(
@@ -122,3 +121,9 @@ def divided_step(step: int, micro_batch_size: int | None, block_size: int, proce
             "--data.tokens_per_step, or set --data.micro_batch_size."
         )
     return micro
+
+
+def _multiples_near(number: int, unit: int) -> str:
+    """The multiples of ``unit`` below and above a number, for a message. 0 is none to choose."""
+    below = number // unit * unit
+    return " or ".join(str(multiple) for multiple in (below, below + unit) if multiple)

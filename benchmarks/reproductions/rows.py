@@ -75,7 +75,7 @@ _HONEST_SPLIT = (
     "another novel; and its test windows also occur in its training text, ours are from the last tenth of the text"
 )
 
-_WITHOUT = "benchmarks.reproductions.networks.NoEmbeddingDropout"
+_NO_EMBEDDING_DROPOUT = "--model=benchmarks.reproductions.networks.NoEmbeddingDropout"
 _TAYLOR_384 = (Published(5000, "train_eval/loss", 0.829), Published(5000, "val/loss", 1.725))
 _TAYLOR = (
     Row(
@@ -99,7 +99,7 @@ _TAYLOR = (
         "no dropout of embeddings, the likeliest of what was not published: the network of Karpathy's lecture "
         "(gpt.py, from which such projects start) has none either",
         _TAYLOR_384,
-        flags=(f"--model={_WITHOUT}",),
+        flags=(_NO_EMBEDDING_DROPOUT,),
         config="taylor_swift_384",
     ),
 )
@@ -121,7 +121,7 @@ _TAYLOR_CHOICES = tuple(
         ("torch_init", "torch's own initial weights: embeddings from N(0, 1)", "--model.config.init", "torch"),
         ("gpt2_init", "GPT-2's: output projections of blocks / sqrt(12)", "--model.config.init", "gpt2"),
         ("beta2", "betas 0.9 and 0.95 instead of 0.999", "--model.optimizer.betas", "[0.9, 0.95]"),
-        ("no_embedding_dropout", "no dropout of embeddings", f"--model={_WITHOUT}"),
+        ("no_embedding_dropout", "no dropout of embeddings", _NO_EMBEDDING_DROPOUT),
         ("no_attention_dropout", "no dropout of attention weights", "--model.config.attention_dropout", "0"),
         (
             *("attention_dropout_alone", "dropout of attention weights alone"),
