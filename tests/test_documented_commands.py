@@ -126,10 +126,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def _write_tokens(folder: Path) -> None:
     """The tokens that docs/data.md names: of nanoGPT's prepare.py, and of datatrove."""
     ids = np.tile(np.arange(60, dtype="<u2"), 200)
-    for name in ("shakespeare_char", "openwebtext"):
-        (folder / "data" / name).mkdir(parents=True)
+    for place in (folder, folder / "data" / "shakespeare_char", folder / "data" / "openwebtext"):
+        place.mkdir(parents=True, exist_ok=True)
         for split in ("train", "val"):
-            ids.tofile(folder / "data" / name / f"{split}.bin")
+            ids.tofile(place / f"{split}.bin")
     meta = {"itos": {i: chr(33 + i) for i in range(60)}}
     (folder / "data" / "shakespeare_char" / "meta.pkl").write_bytes(pickle.dumps(meta))
     (folder / "tokens").mkdir()

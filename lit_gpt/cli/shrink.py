@@ -121,6 +121,8 @@ def _changes(config: Namespace) -> dict[str, Any]:
         (_size_of_run(config), ""),
     ):
         found |= {f"{prefix}.{name}".lstrip("."): value for name, value in options.items()}
+    if "trainer.precision" in found:
+        found[f"{MODEL}.residual_dtype"] = "float32"  # bfloat16 is for a mixed precision
     # As they are typed: an interval of 1.0 is an epoch and one of 1 a step, but devices may be 1 or "1".
     return {key: new for key, new in found.items() if key in config and str(config[key]) != str(new)}
 

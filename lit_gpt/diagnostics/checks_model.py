@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,10 @@ from lit_gpt.diagnostics.subject import Subject, one_target, places
 from lit_gpt.loss import IGNORE_INDEX
 from lit_gpt.protocols import Batch
 
-#: The test of overfitting: its steps of AdamW, their learning rate, and the most rows and tokens.
-STEPS, LR, MAX_ROWS, MAX_TOKENS = 150, 1e-2, 4, 256
+#: The test of overfitting: its steps of AdamW, the learning rates that it tries, and the most rows and tokens. Most
+#: networks learn fastest by the first rate; the encoder of `configs/compare_encoder.yaml` gets to 0.98 nats by it and
+#: to 0.29 by the other.
+STEPS, RATES, MAX_ROWS, MAX_TOKENS = 150, (1e-2, 1e-3), 4, 256
 
 
 @check("first loss", "--model.config.init, or the reduction of the loss")
@@ -79,7 +82,9 @@ def probabilities(subject: Subject) -> Outcome:
     with subject.stirred(), torch.no_grad():
         module.eval()
         batch = {"input_ids": ids, "targets": targets, "attention_mask": mask}
-        nats, _ = module.token_scores({**batch, "document_ids": torch.zeros_like(ids)})
+        if "document_ids" in subject.batch:  # a network may take running text alone
+            batch["document_ids"] = torch.zeros_like(ids)
+        nats, _ = module.token_scores(batch)
         total = float((-nats[:, -1].double()).exp().sum())
     return abs(total - 1) < 1e-3, f"probabilities of all {V:,} tokens after one context sum to {total:.6f}"
 
@@ -113,9 +118,26 @@ def overfits(subject: Subject) -> Outcome:
     batch = {name: value[: max(1, min(MAX_ROWS, MAX_TOKENS // T))] for name, value in subject.batch.items()}
     alone = _sees_one_token(subject, batch)
     limit = _entropy(batch, alone) + 0.3
+    # A table of logits gets further by one step the larger the rate is, and there is nothing to unbalance.
+    rates = [10 * RATES[0]] if alone else RATES
+    first, loss = _least_loss(subject, batch, rates, limit)
+    detail = f"{first:.3f} to {loss:.3f} nats in at most {STEPS} steps, below {limit:.2f} expected"
+    return loss < limit, detail + " of a network that sees one token" * alone
+
+
+def _least_loss(subject: Subject, batch: Batch, rates: Sequence[float], limit: float) -> tuple[float, float]:
+    """The loss of a batch before, and the lowest after learning it by the first rate that gets below the limit."""
+    first, least = math.nan, math.inf
+    for rate in rates:
+        if least >= limit:
+            first, last = _losses(subject, batch, rate, limit)
+            least = min(least, last)
+    return first, least
+
+
+def _losses(subject: Subject, batch: Batch, rate: float, limit: float) -> tuple[float, float]:
+    """The loss of a batch before and after at most `STEPS` steps on it, or as few as get it below the limit."""
     with subject.untouched():
-        # A table of logits gets further by one step the larger the rate is, and there is nothing to unbalance.
-        rate = 10 * LR if alone else LR
         optimizer = torch.optim.AdamW([p for p in subject.module.parameters() if p.requires_grad], rate)
         first = loss = subject.loss(batch)
         for _step in range(STEPS):
@@ -128,8 +150,7 @@ def overfits(subject: Subject) -> Outcome:
         found = subject.logits(batch) if subject.own is None else None
         if found is not None:  # without label smoothing, which keeps a loss high
             loss = torch.minimum(loss, F.cross_entropy(found.float(), batch["targets"].flatten()))
-    detail = f"{float(first):.3f} to {float(loss):.3f} nats in at most {STEPS} steps, below {limit:.2f} expected"
-    return float(loss) < limit, detail + " of a network that sees one token" * alone
+    return float(first), float(loss)
 
 
 def _entropy(batch: Batch, alone: bool) -> float:

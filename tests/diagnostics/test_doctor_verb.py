@@ -24,6 +24,8 @@ TINY = [
 ]
 
 LONG = ["--trainer.max_steps", "60"]
+#: What the shipped configs are rightly told, as docs/doctor.md explains.
+EARNED = {"compare_decoder": ["tokenizer"], "speedrun_cpu": ["causality"]}
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +108,8 @@ def test_no_false_alarm_on_a_shipped_config(path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(ROOT)  # a config may name a text of this repository
     below = ["--config", str(ROOT / "configs" / "char.yaml")] if path.parent.name == "debug" else []
     found = DoctorCLI(with_packaged_configs([*below, "--config", str(path), *CPU])).results
-    assert not [result for result in found if result.state == "FAIL"], table(found)
+    failed = [result.check for result in found if result.state == "FAIL"]
+    assert failed == EARNED.get(path.stem, []), table(found)
 
 
 def test_a_long_line_stays_in_its_column() -> None:

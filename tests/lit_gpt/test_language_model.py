@@ -471,7 +471,8 @@ def initial() -> dict[str, torch.Tensor]:
 def faults_of_64_mib() -> int:
     """The fewest page faults of writing a tensor of 64 MiB, 16,384 pages, in four times.
 
-    In one of them, something small may have taken the place behind the memory that the last one freed.
+    New memory costs one fault a page, or one for several pages, as the kernel likes. In one of the four something
+    small may have taken the place behind the memory that the last one freed.
     """
     counts = []
     for _ in range(4):
@@ -483,9 +484,9 @@ def faults_of_64_mib() -> int:
 
 def keep_memory(folder: Path) -> None:
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**25)  # where glibc's own adaptation ends
-    assert faults_of_64_mib() > 16_000
+    before = faults_of_64_mib()
     trainer(folder, max_steps=1).fit(module(), DataLoader(rows(16), batch_size=None))
-    assert faults_of_64_mib() < 1_000
+    assert faults_of_64_mib() < before / 16
 
 
 @pytest.mark.slow  # a process of its own: what other tests have freed decides how many faults there are

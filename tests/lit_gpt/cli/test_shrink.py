@@ -81,7 +81,8 @@ def test_what_a_gpu_can_do_stays(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has_bf16, **options: has)
         config = shrink.shrunk(parsed(*GPT2))
         assert (config.trainer.precision, config.model.init_args.compile) == (precision, True)
-    assert shrink.shrunk(parsed(*GPT2, "--trainer.accelerator", "cpu")).trainer.precision == "32-true"
+    on_cpu = shrink.shrunk(parsed(*GPT2, "--trainer.accelerator", "cpu", "--model.residual_dtype", "bfloat16"))
+    assert (on_cpu.trainer.precision, on_cpu.model.init_args.residual_dtype) == ("32-true", "float32")
     monkeypatch.setattr(shrink.shutil, "which", lambda name: None)
     assert not shrink.shrunk(parsed(*GPT2)).model.init_args.compile
 
