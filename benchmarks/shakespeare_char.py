@@ -91,7 +91,7 @@ def table(found: dict[str, dict[str, Any]]) -> list[str]:
     lines = ["| who | nats per character | parameters | characters of all batches |", "|---|---|---|---|"]
     rows = [
         ("nanoGPT, published", f"{PUBLISHED['val']:.4f}", PUBLISHED),
-        ("ours, the network alone", report.over_seeds([run["val"] for run in found.values()]), first),
+        ("ours, the networks alone", report.over_seeds([run["val"] for run in found.values()]), first),
         ("ours, mixed with counts", report.over_seeds([run["with_counts"] for run in found.values()]), first),
     ]
     lines += [f"| {who} | {value} | {of['parameters']:,} | {of['tokens']:,} |" for who, value, of in rows]
