@@ -104,7 +104,7 @@ def finish(
 
 def over_seeds(values: list[float]) -> str:
     """The mean of a figure, and its range where there are several seeds."""
-    seeds = f" ({len(values)} seeds, {min(values)} to {max(values)})" if len(values) > 1 else ""
+    seeds = f" ({len(values)} seeds, {min(values):.4f} to {max(values):.4f})" if len(values) > 1 else ""
     return f"{statistics.mean(values):.4f}{seeds}"
 
 

@@ -102,8 +102,10 @@ def table(found: dict[str, dict[str, Any]]) -> list[str]:
         "| seed | val | with counts | training text | lowest val at step | minutes |",
         "|---|---|---|---|---|---|",
     ]
-    keys = ("val", "with_counts", "train", "best_step", "minutes")
-    return lines + [f"| {seed} | " + " | ".join(str(run[key]) for key in keys) + " |" for seed, run in found.items()]
+    for seed, run in found.items():
+        losses = " | ".join(f"{run[name]:.4f}" for name in ("val", "with_counts", "train"))
+        lines.append(f"| {seed} | {losses} | {run['best_step']} | {run['minutes']} |")
+    return lines
 
 
 def main() -> None:
