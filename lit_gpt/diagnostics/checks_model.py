@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -119,20 +118,14 @@ def overfits(subject: Subject) -> Outcome:
     alone = _sees_one_token(subject, batch)
     limit = _entropy(batch, alone) + 0.3
     # A table of logits gets further by one step the larger the rate is, and there is nothing to unbalance.
-    rates = [10 * RATES[0]] if alone else RATES
-    first, loss = _least_loss(subject, batch, rates, limit)
+    rates, loss = [10 * RATES[0]] if alone else RATES, math.inf
+    for rate in rates:
+        first, last = _losses(subject, batch, rate, limit)
+        loss = min(last, loss)
+        if loss < limit:
+            break
     detail = f"{first:.3f} to {loss:.3f} nats in at most {STEPS} steps, below {limit:.2f} expected"
     return loss < limit, detail + " of a network that sees one token" * alone
-
-
-def _least_loss(subject: Subject, batch: Batch, rates: Sequence[float], limit: float) -> tuple[float, float]:
-    """The loss of a batch before, and the lowest after learning it by the first rate that gets below the limit."""
-    first, least = math.nan, math.inf
-    for rate in rates:
-        if least >= limit:
-            first, last = _losses(subject, batch, rate, limit)
-            least = min(least, last)
-    return first, least
 
 
 def _losses(subject: Subject, batch: Batch, rate: float, limit: float) -> tuple[float, float]:

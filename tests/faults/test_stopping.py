@@ -6,7 +6,7 @@ import pty
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,14 @@ from tests.forking import ended, forked
 
 Fit = Callable[..., Path]
 LAST = Path("logs", "run", "version_0", "checkpoints", "last.ckpt")
+
+
+@pytest.fixture(autouse=True)
+def _hang_up_ends_a_run() -> Iterator[None]:
+    """As in a terminal. Under ``nohup`` SIGHUP is ignored, by these tests too."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def at_call(number: int, act: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,9 +158,13 @@ def test_nohup_is_obeyed(typed: Callable[..., int], monkeypatch: pytest.MonkeyPa
 def test_a_closed_terminal_saves(typed: Callable[..., int]) -> None:
     process, terminal = pty.fork()
     if not process:
-        for file, stream in ((1, "stdout"), (2, "stderr")):
-            setattr(sys, stream, os.fdopen(file, "w", closefd=False))
-        os._exit(typed("--trainer.max_steps", "100000", "--checkpoint.every_n_steps", "5", "--trainer.logger", "false"))
+        try:
+            for file, stream in ((1, "stdout"), (2, "stderr")):
+                setattr(sys, stream, os.fdopen(file, "w", closefd=False))
+            flags = ["--trainer.max_steps", "100000", "--checkpoint.every_n_steps", "5", "--trainer.logger", "false"]
+            os._exit(typed(*flags))
+        finally:
+            os._exit(70)  # a child that went on would report the tests after this one a second time
     seen = b""
     while b"step 3 " not in seen:
         seen += os.read(terminal, 1000)

@@ -335,7 +335,7 @@ def test_a_block_compiles_without_breaks_and_gives_the_same(architecture: dict[s
     for block in (block for gpt in compiled.trained_nets() for block in gpt.blocks):
         block.compile(fullgraph=True)
     ids, documents = tokens(2, 32), torch.tensor([0, 1]).repeat_interleave(16).repeat(2, 1)
-    takes_documents = "kneser_ney_folds" not in architecture  # which reads running text
-    for options in ({}, {"document_ids": documents})[: 1 + takes_documents]:
+    packed = [] if "kneser_ney_folds" in architecture else [{"document_ids": documents}]  # or running text alone
+    for options in ({}, *packed):
         torch.testing.assert_close(compiled(ids, **options), plain(ids, **options))
     assert list(compiled.state_dict()) == list(plain.state_dict())

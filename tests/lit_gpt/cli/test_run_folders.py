@@ -82,8 +82,11 @@ def test_a_run_that_is_running_is_not_joined(fit: Fit, capsys: pytest.CaptureFix
 def test_a_folder_of_a_run_that_was_killed_before_it_began_is_used_again(tmp_path: Path) -> None:
     killed = os.fork()
     if not killed:
-        lock = new_run_folder(tmp_path)
-        os.kill(os.getpid(), signal.SIGKILL if lock.is_locked else signal.SIGTERM)
+        try:
+            lock = new_run_folder(tmp_path)
+            os.kill(os.getpid(), signal.SIGKILL if lock.is_locked else signal.SIGTERM)
+        finally:
+            os._exit(70)
     assert os.waitstatus_to_exitcode(os.waitpid(killed, 0)[1]) == -signal.SIGKILL
     first = new_run_folder(tmp_path)
     second = new_run_folder(tmp_path)  # the first may be at its start too
